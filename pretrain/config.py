@@ -1,0 +1,143 @@
+"""The one tree of settings, as frozen dataclasses. Read from YAML by `settings.py`, checked by `rules.py`.
+
+Values that follow from others (steps, the rank's batch, the DeepSpeed JSON) are never stored: they are computed where
+they are used. Nothing here imports torch, so `--help` and config errors answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars."""
+
+    urls: str = "???"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives. On several hosts `dir` must be on a file system that all of them share."""
+
+    dir: str = "???"
+    resume: str = (
+        "auto"  # auto: continue from the newest intact checkpoint in dir | never: refuse a folder that holds one
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training stream. `window`: samples of one canonical stream that are shuffled together."""
+
+    train: list[Source] = field(default_factory=list)
+    workers: int = 1  # loader processes per rank; 0 decodes in the training process
+    window: int = 16384
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image area kept by the random crop
+    max_bad_ratio: float = 0.01
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The towers. `name`: an open_clip architecture or the path of its JSON; `init`: an open_clip weights file."""
+
+    name: str = "ViT-B-32"
+    init: str | None = None
+    text_buckets: int = 4  # captions of a micro-batch sorted by length and cut to the longest of each bucket (exact)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The contrastive loss, by its name in pretrain/losses."""
+
+    name: str = "infonce"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and a schedule keyed on samples seen, so that a change of world size or batch does not move it."""
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    decay_embeddings: bool = False  # whether position embeddings decay too, as they do in open_clip 3.3
+    schedule: str = "cosine"  # cosine | constant
+    warmup: str = "0 steps"
+    grad_clip: float | None = None  # global gradient norm; null: no clipping
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how precise. `micro_batch`: pairs per forward; smaller than the rank's share turns on the
+    gradient cache (GradCache, arXiv 2101.06983): same gradients, less memory. null: the rank's share in one forward."""
+
+    duration: str = "1 epochs"
+    global_batch: int = 256
+    micro_batch: int | None = None
+    precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)
+    zero_stage: int = 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training. `retrieval` and `classification` are corpora like `data.train`'s; null skips them."""
+
+    every: str | None = None  # null: only at the end
+    retrieval: str | None = None
+    classification: str | None = None
+    templates: str = "photo"  # photo | simple | openai | a file with one template a line, {c} for the class
+    batch: int = 128  # images per rank and forward
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save (besides the end and a signal) and how many committed checkpoints to keep."""
+
+    every: str | None = "1 epochs"
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Scalars go to metrics.jsonl and TensorBoard every `every`; `images` captioned pictures at every evaluation."""
+
+    every: str = "10 steps"
+    images: int = 4
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of `launch/pretrain.py`."""
+
+    seed: int = 0
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `launch/finetune.py`. `init`: a run, checkpoint or export folder, or an architecture with
+    `random: true` for the baseline that starts from nothing."""
+
+    seed: int = 0
+    init: str = "???"
+    random: bool = False
+    mode: str = "full"  # linear: only the head learns | full: the image tower too
+    image_size: int | None = None  # pixels; null: as pretrained, else position embeddings are interpolated
+    zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros
+    templates: str = "photo"
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
