@@ -1,0 +1,114 @@
+"""The dual encoder: open_clip's two towers behind one forward, as the engine needs it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP, CustomTextCLIP
+from torch import nn
+
+from data_tools.errors import UserError
+from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
+from pretrain.towers.text import TextCut, TextParts, text_features
+
+MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
+
+
+class DualEncoder(nn.Module):
+    """Image and text towers with a shared logit scale.
+
+    `clip` holds open_clip's module with its native keys; only `logit_scale` (and `logit_bias`) has shape (1,) instead
+    of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters. Everything runs inside one `forward`, because
+    under ZeRO-3 a parameter is whole only there.
+    """
+
+    def __init__(self, spec: ModelSpec, text_buckets: int = 1):
+        super().__init__()
+        self.spec = spec
+        self.text_buckets = text_buckets
+        self.tokenize = tokenizer_of(spec)
+        self.clip = _build_clip(spec)
+        self.cut = TextCut(self.clip)
+        for name in ("mean", "std"):
+            value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
+
+    def forward(
+        self, images: torch.Tensor | None, texts: TextParts | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, and the logit scale `[1]`.
+
+        Under ZeRO-3 all ranks must call it equally often, with equally many text parts.
+        """
+        image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
+        text = None
+        if texts is not None:
+            features = [text_features(self.clip, part, self.cut) for part in texts.parts]
+            text = _unit(torch.cat(features)[texts.restore])
+        return image, text, self._scale()
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""
+        return self(images, None)[0]
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Unit-norm fp32 features `[n, d]` of `tokens` `[n, context]`."""
+        return self(None, self.parts(tokens))[1]
+
+    def parts(self, tokens: torch.Tensor) -> TextParts:
+        """`tokens` `[n, context]` (CPU), sorted into buckets and cut, on the model's device."""
+        return self.cut(tokens.cpu(), self.text_buckets).to(self.pixel_mean.device)
+
+    def export_state(self, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """`state` (default: this module's) under open_clip's native keys, logit scale 0-dim and capped."""
+        state = self.state_dict() if state is None else state
+        native = {key.removeprefix("clip."): value for key, value in state.items()}
+        for key in ("logit_scale", "logit_bias"):
+            if key in native:
+                native[key] = native[key].reshape(())
+        native["logit_scale"] = native["logit_scale"].clamp(0.0, MAX_LOGIT_SCALE)
+        return native
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.pixel_mean) / self.pixel_std if images.dtype == torch.uint8 else images
+
+    def _scale(self) -> torch.Tensor:
+        # Straight through: beyond the cap the gradient still flows and can bring the parameter back.
+        raw = self.clip.logit_scale.float()
+        return (raw + (raw.clamp(0.0, MAX_LOGIT_SCALE) - raw).detach()).exp()
+
+
+def build_model(name: str, seed: int, text_buckets: int = 1) -> DualEncoder:
+    """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone."""
+    torch.manual_seed(seed)
+    return DualEncoder(resolve_spec(name), text_buckets)
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(features.float(), dim=-1)
+
+
+def _build_clip(spec: ModelSpec) -> nn.Module:
+    cfg = dict(spec.model_cfg)
+    hub_text = "hf_model_name" in cfg["text_cfg"]
+    kind = CustomTextCLIP if cfg.pop("custom_text", False) or hub_text else CLIP
+    if "timm_model_name" in cfg["vision_cfg"]:
+        cfg["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
+    if hub_text:
+        cfg["text_cfg"] = {**cfg["text_cfg"], "hf_model_pretrained": False}
+    try:
+        clip = kind(**cfg, nonscalar_logit_scale=True)
+    except TypeError as error:
+        raise UserError(f"model {spec.name} is not an open_clip architecture", got=str(error)) from None
+    frozen = [name for name, module in clip.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if frozen:
+        raise UserError(
+            f"model {spec.name} has batch normalisation",
+            got=f"{len(frozen)} layers, the first is {frozen[0]}",
+            expected="towers whose features do not depend on the rest of the rank's batch",
+            remedy="use a ViT or ConvNeXt",
+        )
+    return clip

@@ -1,0 +1,83 @@
+"""Starting from weights: strict, and it says what was loaded, what is missing and what was resized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from safetensors.torch import load_file
+
+from data_tools.errors import UserError
+from pretrain.towers.build import DualEncoder
+
+
+@dataclass
+class InitReport:
+    """What an initialisation did, by native key."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"initialised from {self.source}: {len(self.loaded)} tensors loaded"
+        text += f", {len(self.resized)} resized ({', '.join(self.resized)})" if self.resized else ", none resized"
+        return text + (f", missing and left as built: {', '.join(self.missing)}" if self.missing else ", none missing")
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of an open_clip weights file, by native key. Pickles are read with weights-only unpickling."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights file {path} is missing", remedy="give an open_clip .safetensors or .pt file")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # unpickling and safetensors errors share no class
+        raise UserError(f"weights file {path} cannot be read", got=str(error)) from None
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def initialise(
+    model: DualEncoder, state: dict[str, torch.Tensor], source: str, may_miss: Sequence[str] = ()
+) -> InitReport:
+    """Load native `state` into `model.clip`: position embeddings are interpolated to the model's size, everything else
+    must match; keys under a prefix of `may_miss` may be absent.
+
+    Raises:
+        UserError: missing, unexpected or wrongly shaped tensors, all named.
+    """
+    state = dict(state)
+    own = model.clip.state_dict()
+    before = {key: value.shape for key, value in state.items()}
+    for key in ("logit_scale", "logit_bias"):
+        if key in state and key in own:
+            state[key] = state[key].reshape(own[key].shape)
+            before[key] = own[key].shape
+    resize_pos_embed(state, model.clip)
+    resize_text_pos_embed(state, model.clip)
+    missing = [key for key in own if key not in state]
+    refused = [key for key in missing if not key.startswith(tuple(may_miss))] if may_miss else missing
+    unexpected = [key for key in state if key not in own]
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    if refused or unexpected or wrong:
+        raise UserError(
+            f"the weights of {source} do not fit model {model.spec.name}",
+            got=f"missing {_few(refused)}, unexpected {_few(unexpected)}, other shape {_few(wrong)}",
+            remedy="set model.name to the architecture the weights were trained with",
+        )
+    model.clip.load_state_dict({**own, **state}, strict=True)
+    resized = [key for key in state if state[key].shape != before[key]]
+    return InitReport(source, [key for key in own if key in state], resized, missing)
+
+
+def _few(keys: list[str]) -> str:
+    return "none" if not keys else ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

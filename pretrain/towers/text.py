@@ -1,0 +1,94 @@
+"""Text without padding. Exact wherever later tokens cannot reach the pooled feature.
+
+Under a causal mask a token sees only what stands before it, so cutting a text behind its end-of-text token leaves the
+feature pooled there unchanged; a tower that masks its padding is as indifferent to it. Any other tower (SigLIP type: no
+mask, last token pooled) keeps the full length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from open_clip.transformer import text_global_pool
+from torch import nn
+
+_END_POOLED = ("argmax", "eos")
+
+
+@dataclass
+class TextParts:
+    """Texts sorted by length, in buckets cut to their longest: `parts[i]` is int64 `[n_i, length_i]`; `restore` `[n]`
+    puts the concatenated features back into the order the texts came in."""
+
+    parts: list[torch.Tensor]
+    restore: torch.Tensor
+
+    def to(self, device: torch.device) -> TextParts:
+        """The same on `device`; copies overlap with computation where the host memory is pinned."""
+        parts = [part.to(device, non_blocking=True) for part in self.parts]
+        return TextParts(parts, self.restore.to(device, non_blocking=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tower will see."""
+        return sum(part.numel() for part in self.parts)
+
+
+class TextCut:
+    """The rule by which a tower's texts may be cut; made once from the model."""
+
+    def __init__(self, clip: nn.Module):
+        tower = getattr(clip, "text", clip)
+        self.eos_id: int | None = None
+        self.pad_id: int | None = None
+        pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+        causal = getattr(tower, "attn_mask", None) is not None
+        plain = getattr(tower, "cls_emb", None) is None and not getattr(tower, "use_pad_mask", False)
+        self.causal = causal and plain and pool in _END_POOLED
+        if self.causal:
+            self.eos_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None)) if pool == "eos" else None
+        elif hasattr(tower, "config") and getattr(tower.config, "pad_token_id", None) is not None:
+            self.pad_id = tower.config.pad_token_id  # Hugging Face towers mask their padding themselves
+
+    def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 `[n]`: tokens to keep of each row of `tokens` `[n, context]` (CPU)."""
+        n, context = tokens.shape
+        if self.causal:
+            end = tokens if self.eos_id is None else (tokens == self.eos_id).int()
+            return end.argmax(dim=-1) + 1
+        if self.pad_id is not None:
+            position = torch.arange(1, context + 1)
+            return ((tokens != self.pad_id) * position).amax(dim=-1).clamp_(min=1)
+        return torch.full((n,), context)
+
+    def __call__(self, tokens: torch.Tensor, buckets: int) -> TextParts:
+        """Cut `tokens` `[n, context]` (CPU) into at most `buckets` parts of nearly equal count."""
+        lengths = self.lengths(tokens)
+        order = torch.argsort(lengths, stable=True)
+        parts = [
+            tokens[rows, : int(lengths[rows].max())].contiguous()
+            for rows in torch.tensor_split(order, buckets)
+            if len(rows)
+        ]
+        return TextParts(parts, torch.argsort(order))
+
+
+def text_features(clip: nn.Module, tokens: torch.Tensor, cut: TextCut) -> torch.Tensor:
+    """Features `[n, d]`, not normalised, of texts that may be shorter than the tower's context (open_clip's own forward
+    of causal towers takes full length only)."""
+    if not cut.causal:
+        return clip.encode_text(tokens)
+    tower = getattr(clip, "text", clip)
+    length = tokens.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(tokens).to(dtype)  # [n, length, width]
+    x = x + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    x = tower.ln_final(x)
+    pool = "argmax" if cut.eos_id is None else "eos"
+    x = text_global_pool(x, tokens, pool, eos_token_id=cut.eos_id)
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
