@@ -1,0 +1,142 @@
+"""One training step on DeepSpeed: forward, exact accumulation, an update that a non-finite gradient cannot reach."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from data_tools.errors import UserError
+from pretrain.config import OptimConfig, TrainConfig
+from pretrain.engine.groups import parameter_groups
+from pretrain.runtime import Runtime
+from pretrain.towers.build import MAX_LOGIT_SCALE
+
+
+class NonFiniteError(UserError):
+    """The loss or a gradient is not finite. Raised on all ranks, before the update."""
+
+
+class Engine:
+    """A DeepSpeed engine around `model`, with the optimizer, at one ZeRO stage. All ranks must call every method.
+
+    `model` maps its inputs to outputs in one `forward`; the loss is computed outside and handed to `backward`.
+    """
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, runtime: Runtime):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        model.to(runtime.device)
+        self.stage = train.zero_stage
+        self.device = runtime.device
+        self.grad_norm = 0.0
+        self._clip = optim.grad_clip
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        )
+        if self.stage == 0:
+            self.optimizer.register_step_pre_hook(self._before_plain_update)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
+        )
+        self.module = model
+        self._scale = dict(model.named_parameters()).get("clip.logit_scale")
+
+    def __call__(self, *inputs):
+        """The model's forward, under the configured precision."""
+        return self.deepspeed(*inputs)
+
+    def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:
+        """Run `parts`, a `backward` each, with one reduction at the end: gradients add up as they are, undivided."""
+        if self.stage > 0:
+            with self.deepspeed.coalesce_grad_reduction():
+                for part in parts:
+                    part()
+            return
+        with self.deepspeed.no_sync():  # stage 0 does not know coalescing
+            for part in parts[:-1]:
+                part()
+        parts[-1]()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of a rank-local mean; the mean over ranks is taken when they are reduced."""
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def update(self, lr: float) -> None:
+        """Clip, step, and clamp the logit scale where the fp32 master sees it.
+
+        Raises:
+            NonFiniteError: on all ranks, the parameters untouched.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.deepspeed.step()
+        if self.stage > 0:
+            if self.deepspeed.optimizer.overflow:  # agreed by DeepSpeed over the norms of all partitions
+                raise NonFiniteError("a gradient is not finite")
+            self.grad_norm = float(self.deepspeed.get_global_grad_norm())
+        self._clamp_logit_scale()
+
+    def _before_plain_update(self, *_ignored) -> None:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            raise NonFiniteError("a gradient is not finite")
+        if self._clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                [p for p in self.module.parameters() if p.grad is not None], self._clip, norm
+            )
+
+    @torch.no_grad()
+    def _clamp_logit_scale(self) -> None:
+        """Keep log(scale) in [0, ln 100], in the fp32 master and in every copy that a forward may read.
+
+        A clamp of the module's parameter alone would be overwritten by its master at the next step.
+        """
+        scale = self._scale
+        if scale is None or not scale.requires_grad:
+            return
+        copies = [scale.data]  # stage 0: the master itself; stage 3: empty, or kept whole because it is small
+        if self.stage == 3:
+            zero = self.deepspeed.optimizer
+            group, offset, numel = zero.grad_position[zero.get_param_id(scale)]
+            copies += [scale.ds_tensor.data, zero.fp32_partitioned_groups_flat[group].data.narrow(0, offset, numel)]
+        elif self.stage > 0 and scale._hp_mapping is not None:
+            copies.append(scale._hp_mapping.hp_fragment)
+        for copy in copies:
+            copy.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def logit_scale(self) -> float | None:
+        """exp(logit_scale); all ranks must call it. None where the model has none."""
+        scale = self._scale
+        if scale is None:
+            return None
+        if self.stage == 3:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([scale]):
+                return float(scale.detach().exp())
+        return float(scale.detach().exp())
+
+
+def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) -> dict:
+    """DeepSpeed's settings, derived: never written by hand, so the batch triangle cannot disagree.
+
+    Gradients communicate and accumulate in fp32 unless autocast asks otherwise; clipping is explicit, because DeepSpeed
+    clips at 1.0 by default; elasticity, schedulers and saving stay off, the house has its own.
+    """
+    return {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.global_batch // world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.grad_clip if optim.grad_clip and train.zero_stage > 0 else 0.0,
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31,
+    }

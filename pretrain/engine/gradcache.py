@@ -1,0 +1,70 @@
+"""The contrastive step with or without a gradient cache (GradCache, arXiv 2101.06983).
+
+All features are computed without a graph; the loss over the whole batch gives the gradient of every feature; then each
+micro-batch runs again with a graph and hands its features' gradients on. Gradients are those of the uncached step: they
+are summed, the logit scale's is counted once, and the second pass replays the random numbers of the first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pretrain.engine.engine import Engine
+from pretrain.towers.text import TextParts
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+MicroBatch = tuple[torch.Tensor, TextParts]
+
+
+def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], loss_fn: Loss) -> torch.Tensor:
+    """Gradients of the global batch's loss; returns this rank's share of it, detached. All ranks must call it,
+    each with as many micro-batches."""
+    if len(micro_batches) == 1:
+        loss = loss_fn(*engine(*micro_batches[0]))
+        engine.backward(loss)
+        return loss.detach()
+    leaves, states = _features(engine, micro_batches)
+    loss = loss_fn(*leaves)
+    loss.backward()
+    size = len(micro_batches[0][0])
+    replays = []
+    for index, micro_batch in enumerate(micro_batches):
+        rows = slice(index * size, (index + 1) * size)
+        scale_grad = leaves[2].grad if index == 0 else torch.zeros_like(leaves[2])
+        grads = (leaves[0].grad[rows], leaves[1].grad[rows], scale_grad)
+        replays.append(functools.partial(_replay, engine, micro_batch, grads, states[index]))
+    engine.accumulate(replays)
+    return loss.detach()
+
+
+@torch.no_grad()
+def _features(engine: Engine, micro_batches: Sequence[MicroBatch]) -> tuple[list[torch.Tensor], list]:
+    images, texts, states, scale = [], [], [], None
+    for micro_batch in micro_batches:
+        states.append(_rng_state(engine.device))
+        image, text, scale = engine(*micro_batch)
+        images.append(image)
+        texts.append(text)
+    leaves = [torch.cat(images), torch.cat(texts), scale.clone()]
+    return [leaf.detach().requires_grad_() for leaf in leaves], states
+
+
+def _replay(engine: Engine, micro_batch: MicroBatch, grads: Sequence[torch.Tensor], state: tuple) -> None:
+    _set_rng_state(engine.device, state)
+    outputs = engine(*micro_batch)
+    # The zero-weighted scale keeps the graph alike on every micro-batch, which ZeRO-3 needs.
+    surrogate = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
+    engine.backward(surrogate)
+
+
+def _rng_state(device: torch.device) -> tuple:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_rng_state(device: torch.device, state: tuple) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

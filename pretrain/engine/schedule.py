@@ -1,0 +1,25 @@
+"""The learning rate as a function of samples seen: a change of batch or world size does not move it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warmup over `warmup` samples, then constant, or a half cosine to zero at `total` samples."""
+
+    kind: str
+    peak: float
+    warmup: int
+    total: int
+
+    def lr(self, samples: int, batch: int) -> float:
+        """The rate of the step that trains samples `samples` .. `samples + batch`."""
+        if samples < self.warmup:
+            return self.peak * min(1.0, (samples + batch) / self.warmup)
+        if self.kind == "constant":
+            return self.peak
+        progress = (samples - self.warmup) / max(1, self.total - self.warmup)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

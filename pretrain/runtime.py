@@ -1,0 +1,167 @@
+"""The process and its place in the job: device, ranks, threads, agreement, stop signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_tools.errors import UserError
+
+EXIT_DONE, EXIT_STOPPED = 0, 75
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its default to 10, too short for a large save
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process stands. `threads`: CPU threads that torch uses in it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    threads: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank prints and writes what exists once."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        backend = dist.get_backend() if dist.is_initialized() else "no process group"
+        return f"{self.world_size} rank(s) on {self.device.type}, {backend}, {self.threads} CPU thread(s) each"
+
+
+def start(distributed: bool | None = None) -> Runtime:
+    """Pick device, backend and threads, and join the process group. All ranks must call it, once.
+
+    Args:
+        distributed: whether DeepSpeed's engine will run, which needs a process group even alone; default: only where a
+            launcher started several ranks.
+    """
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 0))
+    )
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    threads = max(1, len(os.sched_getaffinity(0)) // (local_size or int(os.environ.get("LOCAL_SIZE", 0)) or size))
+    torch.set_num_threads(threads)
+    if cuda:
+        torch.cuda.set_device(device)
+    if distributed or (distributed is None and size > 1):
+        _join(rank, size, "nccl" if cuda else "gloo")
+    return Runtime(rank, size, local_rank, device, threads)
+
+
+def _join(rank: int, size: int, backend: str) -> None:
+    if backend == "gloo":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # torch 2.14 renames these collectives, which DeepSpeed and older torch know by these names only.
+    warnings.filterwarnings("ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor).* is deprecated")
+    import deepspeed
+
+    # Training never uses this op; building it takes a compiler and half a minute, and it leaks shared memory.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launcher or not
+    if not dist.is_initialized():
+        if size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def finish() -> None:
+    """Leave the process group; all ranks must call it at a good end."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def agree(values: Sequence[float]) -> list[float]:
+    """The sum over ranks of each value, on every rank. All ranks must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(value: object) -> list:
+    """`value` of every rank, in rank order, on every rank. All ranks must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def together(action: Callable[[], object], what: str) -> object:
+    """Run `action` on this rank; if it raised OSError or UserError on any, raise on all. All ranks must call it.
+
+    Without it the ranks that succeeded would wait for ever in their next collective.
+    """
+    value, fault = None, None
+    try:
+        value = action()
+    except (OSError, UserError) as error:
+        fault = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+    faults = {rank: text for rank, text in enumerate(gather(fault)) if text is not None}
+    if faults:
+        rank, text = next(iter(faults.items()))
+        raise UserError(
+            f"{what} failed on rank {rank}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else ""), got=text
+        )
+    return value
+
+
+# ---- stopping -------------------------------------------------------------------------------------------------------
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM or SIGUSR1, or because its launcher is gone.
+
+    Only a flag: the loop agrees on it over all ranks, saves and ends.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+        launcher = _launcher_line()
+        if launcher is not None:
+            threading.Thread(target=self._watch, args=(launcher,), daemon=True, name="launcher-watch").start()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.reason = signal.Signals(number).name
+
+    def _watch(self, launcher: tuple[int, int]) -> None:
+        while self.reason is None:
+            time.sleep(1)
+            if _launcher_line() != launcher:
+                self.reason = "the launcher is gone"
+
+
+def _launcher_line() -> tuple[int, int] | None:
+    """(parent, grandparent) where the parent is a launcher. DeepSpeed's per-node launcher outlives its runner, the
+    grandparent, so both are watched; above another launcher there may be a shell that is free to go: 0."""
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+        grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError, ValueError):
+        return (parent, 0) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    if b"deepspeed.launcher.launch" in command:
+        return parent, grandparent
+    return (parent, 0) if b"torchrun" in command or b"torch.distributed" in command else None

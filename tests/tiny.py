@@ -1,0 +1,56 @@
+"""A pair of towers small enough for exactness tests, and batches for them."""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain.config import OptimConfig, TrainConfig
+from pretrain.towers.build import DualEncoder
+from pretrain.towers.spec import ModelSpec
+
+MODEL_CFG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+SPEC = ModelSpec(
+    "tiny",
+    MODEL_CFG,
+    {
+        "size": 32,
+        "mode": "RGB",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    },
+)
+WORDS = tuple("red blue green dog cat tree house runs sits on under a the small large very".split())  # noqa: SIM905
+
+
+def build(seed: int = 0, text_buckets: int = 2) -> DualEncoder:
+    """The tiny towers; a small vocabulary would need another tokenizer, so the embedding is the real one's size."""
+    torch.manual_seed(seed)
+    return DualEncoder(SPEC, text_buckets)
+
+
+def batch(model: DualEncoder, pairs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 images `[pairs, 3, 32, 32]` and tokens `[pairs, 16]` of captions of 2 to 9 words."""
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (pairs, 3, 32, 32), generator=g, dtype=torch.uint8)
+    lengths = torch.randint(2, 10, (pairs,), generator=g)
+    captions = [" ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=g)) for n in lengths]
+    return images, model.tokenize(captions)
+
+
+def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list:
+    """The rank's batch as `contrastive_backward` takes it."""
+    return [
+        (images[i : i + size], model.cut(tokens[i : i + size], model.text_buckets)) for i in range(0, len(images), size)
+    ]
+
+
+def settings(pairs: int, stage: int, precision: str = "fp32", **optim) -> tuple[OptimConfig, TrainConfig]:
+    """Engine settings for a global batch of `pairs`."""
+    return OptimConfig(**optim), TrainConfig(global_batch=pairs, zero_stage=stage, precision=precision)
