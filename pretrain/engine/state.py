@@ -1,0 +1,37 @@
+"""TrainState: everything a run needs besides tensors to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from data_tools.errors import UserError
+
+VERSION = 1
+
+
+@dataclass
+class TrainState:
+    """Where a run stands after `step` optimizer updates.
+
+    Random numbers need no state: every step seeds its own from (seed, step, rank). `position` is the data stream's
+    (pretrain/stream/position.py), derived from samples seen, never from prefetched batches.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    position: dict = field(default_factory=dict)
+    bad_samples: int = 0
+    finished: bool = False
+
+    def to_dict(self) -> dict:
+        """JSON-ready."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainState:
+        """The inverse of `to_dict`."""
+        values = dict(values)
+        version = values.pop("version", None)
+        if version != VERSION:
+            raise UserError("the checkpoint's train state has another version", got=version, expected=VERSION)
+        return cls(**values)
