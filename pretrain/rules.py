@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NoReturn
 
 from data_tools.errors import UsageError
 from pretrain.config import FinetuneConfig, PretrainConfig
@@ -30,67 +33,64 @@ def duration_steps(text: str, where: str, steps_per_epoch: int, global_batch: in
     return int(steps) if steps == int(steps) else int(steps) + 1
 
 
+_CHOICES: dict[str, tuple] = {
+    "run.resume": ("auto", "never"),
+    "train.precision": ("fp32", "bf16"),
+    "train.zero_stage": (0, 1, 2, 3),
+    "optim.schedule": ("cosine", "constant"),
+    "loss.name": ("infonce",),
+    "mode": ("linear", "full"),
+}
+_RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
+    "data.train": (lambda v: len(v) > 0, "at least one source", "data.train.0.urls=FOLDER"),
+    "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
+    "data.max_bad_ratio": (lambda v: 0 <= v < 1, "0 <= ratio < 1", None),
+    "data.workers": (lambda v: v >= 0, ">= 0", "0 decodes in the training process"),
+    "data.window": (lambda v: v > 0, "> 0", None),
+    "model.text_buckets": (lambda v: v > 0, "> 0", None),
+    "train.global_batch": (lambda v: v > 0, "> 0", None),
+    "train.micro_batch": (lambda v: v is None or v > 0, "> 0 or null", None),
+    "optim.lr": (lambda v: v > 0, "> 0", None),
+    "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
+    "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
+    "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
+    "eval.batch": (lambda v: v > 0, "> 0", None),
+    "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
+}
+_DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every")
+
+
 def validate(config: PretrainConfig | FinetuneConfig) -> None:
     """Check every rule that needs no data and no ranks; raises UsageError naming field, value, rule and remedy."""
-
-    def require(ok: bool, name: str, value: object, rule: str, remedy: str | None = None) -> None:
-        if not ok:
-            raise UsageError(f"config value {name} breaks its rule", got=repr(value), expected=rule, remedy=remedy)
-
-    def choice(name: str, value: object, allowed: tuple) -> None:
-        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
-        require(
-            value in allowed,
-            name,
-            value,
-            "one of " + ", ".join(map(str, allowed)),
-            f"did you mean {near[0]!r}?" if near else None,
-        )
-
-    train, optim, data = config.train, config.optim, config.data
-    require(len(data.train) > 0, "data.train", data.train, "at least one source", "data.train.0.urls=FOLDER")
-    choice("run.resume", config.run.resume, ("auto", "never"))
-    choice("train.precision", train.precision, ("fp32", "bf16"))
-    choice("train.zero_stage", train.zero_stage, (0, 1, 2, 3))
-    choice("optim.schedule", optim.schedule, ("cosine", "constant"))
-    if isinstance(config, PretrainConfig):
-        choice("loss.name", config.loss.name, ("infonce",))
-        require(config.model.text_buckets > 0, "model.text_buckets", config.model.text_buckets, "> 0")
-    else:
-        choice("mode", config.mode, ("linear", "full"))
-    low, high = data.crop_scale
-    require(0 < low <= high <= 1, "data.crop_scale", data.crop_scale, "0 < low <= high <= 1")
-    require(0 <= data.max_bad_ratio < 1, "data.max_bad_ratio", data.max_bad_ratio, "0 <= ratio < 1")
-    require(data.workers >= 0, "data.workers", data.workers, ">= 0")
-    require(data.window > 0, "data.window", data.window, "> 0")
-    require(train.global_batch > 0, "train.global_batch", train.global_batch, "> 0")
-    require(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch", train.micro_batch, "> 0 or null")
-    require(optim.lr > 0, "optim.lr", optim.lr, "> 0")
-    require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, ">= 0")
-    require(
-        optim.grad_clip is None or optim.grad_clip > 0,
-        "optim.grad_clip",
-        optim.grad_clip,
-        "> 0 or null",
-        "null switches clipping off",
-    )
-    require(
-        config.checkpoint.keep >= 2,
-        "checkpoint.keep",
-        config.checkpoint.keep,
-        ">= 2",
-        "one spare is needed to fall back on when the newest is damaged",
-    )
-    require(config.eval.batch > 0, "eval.batch", config.eval.batch, "> 0")
-    for name, text in (
-        ("train.duration", train.duration),
-        ("optim.warmup", optim.warmup),
-        ("log.every", config.log.every),
-        ("eval.every", config.eval.every),
-        ("checkpoint.every", config.checkpoint.every),
-    ):
+    for name, allowed in _CHOICES.items():
+        value = _value(config, name, allowed[0])
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), map(str, allowed), 1)
+            remedy = f"did you mean {near[0]!r}?" if near else None
+            _break(name, value, "one of " + ", ".join(map(str, allowed)), remedy)
+    for name, (holds, rule, remedy) in _RULES.items():
+        value = _value(config, name, _ABSENT)
+        if value is not _ABSENT and not holds(value):
+            _break(name, value, rule, remedy)
+    for name in _DURATIONS:
+        text = attrgetter(name)(config)
         if text is not None:
             parse_duration(text, name)
+
+
+_ABSENT = object()
+
+
+def _value(config: object, name: str, absent: Any) -> Any:
+    """The value at a dotted name, or `absent`: pretraining and fine-tuning do not share all sections."""
+    try:
+        return attrgetter(name)(config)
+    except AttributeError:
+        return absent
+
+
+def _break(name: str, value: object, rule: str, remedy: str | None) -> NoReturn:
+    raise UsageError(f"config value {name} breaks its rule", got=repr(value), expected=rule, remedy=remedy)
 
 
 def local_batch(config: PretrainConfig | FinetuneConfig, world_size: int) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +35,7 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
         for word in overrides:
             _override(raw, word)
         tree = OmegaConf.merge(OmegaConf.structured(kind), raw)
-        config = OmegaConf.to_object(tree)
+        config = cast(_Config, OmegaConf.to_object(tree))
     except UsageError:
         raise
     except OmegaConfBaseException as error:

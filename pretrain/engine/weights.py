@@ -124,6 +124,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 def _from_export(path: Path) -> DualEncoder:
     config = json.loads((path / "open_clip_config.json").read_text())
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(path)  # its files travel with the export
     model = DualEncoder(ModelSpec(path.name, config["model_cfg"], config["preprocess_cfg"]))
     initialise(model, read_weights(path / "open_clip_model.safetensors"), str(path))
     return model.eval()

@@ -55,7 +55,7 @@ class _InfoNCE(torch.autograd.Function):
             similarity = (image @ texts[tile].T).mul_(scale)
             weight = (similarity - row[:, None]).exp_()
             weight += similarity.sub_(column[tile]).exp_()
-            grad_image.addmm_(weight, texts[tile])
+            torch.addmm(grad_image, weight, texts[tile], out=grad_image)
             torch.mm(weight.T, image, out=grad_texts[tile])
         grad_text = scatter_sum(grad_texts)
         grad_image -= 2 * text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors.torch import load_file
 
 from data_tools.errors import UserError
@@ -56,6 +56,8 @@ def initialise(
         UserError: missing, unexpected or wrongly shaped tensors, all named.
     """
     state = dict(state)
+    if hasattr(model.clip, "text"):
+        state = convert_to_custom_text_state_dict(state)
     own = model.clip.state_dict()
     before = {key: value.shape for key, value in state.items()}
     for key in ("logit_scale", "logit_bias"):

@@ -1,0 +1,98 @@
+"""Settings: YAML and overrides in, a frozen checked tree or one clear message out."""
+
+import dataclasses
+
+import pytest
+
+from data_tools.errors import UsageError
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.rules import duration_steps, local_batch
+from pretrain.settings import dump_config, load_config
+
+BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(text=BASE, *overrides, kind=PretrainConfig):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return load_config(kind, path, overrides)
+
+    return read
+
+
+def test_overrides_win_and_keep_their_types(load):
+    config = load(
+        BASE, "optim.lr=1e-3", "data.train.0.urls='s{000..009}.tar'", "optim.grad_clip=null", "optim.betas=[0.9,0.95]"
+    )
+    assert config.optim.lr == 1e-3
+    assert config.data.train[0].urls == "s{000..009}.tar"
+    assert config.optim.grad_clip is None
+    assert config.optim.betas == (0.9, 0.95)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optim.lr = 1
+
+
+def test_a_dump_reads_back_as_the_same_tree(load):
+    config = load(BASE, "train.micro_batch=8", "eval.every=2 epochs")
+    assert load(dump_config(config)) == config
+    tuned = load(BASE + "init: runs/a\n", "mode=linear", kind=FinetuneConfig)
+    assert load(dump_config(tuned), kind=FinetuneConfig) == tuned
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "parts"),
+    [
+        (BASE, "optim.lrr=1", ("'optim.lrr'", "did you mean 'optim.lr'")),
+        (BASE, "trian.global_batch=2", ("'trian'", "did you mean 'train'")),
+        (BASE, "data.train.0.url=x", ("'url'", "data.train.0.urls")),
+        (BASE, "train.global_batch=abc", ("train.global_batch", "'abc'")),
+        (BASE, "train.global_batch", ("section.key=value",)),
+        (BASE, "train.precision=bf61", ("train.precision", "fp32, bf16", "did you mean 'bf16'")),
+        (BASE, "train.zero_stage=4", ("train.zero_stage", "0, 1, 2, 3")),
+        (BASE, "train.duration=3 epochz", ("train.duration", "epochs, steps, samples")),
+        (BASE, "data.crop_scale=[0.5,0.2]", ("data.crop_scale", "low <= high")),
+        (BASE, "checkpoint.keep=1", ("checkpoint.keep", ">= 2", "spare")),
+        (BASE, "optim.grad_clip=0", ("optim.grad_clip", "null")),
+        ("data: {train: [{urls: a}]}", "seed=1", ("'run.dir'", "run.dir=VALUE")),
+        ("run: {dir: a}", "seed=1", ("data.train", "data.train.0.urls=FOLDER")),
+        ("a: [", "seed=1", ("not valid YAML",)),
+    ],
+)
+def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
+    with pytest.raises(UsageError) as caught:
+        load(text, override)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.yaml is missing"):
+        load_config(PretrainConfig, tmp_path / "none.yaml")
+
+
+def test_shipped_configs_are_valid(repo_root):
+    for path in sorted((repo_root / "configs").glob("*.yaml")):
+        load_config(PretrainConfig, path)
+    for path in sorted((repo_root / "configs" / "finetune").glob("*.yaml")):
+        load_config(FinetuneConfig, path)
+
+
+def test_durations_round_up_to_whole_steps():
+    assert duration_steps("2 epochs", "x", steps_per_epoch=7, global_batch=32) == 14
+    assert duration_steps("0.5 epochs", "x", steps_per_epoch=7, global_batch=32) == 4
+    assert duration_steps("100 samples", "x", steps_per_epoch=7, global_batch=32) == 4
+    assert duration_steps("96 samples", "x", steps_per_epoch=7, global_batch=32) == 3
+
+
+def test_the_ranks_share(load):
+    config = load(BASE, "train.global_batch=48", "train.micro_batch=8")
+    assert local_batch(config, 2) == 24
+    with pytest.raises(UsageError, match=r"48 pairs for 5 ranks.*use 4 ranks or train\.global_batch=50"):
+        local_batch(config, 5)
+    with pytest.raises(UsageError, match=r"micro_batch.*8 for 12 pairs"):
+        local_batch(config, 4)
