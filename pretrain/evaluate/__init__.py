@@ -1,0 +1,1 @@
+"""Zero-shot evaluation: retrieval, classification, minimal pairs; sharded over ranks, deterministic, strict results."""

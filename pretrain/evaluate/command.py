@@ -1,0 +1,159 @@
+"""The command behind `launch/evaluate.py`: load, evaluate on all ranks, record, show."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from datetime import UTC, datetime
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from data_tools.progress import Progress
+from data_tools.shards import Corpus, open_corpus
+from pretrain.assemble import image_settings
+from pretrain.engine.weights import load_trained
+from pretrain.evaluate.features import Encode
+from pretrain.evaluate.pairs import read_pairs
+from pretrain.evaluate.picture import write_retrieval_picture
+from pretrain.evaluate.results import append_record, environment, model_digest, read_records, result_key
+from pretrain.evaluate.runner import Outcome, evaluate_classification, evaluate_pairs, evaluate_retrieval
+from pretrain.evaluate.templates import load_classes, load_templates
+from pretrain.runtime import Runtime, finish, gather, start, together
+from pretrain.stream.eval_reader import EvalReader
+from pretrain.towers.build import DualEncoder
+
+_TEXT_BUCKETS = 4  # captions of a batch are sorted by length and cut to the longest of each bucket
+_LONG_BREAKDOWN = 20  # rows; longer ones are in the record only
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Run the task of the command line on all ranks; returns the exit code."""
+    runtime = start()
+    corpus = open_corpus(options.data)
+    model = load_trained(options.model)
+    record = _describe(options, model, corpus)
+    if options.skip_existing and _known(options.output, record["key"], runtime):
+        if runtime.is_main:
+            print(f"{options.output} has this result already (key {record['key']})")
+        finish()
+        return 0
+    started = time.monotonic()
+    model.to(runtime.device)
+    model.text_buckets = _TEXT_BUCKETS
+    outcome = _run_task(options, model, corpus, runtime)
+    record |= {
+        "metrics": outcome.metrics,
+        "chance": outcome.chance,
+        "n": outcome.counts,
+        "breakdown": outcome.breakdown,
+        "seconds": round(time.monotonic() - started, 3),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {**environment(), "device": runtime.device.type, "world_size": runtime.world_size},
+    }
+    together(
+        (lambda: _finish_main(options, corpus, outcome, record)) if runtime.is_main else lambda: None, "the report"
+    )
+    finish()
+    return 0
+
+
+def towers(model: DualEncoder, device: torch.device, precision: str) -> Encode:
+    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked."""
+
+    def encode(images, texts):
+        images = None if images is None else images.to(device, non_blocking=True)
+        parts = None if texts is None else model.parts(texts)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(images, parts)[:2]
+
+    return encode
+
+
+def _run_task(options: argparse.Namespace, model: DualEncoder, corpus: Corpus, runtime: Runtime) -> Outcome:
+    encode = towers(model, runtime.device, options.precision)
+    tokenize = None if options.task == "classification" else model.tokenize
+    place = (options.batch, runtime.rank, runtime.world_size, options.workers)
+    reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place)
+    what = options.task if runtime.world_size == 1 else f"{options.task} (rank 0 of {runtime.world_size})"
+    with Progress(what, -(-corpus.num_samples // runtime.world_size), "images") as bar:
+        progress = bar.update if runtime.is_main else None
+        if options.task == "retrieval":
+            scale = math.exp(model.export_state()["logit_scale"])
+            return evaluate_retrieval(encode, reader, runtime, corpus.num_samples, scale, options.loss_batch, progress)
+        if options.task == "pairs":
+            return evaluate_pairs(encode, reader, read_pairs(corpus), runtime, corpus.num_samples, progress)
+        classes, templates = _prompts(options, corpus)
+        return evaluate_classification(encode, model.tokenize, reader, classes, templates, runtime, progress)
+
+
+def _prompts(options: argparse.Namespace, corpus: Corpus) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    classes = load_classes(options.classes) if options.classes else corpus.classes
+    return classes, load_templates(options.templates or "photo")
+
+
+def _describe(options: argparse.Namespace, model: DualEncoder, corpus: Corpus) -> dict:
+    """The part of the record that is known beforehand; all that determines the numbers goes into its key."""
+    spec = model.spec
+    digest = model_digest(model.export_state(), spec.model_cfg, spec.preprocess_cfg)
+    settings = {"precision": options.precision}
+    if options.task == "retrieval":
+        settings["loss_batch"] = options.loss_batch
+    decisive = dict(settings)
+    if options.task == "classification":
+        settings["templates"] = options.templates or "photo"
+        decisive["prompts"] = _prompts(options, corpus)
+    return {
+        "task": options.task,
+        "model": {"path": options.model, "name": spec.name, "digest": digest},
+        "dataset": {"path": options.data, "digest": corpus.digest},
+        "settings": settings,
+        "seed": options.seed,
+        "key": result_key(options.task, digest, corpus.digest, decisive),
+    }
+
+
+def _known(output: str, key: str, runtime: Runtime) -> bool:
+    found = any(record.get("key") == key for record in read_records(output)) if runtime.is_main else None
+    return gather(found)[0]
+
+
+def _finish_main(options: argparse.Namespace, corpus: Corpus, outcome: Outcome, record: dict) -> None:
+    if options.output:
+        append_record(options.output, record)
+    if options.picture:
+        write_retrieval_picture(options.picture, outcome.features, corpus, seed=options.seed)
+    console = Console()
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in record["n"].items())
+    console.print(f"{options.task}: {counts}", soft_wrap=True, highlight=False)
+    console.print(_table(record))
+    if outcome.breakdown and len(outcome.breakdown) <= _LONG_BREAKDOWN:
+        console.print(_breakdown(outcome.breakdown))
+    for path in filter(None, (options.output, options.picture)):
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+def _table(record: dict) -> Table:
+    table = Table()
+    for column in ("metric", "value", "chance"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, value in record["metrics"].items():
+        table.add_row(name, _number(name, value), _number(name, record["chance"].get(name)))
+    return table
+
+
+def _breakdown(rows: list[dict]) -> Table:
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))  # wraps at spaces where the terminal is narrow
+    for row in rows:
+        table.add_row(*(_number(name, value) for name, value in row.items()))
+    return table
+
+
+def _number(name: str, value: object) -> str:
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:.4g}" if "rank" in name or "loss" in name else f"{100 * value:.2f} %"

@@ -1,0 +1,131 @@
+"""From an evaluation reader to the features of a whole corpus, on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from data_tools.errors import UserError
+
+Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
+"""`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
+
+Progress = Callable[[int], None]
+
+TEXT_CHUNK = 512  # texts in one forward at most: the captions of a batch of images can be many
+
+
+class Ranks(Protocol):
+    """What evaluation needs of `pretrain.runtime.Runtime`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class CorpusFeatures:
+    """Features of a corpus, the same on every rank. Texts stand in the order of their images, captions in order.
+
+    `images` [N, d], `texts` [M, d], `text_image` int64 [M]: the corpus position of each text's image.
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    text_image: torch.Tensor
+
+    def first_captions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(image positions [n], rows of their first captions [n]) of the images that have a caption, in order."""
+        change = torch.ones_like(self.text_image, dtype=torch.bool)
+        change[1:] = self.text_image[1:] != self.text_image[:-1]
+        rows = torch.nonzero(change).squeeze(1)
+        return self.text_image[rows], rows
+
+
+def counted(reader: Iterable, progress: Progress | None) -> Iterator:
+    """The reader's batches; after each `progress` is told how many images are done."""
+    done = 0
+    for batch in reader:
+        yield batch
+        done += len(batch.positions)
+        if progress:
+            progress(done)
+
+
+@torch.no_grad()
+def encode_corpus(
+    encode: Encode, reader: Iterable, num_images: int, ranks: Ranks, progress: Progress | None = None
+) -> CorpusFeatures:
+    """Encode every image and caption once. Every rank must call it; each makes the same number of forwards with as many
+    texts in each, as ZeRO-3 needs, because the reader pads batches and this pads texts.
+
+    Args:
+        encode: the towers (see `Encode`), in evaluation mode.
+        reader: `EvalReader` of this rank: at least one text in a batch; rows at position -1 are padding.
+        num_images: samples of the corpus.
+        progress: called after each batch with the images that this rank has done, padding included.
+    """
+    images, texts, positions, text_image = [], [], [], []
+    for batch in counted(reader, progress):
+        image, text = _encode_batch(encode, batch, ranks)
+        real, captions = batch.positions >= 0, batch.text_image >= 0
+        images.append(image[real.to(image.device)])
+        texts.append(text[: len(captions)][captions.to(text.device)])
+        positions.append(batch.positions[real])
+        text_image.append(batch.text_image[captions])
+    if not images:
+        raise UserError("the evaluation corpus is empty", remedy="check --data")
+    return _share(torch.cat(images), torch.cat(positions), torch.cat(texts), torch.cat(text_image), num_images, ranks)
+
+
+def _encode_batch(encode: Encode, batch, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of a batch's images [n, d] and of its texts, padded to the largest count of any rank."""
+    count = _largest(len(batch.texts), ranks)
+    chunks = batch.texts[torch.arange(count) % len(batch.texts)].split(TEXT_CHUNK)
+    image, text = encode(batch.images, chunks[0])
+    rest = [encode(None, chunk)[1] for chunk in chunks[1:]]
+    return image.float(), torch.cat([text, *rest]).float()
+
+
+def _largest(count: int, ranks: Ranks) -> int:
+    if ranks.world_size == 1:
+        return count
+    largest = torch.tensor([count], device=ranks.device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def _share(
+    images: torch.Tensor,
+    positions: torch.Tensor,
+    texts: torch.Tensor,
+    text_image: torch.Tensor,
+    num_images: int,
+    ranks: Ranks,
+) -> CorpusFeatures:
+    device = images.device
+    positions, text_image = positions.to(device), text_image.to(device)
+    if ranks.world_size > 1:
+        counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=device)
+        counts[ranks.rank] = len(texts)
+        dist.all_reduce(counts)
+        rows = torch.arange(len(texts), device=device) + counts[: ranks.rank].sum()
+        images = _merge(images, positions, num_images)
+        texts = _merge(texts, rows, int(counts.sum()))
+        text_image = _merge(text_image, rows, int(counts.sum()))
+    else:
+        images = images[torch.argsort(positions)]
+    order = torch.argsort(text_image, stable=True)
+    return CorpusFeatures(images, texts[order], text_image[order])
+
+
+def _merge(values: torch.Tensor, rows: torch.Tensor, total: int) -> torch.Tensor:
+    """All ranks' `values` at their `rows` of one tensor; every row belongs to one rank, so the sum is exact."""
+    merged = values.new_zeros((total, *values.shape[1:]))
+    merged[rows] = values
+    dist.all_reduce(merged)
+    return merged

@@ -1,0 +1,78 @@
+"""A picture of retrieval: captions with the images the model finds for them, the right one framed."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from data_tools.shards import Corpus, ShardReader
+from data_tools.shards.commit import atomic_write
+from pretrain.evaluate.features import CorpusFeatures
+from pretrain.evaluate.ranking import similarities
+from pretrain.stream.decode import decode_rgb
+from pretrain.stream.members import all_captions, image_bytes
+
+TILE, FRAME, GAP, TEXT_WIDTH = 128, 5, 10, 270
+RIGHT, WRONG = (22, 163, 74), (225, 225, 225)
+
+
+def write_retrieval_picture(
+    path: str | Path, features: CorpusFeatures, corpus: Corpus, queries: int = 8, top: int = 5, seed: int = 0
+) -> None:
+    """Write a PNG with one row per query: a caption, the rank of its image, and the `top` images, its own framed.
+
+    The queries are captions of different images, drawn by `seed`. One rank calls it.
+    """
+    positions, _ = features.first_captions()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = positions.cpu()[torch.randperm(len(positions), generator=generator)[:queries]].sort().values
+    rows = [_draw_caption(features, int(position), generator) for position in drawn]
+    scores = similarities(features.texts[rows], features.images).cpu()
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    with ShardReader(corpus) as reader:
+        strips = [
+            _strip(reader, features, row, int(position), found.tolist(), top)
+            for row, position, found in zip(rows, drawn, order, strict=True)
+        ]
+    page = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
+    for number, strip in enumerate(strips):
+        page.paste(strip, (0, number * strip.height))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        page.save(file, "PNG")
+
+
+def _draw_caption(features: CorpusFeatures, position: int, generator: torch.Generator) -> int:
+    own = torch.nonzero(features.text_image.cpu() == position).flatten()
+    return int(own[torch.randint(len(own), (1,), generator=generator)])
+
+
+def _strip(
+    reader: ShardReader, features: CorpusFeatures, row: int, position: int, found: list[int], top: int
+) -> Image.Image:
+    first = int(torch.nonzero(features.text_image == position)[0])
+    caption = all_captions(_sample(reader, position))[row - first]
+    rank = found.index(position) + 1
+    strip = Image.new("RGB", (TEXT_WIDTH + top * (TILE + GAP) + GAP, TILE + GAP), "white")
+    draw = ImageDraw.Draw(strip)
+    lines = textwrap.wrap(caption, 34)[:5]
+    draw.multiline_text((GAP, GAP), "\n".join(lines), fill="black", font=ImageFont.load_default(14), spacing=5)
+    note = "found first" if rank == 1 else f"its image: place {rank} of {len(found)}"
+    draw.text((GAP, TILE - GAP), note, fill=RIGHT if rank <= top else "grey", font=ImageFont.load_default(12))
+    for place, candidate in enumerate(found[:top]):
+        image = Image.fromarray(decode_rgb(image_bytes(_sample(reader, candidate))))
+        inner = ImageOps.pad(image, (TILE - 2 * FRAME, TILE - 2 * FRAME), color="white")
+        tile = ImageOps.expand(inner, FRAME, RIGHT if candidate == position else WRONG)
+        strip.paste(tile, (TEXT_WIDTH + place * (TILE + GAP), GAP // 2))
+    return strip
+
+
+def _sample(reader: ShardReader, position: int):
+    edges = np.concatenate([[0], np.cumsum(reader.corpus.counts)])
+    shard = int(np.searchsorted(edges, position, side="right")) - 1
+    return reader.read(shard, position - int(edges[shard]))

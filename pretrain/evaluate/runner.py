@@ -1,0 +1,137 @@
+"""The evaluations as the training loop and the command line call them: towers and a reader in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from data_tools.errors import UserError
+from pretrain.evaluate import pairs as minimal_pairs
+from pretrain.evaluate.classification import ClassCounts, class_embeddings
+from pretrain.evaluate.features import CorpusFeatures, Encode, Progress, Ranks, counted, encode_corpus
+from pretrain.evaluate.retrieval import retrieval_chance, retrieval_metrics
+
+LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it is part of the result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of an evaluation, the same on every rank.
+
+    `metrics`: name -> value; `chance`: what a random model gets, under the same names; `counts`: what was evaluated;
+    `breakdown`: the same numbers by class or by kind of pair; `features`: of a retrieval, for pictures.
+    """
+
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    counts: dict[str, int]
+    breakdown: list[dict] | None = None
+    features: CorpusFeatures | None = field(default=None, repr=False, compare=False)
+
+
+def evaluate_retrieval(
+    encode: Encode,
+    reader: Iterable,
+    ranks: Ranks,
+    num_images: int,
+    scale: float | None = None,
+    loss_batch: int = LOSS_BATCH,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Multi-caption retrieval over the reader's corpus. Every rank must call it.
+
+    Args:
+        encode: `encode(images | None, texts | None)` -> unit-norm features or None of each, in evaluation mode: a
+            DualEncoder or a DeepSpeed engine around it.
+        reader: the rank's `EvalReader`.
+        num_images: samples of the corpus (`corpus.num_samples`).
+        scale: exp(logit_scale); adds `validation_loss` over batches of `loss_batch`.
+        progress: called after each batch with the images that this rank has done.
+    """
+    features = encode_corpus(encode, reader, num_images, ranks, progress)
+    metrics = retrieval_metrics(
+        features.images, features.texts, features.text_image, rank=ranks.rank, world_size=ranks.world_size
+    )
+    counts = {"images": num_images, "texts": len(features.texts)}
+    if scale is not None:
+        metrics["validation_loss"] = validation_loss(features, scale, loss_batch)
+        counts["loss_batch"] = min(loss_batch, len(features.first_captions()[0]))
+    return Outcome(metrics, retrieval_chance(num_images, features.text_image), counts, features=features)
+
+
+@torch.no_grad()
+def validation_loss(features: CorpusFeatures, scale: float, batch: int = LOSS_BATCH) -> float:
+    """Symmetric InfoNCE of consecutive batches of (image, its first caption) in corpus order, averaged.
+
+    A last batch that is not full is left out, for its loss is lower; a corpus smaller than `batch` is one batch.
+    """
+    positions, rows = features.first_captions()
+    batch = min(batch, len(rows))
+    losses = []
+    for start in range(0, len(rows) - batch + 1, batch):
+        images = features.images[positions[start : start + batch]]
+        texts = features.texts[rows[start : start + batch]]
+        logits = scale * images @ texts.T
+        target = torch.arange(batch, device=logits.device)
+        losses.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
+    return torch.stack(losses).mean().item()
+
+
+@torch.no_grad()
+def evaluate_classification(
+    encode: Encode,
+    tokenize: Callable[[list[str]], torch.Tensor],
+    reader: Iterable,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Zero-shot classification with the class embeddings of `classes` x `templates`. Every rank must call it.
+
+    Raises:
+        UserError: fewer than two classes, a corpus without labels, labels without a class (on every rank).
+    """
+    if len(classes) < 2:
+        raise UserError(
+            "zero-shot classification needs class names",
+            got=f"{len(classes)} in the corpus",
+            expected="two or more",
+            remedy="give a file with one name a line, in the order of the labels (--classes FILE)",
+        )
+    embeddings = class_embeddings(encode, tokenize, classes, templates, ranks)
+    hits = ClassCounts.zeros(len(classes), embeddings.device)
+    for batch in counted(reader, progress):
+        if batch.labels is None:
+            raise UserError("the corpus has no labels", expected="a `cls` member in each sample")
+        real = batch.positions >= 0
+        features = encode(batch.images, None)[0].float()
+        hits.add(features[real.to(features.device)], batch.labels[real].to(features.device), embeddings)
+    hits.merge(ranks.world_size)
+    metrics = hits.metrics()
+    known = {"top1": 1 / len(classes), "top5": min(5 / len(classes), 1.0), "mean_per_class": 1 / len(classes)}
+    return Outcome(
+        metrics,
+        {name: known[name] for name in metrics},
+        {"images": int(hits.images.sum()), "classes": len(classes), "templates": len(templates)},
+        hits.per_class(classes),
+    )
+
+
+def evaluate_pairs(
+    encode: Encode,
+    reader: Iterable,
+    pairs: minimal_pairs.MinimalPairs,
+    ranks: Ranks,
+    num_images: int,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Accuracy on minimal pairs (`pairs.read_pairs`). Every rank must call it."""
+    features = encode_corpus(encode, reader, num_images, ranks, progress)
+    metrics = minimal_pairs.pair_metrics(features, pairs.positions)
+    count = len(pairs.kinds)
+    by_kind = minimal_pairs.metrics_by_kind(features, pairs)
+    return Outcome(metrics, dict(minimal_pairs.CHANCE), {"images": 2 * count, "pairs": count}, by_kind)

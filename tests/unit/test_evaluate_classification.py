@@ -1,0 +1,122 @@
+"""Zero-shot classification against a dense reference; templates and class files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_tools.errors import UserError
+from evaluate_fakes import FakeReader, FakeTowers, fake_tokenize, ranks
+from pretrain.evaluate import classification
+from pretrain.evaluate.classification import ClassCounts, class_embeddings
+from pretrain.evaluate.runner import evaluate_classification
+from pretrain.evaluate.templates import load_classes, load_templates
+
+CLASSES = ("cat", "dog", "red bus", "tree", "house", "street", "sea")
+TEMPLATES = ("a photo of a {c}.", "{c}", "the {c} in a {c}")
+
+
+def _dense_embeddings(towers: FakeTowers) -> torch.Tensor:
+    rows = []
+    for name in CLASSES:
+        prompts = fake_tokenize([template.replace("{c}", name) for template in TEMPLATES])
+        rows.append(F.normalize(F.normalize(towers.text[prompts[:, 0]], dim=1).mean(dim=0), dim=0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("chunk", [2, 256])
+def test_embeddings_are_renormalised_means_of_normalised_prompts(monkeypatch, chunk):
+    monkeypatch.setattr(classification, "PROMPT_CHUNK", chunk)
+    towers = FakeTowers()
+    towers.text *= torch.linspace(0.5, 2, len(towers.text))[:, None]  # lengths must not weigh
+    found = class_embeddings(towers, fake_tokenize, CLASSES, TEMPLATES, ranks())
+    torch.testing.assert_close(found, _dense_embeddings(towers), atol=1e-6, rtol=0)
+
+
+def test_accuracies_equal_a_dense_reference():
+    towers = FakeTowers()
+    outcome = evaluate_classification(towers, fake_tokenize, FakeReader(60, 8, classes=7), CLASSES, TEMPLATES, ranks())
+    scores = towers.image[:60].double() @ _dense_embeddings(towers).double().T
+    labels = torch.arange(60) % 7
+    order = scores.argsort(dim=1, descending=True)
+    right = order == labels[:, None]
+    per_class = [right[labels == c, 0].double().mean().item() for c in range(7)]
+    assert outcome.metrics == pytest.approx(
+        {
+            "top1": right[:, 0].double().mean().item(),
+            "top5": right[:, :5].any(dim=1).double().mean().item(),
+            "mean_per_class": sum(per_class) / 7,
+        }
+    )
+    assert [row["accuracy"] for row in outcome.breakdown] == pytest.approx(per_class)
+    assert [row["n"] for row in outcome.breakdown] == [9, 9, 9, 9, 8, 8, 8]
+    assert outcome.counts == {"images": 60, "classes": 7, "templates": 3}
+    assert outcome.chance == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "mean_per_class": 1 / 7})
+    assert 0 < outcome.metrics["top1"] < outcome.metrics["top5"] < 1
+
+
+def test_top5_is_left_out_up_to_five_classes():
+    outcome = evaluate_classification(
+        FakeTowers(), fake_tokenize, FakeReader(20, 8, classes=5), CLASSES[:5], TEMPLATES, ranks()
+    )
+    assert set(outcome.metrics) == set(outcome.chance) == {"top1", "mean_per_class"}
+
+
+def test_a_collapsed_model_gets_one_over_the_classes():
+    towers = FakeTowers()
+    towers.image[:], towers.text[:] = towers.image[0], towers.text[0]
+    metrics = evaluate_classification(
+        towers, fake_tokenize, FakeReader(20, 8, classes=7), CLASSES, TEMPLATES, ranks()
+    ).metrics
+    assert metrics == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "mean_per_class": 1 / 7})
+
+
+def test_classes_without_images_have_no_accuracy_and_do_not_enter_the_mean():
+    counts = ClassCounts.zeros(3, torch.device("cpu"))
+    counts.add(torch.eye(3)[:2], torch.tensor([0, 0]), torch.eye(3))
+    assert counts.metrics() == {"top1": 0.5, "mean_per_class": 0.5}
+    assert [row["accuracy"] for row in counts.per_class("abc")] == [0.5, None, None]
+
+
+def test_wrong_labels_and_broken_features_are_refused():
+    counts = ClassCounts.zeros(2, torch.device("cpu"))
+    counts.add(torch.eye(2), torch.tensor([0, 2]), torch.eye(2))
+    with pytest.raises(UserError, match="1 images have a label that is no class"):
+        counts.merge(1)
+    counts = ClassCounts.zeros(2, torch.device("cpu"))
+    counts.add(torch.full((1, 2), float("nan")), torch.tensor([0]), torch.eye(2))
+    with pytest.raises(UserError, match="not finite"):
+        counts.merge(1)
+
+
+def test_labels_and_class_names_are_needed():
+    with pytest.raises(UserError, match="has no labels"):
+        evaluate_classification(FakeTowers(), fake_tokenize, FakeReader(9, 4), CLASSES, TEMPLATES, ranks())
+    with pytest.raises(UserError, match="needs class names"):
+        evaluate_classification(FakeTowers(), fake_tokenize, FakeReader(9, 4), ("cat",), TEMPLATES, ranks())
+
+
+def test_named_templates_are_open_clips():
+    assert load_templates("photo") == ("a photo of a {c}.",)
+    assert len(load_templates("simple")) == 7
+    assert len(load_templates("openai")) == 80
+    assert "a bad photo of a {c}." in load_templates("openai")
+
+
+def test_template_and_class_files(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("a {c}\n\n  the {c}, a {c}  \n")
+    assert load_templates(str(file)) == ("a {c}", "the {c}, a {c}")
+    file.write_text("a {c}\na photo\n")
+    with pytest.raises(UserError, match="line 2"):
+        load_templates(str(file))
+    file.write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        load_templates(str(file))
+    with pytest.raises(UserError, match="empty"):
+        load_classes(file)
+    with pytest.raises(UserError, match="photo, simple, openai or a file"):
+        load_templates("fancy")
+    file.write_text("cat\nred bus\n")
+    assert load_classes(file) == ("cat", "red bus")
