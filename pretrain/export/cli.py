@@ -1,0 +1,43 @@
+"""`launch/export.py`: a run, checkpoint or export folder -> a folder for open_clip and transformers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from data_tools.errors import UsageError
+from pretrain.entry import Parser, run_entry
+
+_EXAMPLES = """examples:
+  python launch/export.py runs/photos export/photos
+  python launch/export.py runs/photos/checkpoints/step-000001200 export/early --formats open_clip
+
+The folder is loaded through each client, its features are compared with the trainer's, and only then does it get its
+name. exit codes: 0 done, 1 failed, 2 usage error.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_entry(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    words = Parser(
+        prog="launch/export.py",
+        description="Write a trained dual encoder for open_clip and transformers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.add_argument("model", metavar="RUN_DIR", help="a run, checkpoint or export folder")
+    words.add_argument("output", metavar="OUT_DIR", help="a new or empty folder")
+    words.add_argument("--formats", default="open_clip,transformers", help="default: open_clip,transformers")
+    words.add_argument("--no-verify", dest="verify", action="store_false", help="do not load the folder for a check")
+    words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
+    options = words.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("export runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: nothing is fetched
+    from pretrain.export.command import export  # late: imports torch
+
+    return export(options)

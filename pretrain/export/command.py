@@ -1,0 +1,56 @@
+"""The command behind `launch/export.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pretrain.engine.checkpoint import FOLDER
+from pretrain.engine.weights import load_trained, resolve_checkpoint
+from pretrain.export.open_clip_format import CONFIG
+from pretrain.export.verify import TOLERANCE
+from pretrain.export.writer import export_model
+
+_ROW = ("kind", "step", "samples", "seconds")  # what a row of metrics.jsonl has beside its metrics
+
+
+def export(options: argparse.Namespace) -> int:
+    """Export what the command line names; prints the verification; returns the exit code."""
+    source = Path(options.model)
+    if not (source / CONFIG).is_file():
+        source = resolve_checkpoint(source)  # once, so that the card speaks of the very weights
+    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
+    model = load_trained(source)
+    differences = export_model(model, options.output, formats, *history(source), verify=options.verify)
+    for name, value in differences.items():
+        print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")
+    if not differences:
+        print("not verified (--no-verify)")
+    print(f"wrote {options.output}")
+    return 0
+
+
+def history(source: Path) -> tuple[dict, dict]:
+    """(facts of the training, metrics of the run's own evaluation of these weights) of a checkpoint folder, for the
+    model card; empty where they are not known, as for an export folder."""
+    if not (source / "state.json").is_file():
+        return {}, {}
+    state = json.loads((source / "state.json").read_text())
+    position = state["position"]
+    facts = {
+        "samples seen": state["samples_seen"],
+        "updates": state["step"],
+        "training data": f"digest `{position.get('manifest_digest', 'unknown')}`",
+        "seed": position.get("seed", "unknown"),
+    }
+    return facts, _metrics_at(source.absolute().parent, state["step"])
+
+
+def _metrics_at(folder: Path, step: int) -> dict:
+    log = folder.parent / "metrics.jsonl"
+    if folder.name != FOLDER or not log.is_file():
+        return {}
+    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    found = [row for row in rows if row["kind"] == "eval" and row["step"] == step]
+    return {name: value for name, value in found[-1].items() if name not in _ROW} if found else {}

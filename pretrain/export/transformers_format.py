@@ -1,0 +1,229 @@
+"""The transformers layout: `CLIPModel` config and weights, `CLIPProcessor` files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import save_file
+
+from data_tools.errors import UserError
+from pretrain.export.open_clip_format import activation, native_state
+from pretrain.towers.build import DualEncoder
+from pretrain.towers.spec import ModelSpec
+
+WEIGHTS = "model.safetensors"
+START, END = "<|startoftext|>", "<|endoftext|>"  # transformers' names of open_clip's <start_of_text>, <end_of_text>
+
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+_PLAIN_BLOCKS = {
+    "ls_init_value": None,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+_VISION = {"timm_model_name": None, "attentional_pool": False, "no_ln_pre": False, "pool_type": "tok", **_PLAIN_BLOCKS}
+_TEXT = {
+    "hf_model_name": None,
+    "hf_tokenizer_name": None,
+    "tokenizer_kwargs": None,
+    "embed_cls": False,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_type": "linear",
+    "proj_bias": False,
+    **_PLAIN_BLOCKS,
+}
+
+_ENDS = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers' own spelling
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "logit_scale": "logit_scale",
+}
+_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_STACKS = {"visual.transformer.resblocks.": "vision_model", "transformer.resblocks.": "text_model"}
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def check_transformers(model: DualEncoder) -> None:
+    """Refuse towers that `CLIPModel` cannot express.
+
+    Raises:
+        UserError: naming the first setting that is in the way.
+    """
+    reason = _obstacle(model)
+    if reason:
+        raise UserError(
+            f"model {model.spec.name} has no transformers form",
+            got=reason,
+            expected="what CLIPModel is: open_clip's own ViT and causal text transformer with the CLIP tokenizer",
+            remedy="export with --formats open_clip",
+        )
+
+
+def _obstacle(model: DualEncoder) -> str | None:
+    spec = model.spec
+    if getattr(model.clip, "logit_bias", None) is not None:
+        return "a logit_bias (SigLIP loss), which CLIPModel does not have"
+    for name, full, needed in (("vision_cfg", CLIPVisionCfg, _VISION), ("text_cfg", CLIPTextCfg, _TEXT)):
+        values = vars(full(**spec.model_cfg[name]))
+        for field, value in needed.items():
+            if (values[field] or None) != (value or None):
+                return f"{name}.{field} = {values[field]!r}"
+    layers = spec.model_cfg["vision_cfg"].get("layers", 12)
+    if not isinstance(layers, int):
+        return f"a ResNet (vision_cfg.layers = {layers})"
+    vocabulary = spec.model_cfg["text_cfg"].get("vocab_size", 49408)
+    if vocabulary < 49408:
+        return f"text_cfg.vocab_size = {vocabulary}, fewer than the CLIP tokenizer's 49408"
+    for field, known in (("resize_mode", ("shortest", "squash")), ("interpolation", tuple(_RESAMPLE))):
+        if spec.preprocess_cfg[field] not in known:
+            return f"preprocess_cfg.{field} = {spec.preprocess_cfg[field]!r}"
+    patch = spec.model_cfg["vision_cfg"].get("patch_size", 16)
+    return None if isinstance(patch, int) else f"vision_cfg.patch_size = {patch}"
+
+
+def write_transformers(model: DualEncoder, folder: Path) -> None:
+    """Write the layout into `folder`. Raises UserError as `check_transformers`."""
+    check_transformers(model)
+    tokenizer = SimpleTokenizer()
+    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks]
+    specials = dict(zip(("<start_of_text>", "<end_of_text>"), (START, END), strict=True))
+    _dump(folder / "config.json", clip_config(model.spec, activation(model)))
+    _dump(folder / "preprocessor_config.json", _image_processor(model.spec))
+    _dump(folder / "tokenizer_config.json", _tokenizer_config(model.spec.context_length))
+    _dump(folder / "special_tokens_map.json", _special_tokens())
+    _dump(
+        folder / "vocab.json", {specials.get(token, token): index for token, index in tokenizer.encoder.items()}, None
+    )
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    state = transformers_state(native_state(model))
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt", "activation": activation(model)})
+
+
+def transformers_state(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CLIPModel's tensors of open_clip's native ones: projections transposed, the fused query-key-value split."""
+    state = {}
+    for key, value in native.items():
+        if key in _ENDS:
+            state[_ENDS[key]] = value
+        elif key in _PROJECTIONS:
+            state[_PROJECTIONS[key]] = value.T.contiguous()
+        else:
+            state.update(_block_tensors(key, value))
+    return state
+
+
+def _block_tensors(key: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    prefix = next(prefix for prefix in _STACKS if key.startswith(prefix))
+    number, _, rest = key.removeprefix(prefix).partition(".")
+    layer = f"{_STACKS[prefix]}.encoder.layers.{number}"
+    if rest.startswith("attn.in_proj_"):
+        kind = rest.removeprefix("attn.in_proj_")
+        parts = zip("qkv", value.chunk(3), strict=True)
+        return {f"{layer}.self_attn.{name}_proj.{kind}": part.contiguous() for name, part in parts}
+    module, _, kind = rest.rpartition(".")
+    return {f"{layer}.{_BLOCK[module]}.{kind}": value}
+
+
+def clip_config(spec: ModelSpec, hidden_act: str) -> dict:
+    """CLIPConfig of the towers. `hidden_act` is always written: transformers assumes quick_gelu where it is missing."""
+    cfg = spec.model_cfg
+    vision, text = CLIPVisionCfg(**cfg["vision_cfg"]), CLIPTextCfg(**cfg["text_cfg"])
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": cfg["embed_dim"],
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **_transformer_config(vision, vision.width // vision.head_width, cfg["embed_dim"], hidden_act),
+            "image_size": spec.image_size,
+            "patch_size": vision.patch_size,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            **_transformer_config(text, text.heads, cfg["embed_dim"], hidden_act),
+            "max_position_embeddings": text.context_length,
+            "vocab_size": text.vocab_size,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 49407,
+        },
+    }
+
+
+def _transformer_config(tower: CLIPVisionCfg | CLIPTextCfg, heads: int, embed_dim: int, hidden_act: str) -> dict:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": int(tower.width * tower.mlp_ratio),
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": heads,
+        "projection_dim": embed_dim,
+        "hidden_act": hidden_act,
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def _image_processor(spec: ModelSpec) -> dict:
+    cfg, side = spec.preprocess_cfg, spec.image_size
+    square = {"height": side, "width": side}
+    squash = cfg["resize_mode"] == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": side},
+        "resample": _RESAMPLE[cfg["interpolation"]],
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(cfg["mean"]),
+        "image_std": list(cfg["std"]),
+    }
+
+
+def _special_tokens() -> dict:
+    return {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+
+
+def _tokenizer_config(context_length: int) -> dict:
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "processor_class": "CLIPProcessor",
+        "model_max_length": context_length,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+        **_special_tokens(),
+    }
+
+
+def _dump(path: Path, value: dict, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
