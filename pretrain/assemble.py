@@ -1,0 +1,165 @@
+"""What every job puts together before its loop: run folder, corpora, stream, and what a checkpoint says of them."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_tools.errors import UserError
+from data_tools.shards import Corpus, open_corpus
+from data_tools.shards.commit import atomic_write
+from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig
+from pretrain.engine.checkpoint import Checkpoints
+from pretrain.engine.state import TrainState
+from pretrain.engine.weights import CheckpointReader
+from pretrain.provenance import git_commit, package_versions
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime, gather, together
+from pretrain.settings import dump_config
+from pretrain.stream.eval_reader import EvalReader
+from pretrain.stream.loader import TrainStream
+from pretrain.stream.position import Position
+from pretrain.stream.transform import ImageSettings
+from pretrain.towers.spec import ModelSpec, tokenizer_of
+
+Config = PretrainConfig | FinetuneConfig
+
+
+def train_corpus(data: DataConfig) -> Corpus:
+    """The sources of `data.train`, one after the other, as one corpus."""
+    return open_corpus([source.urls for source in data.train])
+
+
+def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) -> ImageSettings:
+    """Picture size, interpolation and evaluation resize as the architecture has them."""
+    low, high = crop_scale
+    return ImageSettings(
+        size=spec.image_size,
+        crop_scale=(low, high),
+        interpolation=spec.preprocess_cfg["interpolation"],
+        resize_mode=spec.preprocess_cfg["resize_mode"],
+    )
+
+
+def train_stream(config: Config, corpus: Corpus, spec: ModelSpec, target: str, runtime: Runtime) -> TrainStream:
+    """This rank's stream of captions or labels."""
+    local_batch(config, runtime.world_size)
+    return TrainStream(
+        corpus,
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        window=config.data.window,
+        image=image_settings(spec, config.data.crop_scale),
+        tokenize=tokenizer_of(spec) if target == "caption" else None,
+        target=target,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        workers=config.data.workers,
+        max_bad_ratio=config.data.max_bad_ratio,
+        quarantine=Path(config.run.dir) / f"quarantine-{runtime.rank}.jsonl",
+    )
+
+
+def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool, runtime: Runtime) -> EvalReader:
+    """This rank's evaluation reader, with or without captions."""
+    return EvalReader(
+        corpus,
+        image_settings(spec),
+        tokenizer_of(spec) if captions else None,
+        config.eval.batch,
+        runtime.rank,
+        runtime.world_size,
+        config.data.workers,
+    )
+
+
+def claim_run_dir(config: Config, runtime: Runtime) -> None:
+    """Make run.dir, see that all ranks share it, and write the resolved settings there. All ranks must call it."""
+    folder = Path(config.run.dir)
+    token = gather(secrets.token_hex(8))[0]
+    probe = folder / f".shared-{token}"
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        with atomic_write(folder / "config.yaml") as file:
+            file.write(resolved(config).encode())
+
+    def look() -> None:
+        if not probe.exists():
+            raise UserError(
+                f"run.dir {folder.absolute()} is not shared by all hosts",
+                got="a folder that rank 0 wrote to and this rank cannot see",
+                remedy="set run.dir to a shared file system",
+            )
+
+    together(prepare if runtime.is_main else lambda: None, f"preparing run.dir {folder}")
+    together(look, "checking run.dir")
+    together(probe.unlink if runtime.is_main else lambda: None, "checking run.dir")
+
+
+def resolved(config: Config) -> str:
+    """The settings as YAML, with the code's commit and the packages' versions as comments."""
+    versions = [f"{name} {version}" for name, version in package_versions().items()]
+    return f"# commit {git_commit()}\n# {', '.join(versions)}\n{dump_config(config)}"
+
+
+def open_checkpoint(
+    config: Config, description: dict, position: Position, runtime: Runtime
+) -> tuple[CheckpointReader | None, TrainState]:
+    """The checkpoint that the run goes on from and its state, or (None, a fresh state). All ranks must call it.
+
+    Raises:
+        UserError: run.resume=never in a folder that holds one; another model, corpus, seed or number of streams.
+    """
+    found = Checkpoints(config.run.dir, runtime).find()
+    if found is None:
+        return None, TrainState(position=position.to_dict())
+    if config.run.resume == "never":
+        raise UserError(
+            f"run.dir {config.run.dir} already holds {found.name}",
+            expected="an empty folder, because run.resume=never",
+            remedy="choose another run.dir, or run.resume=auto to go on from it",
+        )
+    reader = CheckpointReader(found)
+    state = reader.state()
+    saved = reader.model()
+    if saved != description:
+        raise UserError(
+            f"{found} was written by another model",
+            got=_first_difference(saved, description),
+            remedy="choose another run.dir, or set the model it was trained with",
+        )
+    Position.from_dict(state.position).check_resumable(position)
+    if runtime.is_main:
+        print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
+        _print_changes((found / "config.yaml").read_text(), resolved(config))
+    return reader, state
+
+
+def _first_difference(saved: object, now: object, path: str = "model") -> str:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted(set(saved) | set(now)):
+            if saved.get(key) != now.get(key):
+                return _first_difference(saved.get(key), now.get(key), f"{path}.{key}")
+    return f"{path}: {now!r} where the checkpoint has {saved!r}"
+
+
+def _print_changes(before: str, after: str) -> None:
+    changes = [
+        line
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    if changes:
+        print("settings changed since that checkpoint:\n  " + "\n  ".join(changes), flush=True)
+
+
+def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:
+    """Rows of which any of the feature matrices `[b, d]` is not finite."""
+    bad = sum((~f.isfinite()).any(dim=1).int() for f in features if f is not None)
+    return torch.nonzero(bad).flatten().tolist()

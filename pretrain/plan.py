@@ -1,0 +1,85 @@
+"""`--dry-run`: everything that can be known of a run before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain import assemble
+from pretrain.config import PretrainConfig, TrainConfig
+from pretrain.pretraining import Evaluations, make_model
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime, start
+from pretrain.settings import dump_config
+from pretrain.towers.build import DualEncoder
+from pretrain.train import make_schedule, run_steps
+
+GIB = 2**30
+
+
+def dry_run(config: PretrainConfig) -> int:
+    """Resolve the settings, open the shards, build the model, and print what would run and how much memory it takes."""
+    runtime = start(distributed=False)
+    model = make_model(config)
+    stream = assemble.train_stream(config, assemble.train_corpus(config.data), model.spec, "caption", runtime)
+    Evaluations(config, model, runtime)
+    if not runtime.is_main:
+        return 0
+    steps = run_steps(config, stream.steps_per_epoch)
+    schedule = make_schedule(config, stream.steps_per_epoch)
+    print(dump_config(config))
+    print(f"ranks:    {runtime}")
+    corpus = stream.corpus
+    print(f"data:     {corpus.num_samples} samples in {len(corpus.paths)} shards, digest {corpus.digest}")
+    print(f"epoch:    {stream.steps_per_epoch} steps of {config.train.global_batch}, {stream.dropped} samples left out")
+    print(f"run:      {steps} steps, {steps * config.train.global_batch} samples, warmup {schedule.warmup} samples")
+    print(f"model:    {model.spec.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    for name, size in memory(config, model, runtime).items():
+        print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
+    return 0
+
+
+def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:
+    """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
+    share = local_batch(config, runtime.world_size)
+    micro = config.train.micro_batch or share
+    parts = state_bytes(sum(p.numel() for p in model.parameters()), config.train, runtime.world_size)
+    parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
+    width = model.spec.model_cfg["embed_dim"]
+    parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
+    return {**parts, "total": sum(parts.values())}
+
+
+def state_bytes(parameters: int, train: TrainConfig, world_size: int) -> dict[str, int]:
+    """Bytes of fp32 weights, gradients and AdamW states; ZeRO shares what its stage shares. Stages 1 to 3 keep a master
+    beside the weights (ZeRO, arXiv 1910.02054)."""
+    stage, whole = train.zero_stage, 4 * parameters
+    shared = whole // world_size
+    return {
+        "weights": shared if stage == 3 else whole,
+        "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
+        "optimizer states and master": 2 * whole if stage == 0 else 3 * shared,
+    }
+
+
+def activation_bytes(model: DualEncoder, bf16: bool) -> int:
+    """Bytes that the backward keeps for one pair, text at full length: what two more pairs add, halved."""
+    return (_saved_bytes(model, bf16, 4) - _saved_bytes(model, bf16, 2)) // 2
+
+
+def _saved_bytes(model: DualEncoder, bf16: bool, pairs: int) -> int:
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    size, context = model.spec.image_size, model.spec.context_length
+    images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
+    tokens = torch.zeros(pairs, context, dtype=torch.long)
+    tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
+        outputs = model(images, model.cut(tokens, 1))
+    total = sum(seen.values())
+    del outputs  # held until here, so that no address was used twice
+    return total

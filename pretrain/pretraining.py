@@ -1,0 +1,130 @@
+"""The contrastive job: two towers, the image-text stream, the loss, retrieval and zero-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from data_tools.shards import open_corpus
+from pretrain import assemble
+from pretrain.config import PretrainConfig
+from pretrain.engine.checkpoint import Extras
+from pretrain.engine.engine import Engine
+from pretrain.engine.gradcache import MicroBatch, contrastive_backward
+from pretrain.engine.weights import describe, restore_optimizer
+from pretrain.evaluate.runner import evaluate_classification, evaluate_retrieval
+from pretrain.evaluate.templates import load_templates
+from pretrain.losses import LOSSES
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime
+from pretrain.stream.batches import Batch
+from pretrain.towers.build import DualEncoder, build_model
+from pretrain.towers.initialise import initialise, read_weights
+
+
+class PretrainJob:
+    """See `pretrain.train.Job`. All ranks must build it."""
+
+    def __init__(self, config: PretrainConfig, runtime: Runtime):
+        self.config, self.runtime = config, runtime
+        self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
+        self.model = make_model(config)
+        spec = self.model.spec
+        self.stream = assemble.train_stream(config, assemble.train_corpus(config.data), spec, "caption", runtime)
+        self._evaluations = Evaluations(config, self.model, runtime)
+        self.extras = Extras(describe(spec), assemble.resolved(config))
+        assemble.claim_run_dir(config, runtime)
+        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream.position(0), runtime)
+        if reader is not None:
+            self.model.load_state_dict(reader.weights())
+        elif config.model.init is not None:
+            report = initialise(self.model, read_weights(config.model.init), config.model.init)
+            if runtime.is_main:
+                print(report, flush=True)
+        self.engine = Engine(self.model, config.optim, config.train, runtime)
+        if reader is not None:
+            restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
+        self._loss = LOSSES[config.loss.name]
+
+    def forward_backward(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
+        return contrastive_backward(self.engine, list(self._micro_batches(batch)), self._loss)
+
+    def diagnose(self, batch: Batch) -> list[str]:
+        """Keys of this rank's pairs with a feature that is not finite."""
+        with torch.no_grad():
+            outputs = [self.engine(*micro_batch)[:2] for micro_batch in self._micro_batches(batch)]
+        rows = assemble.non_finite_rows([torch.cat(features) for features in zip(*outputs, strict=True)])
+        return [batch.keys[row] for row in rows]
+
+    def evaluate(self) -> dict[str, float]:
+        """Recall and validation loss on eval.retrieval, accuracy on eval.classification."""
+        return self._evaluations(self.engine)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        device = self.runtime.device
+        for start in range(0, len(batch.images), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            parts = self.model.cut(batch.texts[rows], self.model.text_buckets)
+            yield batch.images[rows].to(device, non_blocking=True), parts.to(device)
+
+
+def make_model(config: PretrainConfig) -> DualEncoder:
+    """The towers of the settings, freshly initialised from the seed."""
+    return build_model(config.model.name, config.seed, config.model.text_buckets)
+
+
+class Evaluations:
+    """The evaluations of a run on its corpora, which are opened at once so that a missing one is found at the start."""
+
+    def __init__(self, config: PretrainConfig, model: DualEncoder, runtime: Runtime):
+        self.config, self.model, self.runtime = config, model, runtime
+        self._retrieval = config.eval.retrieval and open_corpus(config.eval.retrieval)
+        self._classes = config.eval.classification and open_corpus(config.eval.classification)
+        self._templates = load_templates(config.eval.templates)
+
+    def __call__(self, engine: Engine) -> dict[str, float]:
+        """Metrics of all of them; all ranks must call it."""
+        values: dict[str, float] = {}
+        with evaluating(engine):
+            if self._retrieval:
+                reader = assemble.eval_reader(self.config, self._retrieval, self.model.spec, True, self.runtime)
+                scale = engine.logit_scale()
+                outcome = evaluate_retrieval(
+                    self._encode(engine), reader, self.runtime, self._retrieval.num_samples, scale=scale
+                )
+                values |= outcome.metrics
+            if self._classes:
+                reader = assemble.eval_reader(self.config, self._classes, self.model.spec, False, self.runtime)
+                outcome = evaluate_classification(
+                    self._encode(engine),
+                    self.model.tokenize,
+                    reader,
+                    self._classes.classes,
+                    self._templates,
+                    self.runtime,
+                )
+                values |= {f"zero_shot_{name}": value for name, value in outcome.metrics.items()}
+        return values
+
+    def _encode(self, engine: Engine):
+        device = self.runtime.device
+
+        def encode(images: torch.Tensor | None, texts: torch.Tensor | None):
+            images = None if images is None else images.to(device, non_blocking=True)
+            return engine(images, None if texts is None else self.model.parts(texts))[:2]
+
+        return encode
+
+
+@contextmanager
+def evaluating(engine: Engine) -> Iterator[None]:
+    """Evaluation mode, no gradients; training mode again afterwards."""
+    engine.deepspeed.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.deepspeed.train()

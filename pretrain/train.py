@@ -1,0 +1,236 @@
+"""The training loop. A job (pretraining.py, finetune/) brings the model, the stream and the evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.engine.checkpoint import Checkpoints, Extras
+from pretrain.engine.engine import Engine, NonFiniteError
+from pretrain.engine.schedule import Schedule
+from pretrain.engine.state import TrainState
+from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, Metrics, write_status
+from pretrain.rules import duration_steps
+from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, Runtime, StopRequest, agree, finish, gather, start
+from pretrain.stream.batches import Batch
+from pretrain.stream.loader import TrainStream
+
+
+class Job(Protocol):
+    """What the loop needs of a job."""
+
+    config: PretrainConfig | FinetuneConfig
+    runtime: Runtime
+    engine: Engine
+    stream: TrainStream
+    state: TrainState
+    extras: Extras
+
+    def forward_backward(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the global batch; returns the rank-local loss, detached. All ranks call it."""
+
+    def diagnose(self, batch: Batch) -> list[str]:
+        """Keys of this rank's samples whose features are not finite. All ranks call it."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics, the same on every rank. All ranks call it."""
+
+
+def launch(build: Callable[[Runtime], Job]) -> int:
+    """Join the process group, build the job, train it; returns the exit code. All ranks must call it."""
+    runtime = start(distributed=True)
+    if runtime.is_main:
+        print(f"running on {runtime}", flush=True)
+    code = train(build(runtime))
+    finish()
+    return code
+
+
+def train(job: Job) -> int:
+    """Run `job` to its end or to a stop request; returns the exit code. All ranks must call it."""
+    run = Run(job)
+    try:
+        for batch, waited in run.batches():
+            loss = run.step(batch)
+            stop = run.account(batch, loss, waited)
+            if run.due("eval"):
+                run.evaluate(batch)
+            if stop or run.due("checkpoint"):
+                run.save()
+            if stop or job.state.step == run.total_steps:
+                return run.end(stop)
+        return run.end("")  # a resumed run that was complete
+    except BaseException as error:
+        write_status(job.config.run.dir, FAILED, job.state.step, run.checkpoint, str(error) or type(error).__name__)
+        raise
+    finally:
+        run.close()
+
+
+class Run:
+    """The pieces of the loop above; each method is collective."""
+
+    def __init__(self, job: Job):
+        config, state = job.config, job.state
+        self.job, self.checkpoint = job, None
+        self.total_steps = run_steps(config, job.stream.steps_per_epoch)
+        self.schedule = make_schedule(config, job.stream.steps_per_epoch)
+        self.checkpoints = Checkpoints(config.run.dir, job.runtime, config.checkpoint.keep)
+        self.metrics = Metrics(config.run.dir, job.runtime.is_main, self.total_steps, state.step)
+        self.stop = StopRequest()
+        self._every = self._intervals()
+        self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
+        self._status(RUNNING)
+
+    def batches(self) -> Iterator[tuple[Batch, float]]:
+        """(batch, seconds waited for it) from the run's step to its last; none where the run is complete."""
+        remaining = self.total_steps - self.job.state.step
+        stream = iter(self.job.stream.iterate(self.job.state.step))
+        for _ in range(remaining):
+            before = time.perf_counter()
+            batch = next(stream)
+            yield batch, time.perf_counter() - before
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One update; returns the rank-local loss. A non-finite loss or gradient ends all ranks before it."""
+        job, state = self.job, self.job.state
+        seed_step(job.config.seed, state.step, job.runtime.rank)
+        loss = job.forward_backward(batch)
+        try:
+            job.engine.update(self.schedule.lr(state.samples_seen, batch_of(job.config)))
+        except NonFiniteError as error:
+            raise self._explain(error, batch, loss) from None
+        state.step += 1
+        state.samples_seen += batch_of(job.config)
+        state.position = job.stream.position(state.step).to_dict()
+        return loss
+
+    def account(self, batch: Batch, loss: torch.Tensor, waited: float) -> str:
+        """Count bad samples, log, and agree on stopping; returns the reason to stop, or ''."""
+        job, state = self.job, self.job.state
+        bad, stopping = agree([len(batch.bad), self.stop.reason is not None])
+        state.bad_samples += int(bad)
+        job.stream.check_bad_ratio(state.bad_samples, state.samples_seen)
+        self._since.waited += waited
+        if self.due("log"):
+            self._log(loss)
+        return next(filter(None, gather(self.stop.reason))) if stopping else ""
+
+    def due(self, what: str) -> bool:
+        """Whether log, eval or checkpoint falls on the current step."""
+        step, every = self.job.state.step, self._every[what]
+        return every is not None and (step % every == 0 or (what != "checkpoint" and step == self.total_steps))
+
+    def evaluate(self, batch: Batch) -> None:
+        """Evaluate, record, and show a few of the batch's pairs."""
+        started = time.perf_counter()
+        values = self.job.evaluate()
+        if values:
+            self.metrics.write("eval", self.job.state.step, self.job.state.samples_seen, values)
+        shown = self.job.config.log.images
+        if batch.captions:
+            self.metrics.pictures(self.job.state.step, batch.images[:shown], batch.captions[:shown])
+        self._since.started += time.perf_counter() - started  # evaluation is not training time
+
+    def save(self) -> None:
+        """Commit a checkpoint."""
+        started = time.perf_counter()
+        self.job.state.finished = self.job.state.step == self.total_steps
+        self.checkpoint = self.checkpoints.save(self.job.engine, self.job.state, self.job.extras)
+        self._status(RUNNING)
+        self._since.started += time.perf_counter() - started
+
+    def end(self, stop: str) -> int:
+        """Leave a checkpoint of the last step and the final status; returns the exit code."""
+        complete = self.job.state.step == self.total_steps
+        if self.checkpoint is None or self.checkpoint.name != f"step-{self.job.state.step:09d}":
+            self.save()
+        self._status(DONE if complete else STOPPED, stop)
+        self.metrics.note(f"{'done' if complete else 'stopped'} at step {self.job.state.step}: {self.checkpoint}")
+        return EXIT_DONE if complete else EXIT_STOPPED
+
+    def close(self) -> None:
+        """Release the loader and the writers."""
+        self.job.stream.close()
+        self.metrics.close()
+
+    def _log(self, loss: torch.Tensor) -> None:
+        job, state, now = self.job, self.job.state, time.perf_counter()
+        mean_loss, waited = (v / job.runtime.world_size for v in agree([float(loss), self._since.waited]))
+        seconds = max(now - self._since.started, 1e-9)
+        values = {
+            "loss": mean_loss,
+            "lr": self.schedule.lr(state.samples_seen - batch_of(job.config), batch_of(job.config)),
+            "grad_norm": job.engine.grad_norm,
+            "samples_per_second": (state.samples_seen - self._since.samples) / seconds,
+            "data_wait": min(1.0, waited / seconds),
+            "bad_samples": state.bad_samples,
+            "epoch": state.samples_seen / (job.stream.steps_per_epoch * batch_of(job.config)),
+        }
+        scale = job.engine.logit_scale()
+        if scale is not None:
+            values["logit_scale"] = scale
+        self.metrics.write("train", state.step, state.samples_seen, values)
+        self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
+
+    def _explain(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> NonFiniteError:
+        losses, keys = gather(float(loss)), gather(self.job.diagnose(batch))
+        ranks = [rank for rank, value in enumerate(losses) if not math.isfinite(value)]
+        samples = [f"{key} (rank {rank})" for rank, own in enumerate(keys) for key in own][:5]
+        good = self.checkpoint or self.checkpoints.find()
+        return NonFiniteError(
+            f"step {self.job.state.step + 1} was stopped before its update: {error}",
+            got=f"loss not finite on ranks {ranks or 'none'}"
+            + (f", features not finite of samples {', '.join(samples)}" if samples else ", all features finite"),
+            remedy=f"last good checkpoint: {good or 'none yet'}; look at the samples, lower optim.lr or set grad_clip",
+        )
+
+    def _intervals(self) -> dict[str, int | None]:
+        config, per_epoch = self.job.config, self.job.stream.steps_per_epoch
+        every = {"log": config.log.every, "eval": config.eval.every, "checkpoint": config.checkpoint.every}
+        steps = {
+            name: None if text is None else max(1, duration_steps(text, f"{name}.every", per_epoch, batch_of(config)))
+            for name, text in every.items()
+        }
+        return {**steps, "eval": steps["eval"] or self.total_steps}
+
+    def _status(self, state: str, reason: str = "") -> None:
+        if self.job.runtime.is_main:
+            write_status(self.job.config.run.dir, state, self.job.state.step, self.checkpoint, reason)
+
+
+@dataclass
+class Interval:
+    """Since the last logged step: when it ended (seconds), samples seen then, seconds waited for data since."""
+
+    started: float
+    samples: int
+    waited: float
+
+
+def batch_of(config: PretrainConfig | FinetuneConfig) -> int:
+    """Samples of a step, over all ranks."""
+    return config.train.global_batch
+
+
+def run_steps(config: PretrainConfig | FinetuneConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    return duration_steps(config.train.duration, "train.duration", steps_per_epoch, batch_of(config))
+
+
+def make_schedule(config: PretrainConfig | FinetuneConfig, steps_per_epoch: int) -> Schedule:
+    """The learning-rate schedule of the whole run, in samples."""
+    warmup = duration_steps(config.optim.warmup, "optim.warmup", steps_per_epoch, batch_of(config))
+    total = run_steps(config, steps_per_epoch)
+    return Schedule(config.optim.schedule, config.optim.lr, warmup * batch_of(config), total * batch_of(config))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a model draws in a step from (seed, step, rank): then a checkpoint needs no generator states."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)
