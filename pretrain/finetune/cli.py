@@ -1,0 +1,30 @@
+"""`launch/finetune.py`: image classification from a run or an export. Imports torch once the settings are good."""
+
+from __future__ import annotations
+
+from pretrain.cli import parser
+from pretrain.config import FinetuneConfig
+from pretrain.entry import run_entry
+from pretrain.settings import load_config
+
+_EXAMPLES = """examples:
+  deepspeed launch/finetune.py --config configs/finetune/scenes.yaml init=runs/quickstart
+  deepspeed --num_accelerators 2 launch/finetune.py --config configs/finetune/flowers.yaml init=EXPORT_DIR mode=linear
+
+exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_entry(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    about = "Fine-tune the image tower of a dual encoder as a classifier, under DeepSpeed."
+    options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
+    config = load_config(FinetuneConfig, options.config, options.overrides)
+    from pretrain.finetune.job import FinetuneJob
+    from pretrain.train import launch
+
+    return launch(lambda runtime: FinetuneJob(config, runtime))

@@ -1,0 +1,105 @@
+"""The classification job: labelled images, cross-entropy, top-1 and top-5."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from data_tools.errors import UserError
+from data_tools.shards import open_corpus
+from pretrain import assemble
+from pretrain.config import FinetuneConfig
+from pretrain.engine.checkpoint import Extras
+from pretrain.engine.engine import Engine
+from pretrain.engine.weights import describe, restore_optimizer
+from pretrain.evaluate.classification import ClassCounts
+from pretrain.finetune.classifier import build_classifier
+from pretrain.pretraining import evaluating
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime
+from pretrain.stream.batches import Batch
+
+
+class FinetuneJob:
+    """See `pretrain.train.Job`. All ranks must build it."""
+
+    def __init__(self, config: FinetuneConfig, runtime: Runtime):
+        self.config, self.runtime = config, runtime
+        self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
+        corpus = assemble.train_corpus(config.data)
+        self.classes = corpus.classes
+        if not self.classes:
+            raise UserError(
+                "the training corpus has no classes",
+                expected="shards packed with labels",
+                remedy="pack with --labels folder or --label-column",
+            )
+        self._evaluated = config.eval.classification and self._labelled(config.eval.classification)
+        model, lines = build_classifier(config, self.classes, runtime)
+        spec = model.towers.spec
+        self.stream = assemble.train_stream(config, corpus, spec, "label", runtime)
+        head = {"classes": list(self.classes), "scale": model.scale}
+        self.extras = Extras(describe(spec, head=head), assemble.resolved(config))
+        assemble.claim_run_dir(config, runtime)
+        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream.position(0), runtime)
+        if reader is not None:
+            model.load_state_dict(reader.weights())
+        elif runtime.is_main:
+            print("\n".join(lines), flush=True)
+        self.spec = spec
+        self.engine = Engine(model, config.optim, config.train, runtime)
+        if reader is not None:
+            restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
+
+    def forward_backward(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the mean cross-entropy of the global batch."""
+        losses: list[torch.Tensor] = []
+        starts = range(0, len(batch.images), self.micro_batch)
+        parts = [functools.partial(self._backward, batch, start, losses) for start in starts]
+        if len(parts) == 1:
+            parts[0]()
+        else:
+            self.engine.accumulate(parts)
+        return torch.stack(losses).sum()
+
+    def diagnose(self, batch: Batch) -> list[str]:
+        """Keys of this rank's images whose scores are not finite."""
+        with torch.no_grad():
+            scores = [self.engine(images) for images, _ in self._micro_batches(batch)]
+        return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracies on eval.classification."""
+        if not self._evaluated:
+            return {}
+        reader = assemble.eval_reader(self.config, self._evaluated, self.spec, False, self.runtime)
+        counts = ClassCounts.zeros(len(self.classes), self.runtime.device)
+        identity = torch.eye(len(self.classes), device=self.runtime.device)
+        with evaluating(self.engine):
+            for batch in reader:
+                real = batch.positions >= 0
+                scores = self.engine(batch.images.to(self.runtime.device, non_blocking=True))
+                counts.add(scores[real.to(scores.device)], batch.labels[real].to(scores.device), identity)
+        counts.merge(self.runtime.world_size)
+        return counts.metrics()
+
+    def _backward(self, batch: Batch, start: int, losses: list[torch.Tensor]) -> None:
+        rows = slice(start, start + self.micro_batch)
+        device = self.runtime.device
+        scores = self.engine(batch.images[rows].to(device, non_blocking=True))
+        loss = F.cross_entropy(scores, batch.labels[rows].to(device), reduction="sum") / len(batch.images)
+        losses.append(loss.detach())
+        self.engine.backward(loss)
+
+    def _labelled(self, urls: str):
+        corpus = open_corpus(urls)
+        if corpus.classes != self.classes:
+            raise UserError(
+                f"eval.classification {urls} has other classes than the training corpus",
+                got=", ".join(corpus.classes) or "none",
+                expected=", ".join(self.classes),
+                remedy="pack both with the same classes",
+            )
+        return corpus
