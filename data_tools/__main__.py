@@ -1,0 +1,68 @@
+"""`python -m data_tools VERB ...`: each verb is a module, imported only when it is asked for."""
+
+import argparse
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+from data_tools.errors import UsageError, UserError
+
+VERBS = {
+    "pack": ("data_tools.pack.command", "a folder or table of images -> indexed WebDataset shards"),
+    "index": ("data_tools.index", "write the index of tars made by other tools"),
+    "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
+    "preview": ("data_tools.preview", "a contact sheet of images with captions, PNG or HTML"),
+    "scenes": ("data_tools.scenes.command", "generate a captioned corpus of coloured shapes"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"see `{self.prog} --help`")
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<9} {summary}" for verb, (_, summary) in VERBS.items())
+    hint = "`python -m data_tools VERB --help` has options and examples."
+    return f"usage: python -m data_tools VERB ...\n\n{verbs}\n\n{hint}"
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else UsageError.exit_code
+    if argv[0] not in VERBS:
+        raise UsageError(f"unknown verb {argv[0]!r}", expected=", ".join(VERBS))
+    module_name, summary = VERBS[argv[0]]
+    module = importlib.import_module(module_name)
+    parser = _Parser(
+        f"python -m data_tools {argv[0]}",
+        description=f"{argv[0]}: {summary}.",
+        epilog=module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(argv[1:]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; a fault is one line on stderr and the exit code: 1 failed, 2 usage."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was committed stays", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

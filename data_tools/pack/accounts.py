@@ -1,0 +1,127 @@
+"""The account of a shard: one parquet row per input row, packed or skipped, and the shard's record in its footer."""
+
+import datetime
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as pq
+import xxhash
+
+from data_tools.errors import UserError
+from data_tools.pack.image import CheckedImage
+from data_tools.pack.rows import Item, clean
+from data_tools.shards.commit import atomic_write
+from data_tools.shards.index import index_header, index_path
+from data_tools.shards.manifest import ShardRecord
+
+PACKED, SKIPPED = "packed", "skipped"
+_RECORD = b"dualstream.shard"
+
+# Frozen: later verbs fill columns in, they do not add or rename any.
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),  # of the sample: path of its image, and `#n` for caption n under --pairs
+        ("key", pyarrow.string()),  # of the sample in the tar
+        ("source", pyarrow.string()),  # of the row: image path, or table:line
+        ("status", pyarrow.string()),  # packed | skipped
+        ("error_class", pyarrow.string()),
+        ("error", pyarrow.string()),
+        ("width", pyarrow.int32()),  # of the stored image, as are the next three
+        ("height", pyarrow.int32()),
+        ("bytes", pyarrow.int64()),
+        ("sha256", pyarrow.string()),
+        ("phash", pyarrow.uint64()),  # perceptual hash, null until de-duplication
+        ("captions", pyarrow.list_(pyarrow.string())),
+        ("label", pyarrow.string()),
+        ("metadata", pyarrow.string()),  # JSON
+    ]
+)
+
+
+@dataclass
+class Outcome:
+    """What became of a sample's image: an error (class, detail), or the checked image and the sha256 of its bytes."""
+
+    error: tuple[str, str] | None = None
+    image: CheckedImage | None = None
+    sha256: str | None = None
+
+
+class Accounts:
+    """Collects the rows of a shard in the order of its samples."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict] = []
+
+    def add(self, item: Item, outcome: Outcome) -> None:
+        """Account for all rows of a sample."""
+        for row in item.rows:
+            error = row.fault or outcome.error
+            image = None if error else outcome.image
+            self._rows.append(
+                {
+                    "id": item.id,
+                    "key": item.key,
+                    "source": clean(row.source),
+                    "status": SKIPPED if error else PACKED,
+                    "error_class": error[0] if error else None,
+                    "error": clean(error[1]) if error else None,
+                    "width": image.width if image else None,
+                    "height": image.height if image else None,
+                    "bytes": len(image.data) if image else None,
+                    "sha256": outcome.sha256 if image else None,
+                    "phash": None,
+                    "captions": row.captions,
+                    "label": row.label,
+                    "metadata": to_json(row.metadata),
+                }
+            )
+
+    def commit(self, folder: Path, record: ShardRecord, digest: str) -> ShardRecord:
+        """Write the parquet of a shard packed under the plan `digest`; returns the completed record."""
+        classes = Counter(row["error_class"] for row in self._rows if row["error_class"])
+        record = replace(record, rows=len(self._rows), skipped=dict(sorted(classes.items())))
+        footer = {_RECORD: json.dumps({**asdict(record), "digest": digest}, sort_keys=True)}
+        sink = pyarrow.BufferOutputStream()
+        table = pyarrow.Table.from_pylist(self._rows, SCHEMA.with_metadata(footer))
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        with atomic_write(folder / f"{record.name}.parquet") as file:
+            file.write(data)
+        return replace(record, parquet_xxh3_128=xxhash.xxh3_128_hexdigest(data))
+
+
+def committed_record(folder: Path, name: str, digest: str) -> ShardRecord | None:
+    """The record of a shard that an earlier run of the same plan committed; None if it has to be packed."""
+    path, tar = folder / f"{name}.parquet", folder / f"{name}.tar"
+    try:
+        footer = json.loads((pq.read_schema(path).metadata or {})[_RECORD])
+        found = index_header(index_path(tar))
+        same_plan = footer.pop("digest") == digest
+        record = ShardRecord(**{**footer, "parquet_xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes())})
+        sound = found == (record.samples, tar.stat().st_size, bytes.fromhex(record.xxh3_128))
+    except (OSError, KeyError, TypeError, ValueError, UserError, pyarrow.ArrowException):
+        return None
+    return record if same_plan and sound else None
+
+
+def to_json(value: object) -> str:
+    """Strict JSON, one way to write each value: sorted keys, null for infinities, text for what JSON cannot hold."""
+    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return clean(text)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

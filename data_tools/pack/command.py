@@ -1,0 +1,114 @@
+"""`python -m data_tools pack`: options, and the summary."""
+
+import argparse
+import time
+from pathlib import Path
+
+from data_tools.errors import UsageError, UserError
+from data_tools.parallel import available_cores
+
+EXAMPLES = """examples:
+  python -m data_tools pack photos/ shards/                           # images with .txt or .json beside them
+  python -m data_tools pack captions.csv shards/ --where split=train  # a table: columns image and caption
+  python -m data_tools pack pairs.tsv shards/ --image-column filepath --caption-column title --image-root photos/
+  python -m data_tools pack flowers/ shards/ --labels folder          # one sub-folder per class
+  python -m data_tools pack labels.csv shards/ --label-column label
+
+Rows of one image become one sample with all their captions. Rows that cannot be packed are skipped and stand with
+their error class in the .parquet of their shard. The same command continues a pack that was interrupted."""
+
+_MEGA = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the verb."""
+    parser.add_argument("input", type=Path, help="a folder, or a .csv, .tsv, .jsonl or .parquet table")
+    parser.add_argument("output", type=Path, help="the folder for shards and manifest.json")
+    table = parser.add_argument_group("tables")
+    table.add_argument("--image-column", metavar="NAME", help="column with the image's path (default: image)")
+    table.add_argument("--caption-column", metavar="NAME", help="text, or a list of texts (default: caption, captions)")
+    table.add_argument("--label-column", metavar="NAME", help="column with the class name; captions become optional")
+    table.add_argument("--where", metavar="COLUMN=VALUE", action="append", help="keep these rows only; repeat for more")
+    table.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="where paths start (default: the table's folder or its images/)"
+    )
+    samples = parser.add_argument_group("samples")
+    samples.add_argument("--labels", choices=["folder"], help="take the class from the first sub-folder")
+    samples.add_argument("--pairs", action="store_true", help="one sample per caption instead of one per image")
+    samples.add_argument("--limit", type=int, metavar="N", help="stop after the first N samples of the input")
+    samples.add_argument(
+        "--resize", type=int, metavar="N", help="shrink the shortest side to N pixels (default: as it is)"
+    )
+    samples.add_argument(
+        "--max-pixels", type=float, default=179, metavar="M", help="millions, per image (default: 179)"
+    )
+    samples.add_argument("--max-megabytes", type=float, default=100, metavar="M", help="per image file (default: 100)")
+    shards = parser.add_argument_group("shards")
+    shards.add_argument("--name", default="shard", help="shards are NAME-000000.tar and so on (default: shard)")
+    shards.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="at most (default: 10000)")
+    shards.add_argument("--shard-bytes", type=int, metavar="N", help="at most, by the size of the input files")
+    shards.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack and print the summary; raises UserError when nothing was packed."""
+    _check(args)
+    from data_tools.pack import plan, rows  # late: `--help` must answer at once
+    from data_tools.pack.image import Limits
+    from data_tools.pack.run import run_plan
+
+    started = time.monotonic()
+    source = _read(args)
+    items = rows.group(source, args.pairs)[: args.limit]
+    rows.measure(items, source.root)
+    limits = Limits(int(args.max_pixels * 1e6), int(args.max_megabytes * _MEGA), args.resize)
+    settings = plan.Settings(args.name, args.samples_per_shard, args.shard_bytes, args.pairs, limits)
+    report = run_plan(plan.make_plan(source, items, settings), args.output, args.workers or available_cores())
+    skipped = ", ".join(f"{name} {count}" for name, count in report.skipped.items())
+    if not report.samples:
+        remedy = f"see column `error` of {args.output}/*.parquet"
+        raise UserError("nothing was packed", got=f"{report.rows} rows, all skipped: {skipped}", remedy=remedy)
+    kept = f", {report.kept} of them from before" if report.kept else ""
+    print(f"packed {report.samples} samples from {report.rows - sum(report.skipped.values())} of {report.rows} rows")
+    print(f"skipped {sum(report.skipped.values())} rows{': ' + skipped if skipped else ''}")
+    if source.ignored:
+        print(f"ignored {source.ignored} files that are neither images nor text beside an image")
+    print(f"wrote {report.shards} shards{kept}, {report.bytes / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
+    print(args.output / "manifest.json")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("limit", "resize", "samples_per_shard", "shard_bytes", "workers", "max_pixels", "max_megabytes"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is not positive", got=value)
+    if not args.name or set(args.name) & set("./{}") or args.name.startswith("-"):
+        raise UsageError("bad --name", got=repr(args.name), expected="a file name without dots, slashes and braces")
+    if args.where and not all("=" in pair for pair in args.where):
+        raise UsageError("bad --where", got=", ".join(args.where), expected="COLUMN=VALUE")
+
+
+def _read(args: argparse.Namespace):
+    from data_tools.pack.folder import read_folder
+    from data_tools.pack.table import SUFFIXES, Columns, read_table
+
+    table_only = ("image_column", "caption_column", "label_column", "where", "image_root")
+    if args.input.is_dir():
+        for name in table_only:
+            if getattr(args, name):
+                raise UsageError(f"--{name.replace('_', '-')} is for tables", got=f"the folder {args.input}")
+        if args.output.absolute().is_relative_to(args.input.absolute()):
+            raise UsageError(
+                "the output lies inside the input folder", got=args.output, remedy="choose a folder beside it"
+            )
+        return read_folder(args.input, args.labels == "folder")
+    if not args.input.exists():
+        raise UserError(f"no such input: {args.input}", expected="a folder or a table")
+    if args.input.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"not a table: {args.input}", expected=" ".join(SUFFIXES) + " or a folder")
+    if args.labels:
+        raise UsageError("--labels folder is for folders", got=args.input, remedy="use --label-column")
+    where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
+    columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
+    return read_table(args.input, columns, args.image_root)

@@ -1,0 +1,115 @@
+"""What is to be packed: input rows, grouped into samples."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+MISSING = -1
+
+
+@dataclass(slots=True)
+class Row:
+    """One input row.
+
+    Attributes:
+        source: where it stands in the input: the image's path, or `table:line`.
+        image: path of the image, relative to the root of the input; empty when the row names none.
+        captions: as found; may hold blanks.
+        fault: (error class, detail) of a row that cannot be packed whatever its image is.
+    """
+
+    source: str
+    image: str
+    captions: list[str] = field(default_factory=list)
+    label: str | None = None
+    metadata: dict = field(default_factory=dict)
+    fault: tuple[str, str] | None = None
+
+
+@dataclass(slots=True)
+class Item:
+    """The rows that become one sample. `id` names it in the source; `size` is the image file's, MISSING without one."""
+
+    id: str
+    image: str
+    rows: list[Row]
+    size: int = MISSING
+
+    @property
+    def key(self) -> str:
+        """The sample's name in the tar: dot-free, and the same wherever its row stands."""
+        return xxhash.xxh3_128_hexdigest(self.id.encode())
+
+
+@dataclass
+class Source:
+    """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows."""
+
+    root: Path
+    rows: list[Row]
+    captioned: bool
+    labels: tuple[str, ...] | None = None
+    ignored: int = 0
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: half of a surrogate pair, from JSON or a file name, becomes "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def group(source: Source, pairs: bool) -> list[Item]:
+    """Rows of one image make one sample; with `pairs` every caption makes one. Order of first appearance."""
+    rows = _split_captions(source.rows) if pairs else source.rows
+    seen: Counter[str] = Counter()
+    items: dict[str, Item] = {}
+    for row in rows:
+        _check_texts(row, source)
+        name = clean(row.image or row.source)
+        if pairs:
+            seen[name] += 1
+            name = f"{name}#{seen[name] - 1}"
+        item = items.get(name)
+        if item is None:
+            items[name] = Item(name, row.image, [row])
+        else:
+            _check_label(row, item.rows)
+            item.rows.append(row)
+    return list(items.values())
+
+
+def measure(items: Iterable[Item], root: Path) -> None:
+    """Fill in the size of every image file."""
+    for item in items:
+        try:
+            item.size = os.stat(root / item.image).st_size if item.image else MISSING
+        except (OSError, ValueError):  # ValueError: a null byte in the path
+            item.size = MISSING
+
+
+def _split_captions(rows: list[Row]) -> Iterable[Row]:
+    for row in rows:
+        for caption in row.captions or [""]:
+            yield Row(row.source, row.image, [caption], row.label, row.metadata, row.fault)
+
+
+def _check_texts(row: Row, source: Source) -> None:
+    row.captions = [clean(caption.strip()) for caption in row.captions if caption.strip()]
+    row.label = clean(row.label) if row.label else row.label
+    if row.fault:
+        return
+    if not row.image:
+        row.fault = ("missing_file", "the row names no image")
+    elif source.captioned and not row.captions:
+        row.fault = ("empty_caption", "no caption")
+    elif source.labels is not None and not row.label:
+        row.fault = ("empty_label", "no label")
+
+
+def _check_label(row: Row, others: list[Row]) -> None:
+    first = next((other.label for other in others if not other.fault), row.label)
+    if not row.fault and row.label != first:
+        row.fault = ("conflicting_label", f"{row.label!r} here, {first!r} in a row before")

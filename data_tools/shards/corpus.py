@@ -1,0 +1,137 @@
+"""Which shards a run reads: manifests, tars and brace patterns, resolved to one ordered list."""
+
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data_tools.errors import UserError
+from data_tools.shards import manifest as manifests
+from data_tools.shards.index import build_index, index_header, index_path, write_index
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """An ordered list of shards.
+
+    Attributes:
+        paths: absolute tar paths.
+        counts: samples per shard, int64 [shards]; every count is positive.
+        tar_bytes: size of each tar.
+        digest: hex xxh3-128 over the ordered (samples, bytes, content hash): it names the content, not the place.
+        classes: class names, () when the shards carry no labels.
+    """
+
+    paths: tuple[str, ...]
+    counts: np.ndarray
+    tar_bytes: tuple[int, ...]
+    digest: str
+    classes: tuple[str, ...] = ()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all shards together."""
+        return int(self.counts.sum())
+
+
+def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike]) -> Corpus:
+    """Resolve a folder with a manifest, a manifest, a tar, a brace pattern of tars, or a list of these.
+
+    A tar of another tool is indexed on first use. For packed folders the cost is one stat per shard.
+    Raises UserError for a missing or resized shard, a damaged tar or index, and for an empty corpus.
+    """
+    sources = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
+    shards: list[tuple[str, int, int, bytes]] = []
+    classes: tuple[str, ...] = ()
+    for source in sources:
+        found, names = _resolve(os.fspath(source))
+        shards += found
+        if names and classes and names != classes:
+            raise UserError(
+                f"class names of {source} differ from those of the sources before", got=names, expected=classes
+            )
+        classes = classes or names
+    if not shards:
+        raise UserError(
+            "the corpus is empty", got=", ".join(map(str, sources)) or "no source", expected="a sample or more"
+        )
+    content = b"".join(struct.pack("<QQ16s", samples, size, digest) for _, samples, size, digest in shards)
+    return Corpus(
+        tuple(path for path, *_ in shards),
+        np.array([samples for _, samples, *_ in shards], np.int64),
+        tuple(size for _, _, size, _ in shards),
+        xxhash.xxh3_128_hexdigest(content),
+        classes,
+    )
+
+
+def tar_paths(url: str) -> list[Path]:
+    """Expand one source that is not a manifest: a tar or a brace pattern. Nothing is opened."""
+    import braceexpand  # late: `--help` must answer at once
+
+    if "://" in url:
+        raise UserError(
+            f"cannot read {url}", expected="local files", remedy="copy the shards to a local or mounted folder"
+        )
+    try:
+        return [Path(path).absolute() for path in braceexpand.braceexpand(url)]
+    except ValueError as error:
+        raise UserError(
+            f"bad brace pattern {url!r}", got=error, expected="such as shard-{000000..000012}.tar"
+        ) from None
+
+
+def _resolve(url: str) -> tuple[list[tuple[str, int, int, bytes]], tuple[str, ...]]:
+    path = Path(url)
+    if path.name == manifests.FILE_NAME or path.is_dir():
+        return _from_manifest(path if path.name == manifests.FILE_NAME else path / manifests.FILE_NAME)
+    return [_from_tar(tar) for tar in tar_paths(url)], ()
+
+
+def _from_manifest(path: Path) -> tuple[list[tuple[str, int, int, bytes]], tuple[str, ...]]:
+    manifest = manifests.read_manifest(path)
+    folder = path.parent.absolute()
+    shards = []
+    for record in manifest.shards:
+        tar = folder / f"{record.name}.tar"
+        if record.samples:  # every row of a shard may have been skipped
+            _check_size(tar, record.bytes, f"recorded in {path}", f"run `python -m data_tools verify {folder}`")
+            shards.append((str(tar), record.samples, record.bytes, bytes.fromhex(record.xxh3_128)))
+    return shards, manifest.classes
+
+
+def _from_tar(tar: Path) -> tuple[str, int, int, bytes]:
+    if not tar.exists():
+        raise _missing(tar)
+    index = index_path(tar)
+    if not index.exists():
+        built = build_index(tar)
+        try:
+            write_index(built, index)
+        except OSError as error:
+            remedy = "copy the shards to a folder you may write to, or run `python -m data_tools index` there"
+            raise UserError(f"cannot write the index of {tar} beside it", got=error.strerror, remedy=remedy) from None
+    samples, size, digest = index_header(index)
+    _check_size(tar, size, f"recorded in {index}", f"run `python -m data_tools index {tar}` if the tar is right")
+    if samples == 0:
+        raise UserError(f"no samples in {tar}", expected="members named KEY.EXTENSION", remedy="leave this tar out")
+    return str(tar), samples, size, digest
+
+
+def _check_size(tar: Path, size: int, recorded: str, remedy: str) -> None:
+    try:
+        found = tar.stat().st_size
+    except FileNotFoundError:
+        raise _missing(tar) from None
+    if found != size:
+        raise UserError(
+            f"size of shard {tar} changed", got=f"{found} bytes", expected=f"{size} {recorded}", remedy=remedy
+        )
+
+
+def _missing(tar: Path) -> UserError:
+    return UserError(f"missing shard {tar}", remedy="check the path or pattern, or copy the shard back")

@@ -1,0 +1,119 @@
+"""Random access to samples: one `pread` of the whole sample through the memory-mapped index."""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.errors import UserError
+from data_tools.shards.corpus import Corpus
+from data_tools.shards.index import Index, index_path, key_hash, open_index
+from data_tools.shards.tar import TarDamageError, first_name, split_name
+
+
+class Sample(NamedTuple):
+    """A sample as stored: `id` is the xxh3-64 of `key`; `members` maps an extension without dot to bytes."""
+
+    key: str
+    id: int
+    members: dict[str, bytes]
+
+
+class _OpenShard:
+    """One open tar with its index; its last user closes it, so eviction never takes a file from a reading thread."""
+
+    def __init__(self, path: str, samples: int, tar_bytes: int):
+        self.path = path
+        self.index = open_index(index_path(Path(path)))
+        try:
+            self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UserError(f"missing shard {path}", remedy="copy the shard back") from None
+        size = os.fstat(self.file).st_size
+        remedy = f"run `python -m data_tools verify {path}`"
+        if size != tar_bytes or self.index.tar_bytes != tar_bytes:
+            got = f"tar of {size} bytes, index of a tar of {self.index.tar_bytes} bytes"
+            raise UserError(f"shard {path} changed", got=got, expected=f"{tar_bytes} bytes", remedy=remedy)
+        if self.index.num_samples != samples:
+            got = f"{self.index.num_samples} samples in the index"
+            raise UserError(f"shard {path} changed", got=got, expected=f"{samples} samples", remedy=remedy)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            os.close(self.file)
+
+
+def read_sample(file: int, path: str, table: Index, index: int) -> Sample:
+    """Read sample `index` of the tar open as descriptor `file`; raises TarDamageError where it is not as indexed."""
+    if not 0 <= index < table.num_samples:
+        raise IndexError(f"sample {index} of {table.num_samples} in {path}")
+    start, stop = table.offsets.item(index), table.offsets.item(index + 1)
+    data = os.pread(file, stop - start, start)
+    if len(data) != stop - start:
+        raise TarDamageError(path, start + len(data), "the file ends inside a sample")
+    key = _key(data)
+    number = table.key_hashes.item(index)
+    if key is None or key_hash(key) != number:
+        raise TarDamageError(path, start, f"sample {index} is not the one in the index")
+    extensions = table.extensions
+    rows = table.members[table.first_member.item(index) : table.first_member.item(index + 1)].tolist()
+    return Sample(key, number, {extensions[e]: data[at : at + size] for e, at, size in rows})
+
+
+class ShardReader:
+    """Reads samples of a corpus by (shard, index in shard).
+
+    Opens shards on first use and keeps at most `max_open` of them; safe to share between threads; pickles as the corpus
+    alone, so each worker process opens its own files.
+    """
+
+    def __init__(self, corpus: Corpus, max_open: int = 64):
+        self.corpus = corpus
+        self.max_open = max_open
+        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return ShardReader, (self.corpus, self.max_open)
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all open files; the reader can be used again."""
+        with self._lock:
+            self._opened.clear()
+
+    def sample_id(self, shard: int, index: int) -> int:
+        """The 64-bit id of a sample, without touching the tar."""
+        return self._open(shard).index.key_hashes.item(index)
+
+    def read(self, shard: int, index: int) -> Sample:
+        """All members of a sample. Raises UserError when the tar is short or does not match its index."""
+        opened = self._open(shard)
+        return read_sample(opened.file, opened.path, opened.index, index)
+
+    def _open(self, shard: int) -> _OpenShard:
+        with self._lock:
+            opened = self._opened.get(shard)
+            if opened is None:
+                corpus = self.corpus
+                opened = _OpenShard(corpus.paths[shard], int(corpus.counts[shard]), corpus.tar_bytes[shard])
+                self._opened[shard] = opened
+                if len(self._opened) > self.max_open:
+                    self._opened.popitem(last=False)
+            else:
+                self._opened.move_to_end(shard)
+            return opened
+
+
+def _key(data: bytes) -> str | None:
+    try:
+        name = split_name(first_name(data))
+    except (TarDamageError, IndexError):  # anything may stand where a sample is due
+        return None
+    return name[0] if name else None

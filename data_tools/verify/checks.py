@@ -1,0 +1,166 @@
+"""The checks of one shard, and of all shards together."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data_tools.errors import UserError
+from data_tools.pack.image import SUFFIXES, BadImageError, Limits, check_image
+from data_tools.shards.index import Index, build_index, index_path, open_index
+from data_tools.shards.manifest import ShardRecord
+from data_tools.shards.reader import Sample, read_sample
+from data_tools.shards.tar import TarDamageError
+
+_ANY_IMAGE = Limits(pixels=1 << 62, file_bytes=1 << 62)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """A tar to check, against its manifest record if it has one, decoding a share of its images (0 to 1)."""
+
+    tar: Path
+    record: ShardRecord | None
+    decode: float
+
+
+@dataclass
+class ShardReport:
+    """What was found: `problems` is empty for a sound shard. `index` is None when the tar cannot be walked."""
+
+    tar: Path
+    problems: list[str] = field(default_factory=list)
+    index: Index | None = None
+    decoded: int = 0
+
+
+def check_shard(check: ShardCheck, advance: Callable[[int], None]) -> ShardReport:
+    """Run all checks of one shard; nothing found stops the others."""
+    report = ShardReport(check.tar)
+    advance(1)
+    try:
+        if not check.tar.exists():
+            report.problems.append(f"missing shard {check.tar}")
+            return report
+        stored = _check_index_file(check, report)
+        _check_tar(check, stored, report)
+        if check.record:
+            _check_parquet(check.tar.with_suffix(".parquet"), check.record, report)
+        if report.index and check.decode > 0:
+            _check_images(check, report.index, report)
+    except OSError as error:
+        report.problems.append(f"cannot read {error.filename or check.tar}: {error.strerror}")
+    return report
+
+
+def duplicate_keys(reports: list[ShardReport]) -> list[str]:
+    """Keys that stand in more than one shard of a folder."""
+    folders: dict[Path, list[tuple[Path, Index]]] = {}
+    for report in reports:
+        if report.index:
+            folders.setdefault(report.tar.parent, []).append((report.tar, report.index))
+    return [problem for tars in folders.values() for problem in _repeated(tars)]
+
+
+def _check_index_file(check: ShardCheck, report: ShardReport) -> Index | None:
+    """The stored index; a tar of another tool need not have one."""
+    path = index_path(check.tar)
+    if not path.exists() and not check.record:
+        return None
+    try:
+        return open_index(path, check=True)
+    except UserError as error:
+        report.problems.append(str(error))
+        return None
+
+
+def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> None:
+    record, size = check.record, check.tar.stat().st_size
+    if record and size != record.bytes:
+        report.problems.append(f"size of {check.tar}: {size} bytes, the manifest has {record.bytes}")
+    try:
+        report.index = build_index(check.tar)
+    except TarDamageError as error:
+        report.problems.append(str(error) + _place(error.offset, stored))
+        return
+    if record and report.index.tar_hash.hex() != record.xxh3_128:
+        report.problems.append(f"content of {check.tar} changed: its hash is not the manifest's")
+    if record and report.index.num_samples != record.samples:
+        report.problems.append(f"{check.tar} has {report.index.num_samples} samples, the manifest {record.samples}")
+    if stored and stored.to_bytes() != report.index.to_bytes():
+        changed = "index of other members" if stored.tar_hash == report.index.tar_hash else "content changed"
+        report.problems.append(f"{check.tar} and its index differ ({changed})")
+
+
+def _place(offset: int, stored: Index | None) -> str:
+    if stored is None:
+        return ""
+    sample = max(0, int(np.searchsorted(stored.offsets, offset, "right")) - 1)
+    return f" (sample {min(sample, stored.num_samples)} of {stored.num_samples})"
+
+
+def _check_parquet(path: Path, record: ShardRecord, report: ShardReport) -> None:
+    if not path.exists():
+        report.problems.append(f"missing {path}")
+    elif xxhash.xxh3_128_hexdigest(path.read_bytes()) != record.parquet_xxh3_128:
+        report.problems.append(f"content of {path} changed: its hash is not the manifest's")
+
+
+def _check_images(check: ShardCheck, index: Index, report: ShardReport) -> None:
+    """Decode a share of the samples, the same ones each time: those of the lowest key hashes."""
+    chosen = np.arange(index.num_samples)
+    if check.decode < 1:
+        chosen = np.flatnonzero(index.key_hashes < check.decode * 2.0**64)
+    bad = []
+    for place in chosen.tolist():
+        bad += [f"{check.tar}: {fault}" for fault in _image_faults(_read(check.tar, index, place))]
+    report.decoded = len(chosen)
+    report.problems += bad[:_SHOWN]
+    if len(bad) > _SHOWN:
+        report.problems.append(f"{check.tar}: and {len(bad) - _SHOWN} more images")
+
+
+def _image_faults(sample: Sample) -> Iterator[str]:
+    images = {name: data for name, data in sample.members.items() if f".{name.rsplit('.')[-1]}" in SUFFIXES}
+    if not images:
+        yield f"sample {sample.key} has no image"
+    for name, data in images.items():
+        try:
+            check_image(data, _ANY_IMAGE)
+        except BadImageError as error:
+            yield f"sample {sample.key}: {name} does not decode: {error}"
+    if "json" in sample.members:
+        try:
+            json.loads(sample.members["json"])
+        except ValueError as error:
+            yield f"sample {sample.key}: json does not parse: {error}"
+
+
+def _repeated(tars: list[tuple[Path, Index]]) -> list[str]:
+    hashes = np.concatenate([index.key_hashes for _, index in tars])
+    order = np.argsort(hashes, kind="stable")
+    twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+    edges = np.cumsum([0, *(index.num_samples for _, index in tars)])
+    problems = []
+    for place in twice[:_SHOWN].tolist():
+        shards = np.searchsorted(edges, np.flatnonzero(hashes == hashes[place]), "right") - 1
+        names = ", ".join(tars[shard][0].name for shard in shards)
+        tar, index = tars[shards[-1]]
+        sample = _read(tar, index, place - int(edges[shards[-1]]))
+        problems.append(f"key {sample.key!r} in more than one shard: {names}")
+    if len(twice) > _SHOWN:
+        problems.append(f"and {len(twice) - _SHOWN} more keys that repeat")
+    return problems
+
+
+def _read(tar: Path, index: Index, place: int) -> Sample:
+    file = os.open(tar, os.O_RDONLY)
+    try:
+        return read_sample(file, str(tar), index, place)
+    finally:
+        os.close(file)
