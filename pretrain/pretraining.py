@@ -44,6 +44,7 @@ class PretrainJob:
             if runtime.is_main:
                 print(report, flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
+        self.resumed_from = reader and reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
         self._loss = LOSSES[config.loss.name]

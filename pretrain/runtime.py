@@ -18,6 +18,7 @@ import torch.distributed as dist
 from data_tools.errors import UserError
 
 EXIT_DONE, EXIT_STOPPED = 0, 75
+_control: dist.ProcessGroup | None = None  # beside nccl: agreement over gloo does not wait for the device
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its default to 10, too short for a large save
 
 
@@ -79,6 +80,9 @@ def _join(rank: int, size: int, backend: str) -> None:
         else:
             dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    if backend == "nccl":
+        global _control
+        _control = dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
 
 
 def finish() -> None:
@@ -92,9 +96,8 @@ def agree(values: Sequence[float]) -> list[float]:
     """The sum over ranks of each value, on every rank. All ranks must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total, group=_control)
     return total.tolist()
 
 
@@ -103,7 +106,7 @@ def gather(value: object) -> list:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_control)
     return values
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -31,6 +32,7 @@ class Job(Protocol):
     stream: TrainStream
     state: TrainState
     extras: Extras
+    resumed_from: Path | None
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the global batch; returns the rank-local loss, detached. All ranks call it."""
@@ -63,9 +65,9 @@ def train(job: Job) -> int:
                 run.evaluate(batch)
             if stop or run.due("checkpoint"):
                 run.save()
-            if stop or job.state.step == run.total_steps:
+            if stop:
                 return run.end(stop)
-        return run.end("")  # a resumed run that was complete
+        return run.end("")
     except BaseException as error:
         write_status(job.config.run.dir, FAILED, job.state.step, run.checkpoint, str(error) or type(error).__name__)
         raise
@@ -78,7 +80,7 @@ class Run:
 
     def __init__(self, job: Job):
         config, state = job.config, job.state
-        self.job, self.checkpoint = job, None
+        self.job, self.checkpoint = job, job.resumed_from
         self.total_steps = run_steps(config, job.stream.steps_per_epoch)
         self.schedule = make_schedule(config, job.stream.steps_per_epoch)
         self.checkpoints = Checkpoints(config.run.dir, job.runtime, config.checkpoint.keep)
@@ -141,14 +143,13 @@ class Run:
     def save(self) -> None:
         """Commit a checkpoint."""
         started = time.perf_counter()
-        self.job.state.finished = self.job.state.step == self.total_steps
         self.checkpoint = self.checkpoints.save(self.job.engine, self.job.state, self.job.extras)
         self._status(RUNNING)
         self._since.started += time.perf_counter() - started
 
     def end(self, stop: str) -> int:
         """Leave a checkpoint of the last step and the final status; returns the exit code."""
-        complete = self.job.state.step == self.total_steps
+        complete = self.job.state.step >= self.total_steps  # more: a longer run was resumed as a shorter one
         if self.checkpoint is None or self.checkpoint.name != f"step-{self.job.state.step:09d}":
             self.save()
         self._status(DONE if complete else STOPPED, stop)
@@ -183,12 +184,12 @@ class Run:
         losses, keys = gather(float(loss)), gather(self.job.diagnose(batch))
         ranks = [rank for rank, value in enumerate(losses) if not math.isfinite(value)]
         samples = [f"{key} (rank {rank})" for rank, own in enumerate(keys) for key in own][:5]
-        good = self.checkpoint or self.checkpoints.find()
         return NonFiniteError(
             f"step {self.job.state.step + 1} was stopped before its update: {error}",
             got=f"loss not finite on ranks {ranks or 'none'}"
             + (f", features not finite of samples {', '.join(samples)}" if samples else ", all features finite"),
-            remedy=f"last good checkpoint: {good or 'none yet'}; look at the samples, lower optim.lr or set grad_clip",
+            remedy=f"last good checkpoint: {self.checkpoint or 'none yet'}; look at the samples, lower optim.lr or "
+            "set optim.grad_clip",
         )
 
     def _intervals(self) -> dict[str, int | None]:

@@ -33,7 +33,7 @@ class Engine:
         model.to(runtime.device)
         self.stage = train.zero_stage
         self.device = runtime.device
-        self.grad_norm = 0.0
+        self._grad_norm: float | torch.Tensor = 0.0
         self._clip = optim.grad_clip
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
@@ -78,14 +78,14 @@ class Engine:
         if self.stage > 0:
             if self.deepspeed.optimizer.overflow:  # agreed by DeepSpeed over the norms of all partitions
                 raise NonFiniteError("a gradient is not finite")
-            self.grad_norm = float(self.deepspeed.get_global_grad_norm())
+            self._grad_norm = self.deepspeed.get_global_grad_norm()
         self._clamp_logit_scale()
 
     def _before_plain_update(self, *_ignored) -> None:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        self.grad_norm = float(norm)
-        if not math.isfinite(self.grad_norm):
+        self._grad_norm = norm
+        if not math.isfinite(norm):
             raise NonFiniteError("a gradient is not finite")
         if self._clip is not None:
             torch.nn.utils.clip_grads_with_norm_(
@@ -110,6 +110,11 @@ class Engine:
             copies.append(scale._hp_mapping.hp_fragment)
         for copy in copies:
             copy.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    @property
+    def grad_norm(self) -> float:
+        """Global norm of the last update's gradients, before clipping. Waits for the device."""
+        return float(self._grad_norm)
 
     def logit_scale(self) -> float | None:
         """exp(logit_scale); all ranks must call it. None where the model has none."""

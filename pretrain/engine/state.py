@@ -21,7 +21,6 @@ class TrainState:
     samples_seen: int = 0
     position: dict = field(default_factory=dict)
     bad_samples: int = 0
-    finished: bool = False
 
     def to_dict(self) -> dict:
         """JSON-ready."""

@@ -50,6 +50,7 @@ class FinetuneJob:
             print("\n".join(lines), flush=True)
         self.spec = spec
         self.engine = Engine(model, config.optim, config.train, runtime)
+        self.resumed_from = reader and reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
 
