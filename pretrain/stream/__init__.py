@@ -1,0 +1,4 @@
+"""The training stream: order -> read -> decode, augment, tokenise -> batch.
+
+It is told its rank and the world size, and calls no collective.
+"""

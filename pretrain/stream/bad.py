@@ -1,0 +1,92 @@
+"""Bad samples: what they are, how they are counted, and when there are too many of them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_tools.errors import UserError
+
+WORST_SHARDS = 5
+
+
+class BadSampleError(ValueError):
+    """A sample that training replaces by its substitute.
+
+    Args:
+        kind: one word for the account, such as `undecodable`.
+        reason: what was wrong.
+    """
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+        self.key = ""  # of the sample, where it is known
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One replaced sample. `index` is its place in the shard, `key` is empty where it could not be read."""
+
+    shard: str
+    index: int
+    key: str
+    kind: str
+    error: str
+
+
+class Quarantine:
+    """Appends bad samples to a JSON-lines file, one flushed line each. Opens the file at the first one."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def write(self, step: int, epoch: int, samples: Iterable[BadSample]) -> None:
+        """Append the bad samples of a step's batch; nothing is opened where there are none."""
+        lines = [json.dumps({"step": step, "epoch": epoch, **asdict(sample)}) + "\n" for sample in samples]
+        if not lines:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+
+
+class BadSampleAccount:
+    """Counts of one rank: `read_total` samples delivered, `bad_total` bad ones replaced, `by_shard` and `by_kind`."""
+
+    def __init__(self) -> None:
+        self.read_total = 0
+        self.bad_total = 0
+        self.by_shard: Counter[str] = Counter()
+        self.by_kind: Counter[str] = Counter()
+
+    def add(self, read: int, bad: Iterable[BadSample]) -> None:
+        """Count a delivered batch of `read` samples, of which those in `bad` were replaced."""
+        self.read_total += read
+        for sample in bad:
+            self.bad_total += 1
+            self.by_shard[sample.shard] += 1
+            self.by_kind[sample.kind] += 1
+
+
+def check_bad_ratio(
+    bad: int, read: int, max_ratio: float, worst: Mapping[str, int] | None = None, min_reads: int = 0
+) -> None:
+    """Raises UserError, with the shards that hold most bad samples, where more than `max_ratio` of the samples are bad.
+
+    Args:
+        bad, read: counts summed over all ranks, so that all ranks judge alike.
+        worst: bad samples by shard, as far as this rank knows.
+        min_reads: the ratio is judged as if at least so many samples had been read, so that one early bad sample does
+            not end a run.
+    """
+    if bad <= max_ratio * max(read, min_reads):
+        return
+    shards = ", ".join(f"{name} ({count})" for name, count in Counter(worst or {}).most_common(WORST_SHARDS))
+    raise UserError(
+        "too many bad samples" + (f", most in {shards}" if shards else ""),
+        got=f"{bad} of {read} samples",
+        expected=f"at most {max_ratio:.4g} of them",
+        remedy="see quarantine-<rank>.jsonl in the run folder; repair the shards or raise data.max_bad_ratio",
+    )

@@ -1,0 +1,206 @@
+"""The order of training samples: a pure function of (sample counts, seed, epoch, position).
+
+World size, workers and ranks do not occur in it: every world size that divides the global batch sees the same global
+batches. Shards are permuted and their samples seen as one ring; from a random start it is cut into C canonical streams
+of equal length (cuts fall inside shards), and each stream is permuted in windows that are built when first needed. The
+start makes each epoch drop and group other samples, even of a single shard. Fixed canonical streams are MosaicML
+Streaming's idea; the lazy windows keep start-up independent of the corpus size.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from data_tools.errors import UserError
+from pretrain.stream.sample_rng import Purpose, random_bits
+
+MAX_STREAMS = 64
+ATTEMPTS_IN_WINDOW = 16
+_SHARD_TAG, _WINDOW_TAG, _START_TAG = 0, 1, 2
+_NOTHING_BUILT = (-1, -1)
+
+
+def canonical_streams(global_batch: int) -> int:
+    """C, the number of canonical streams: it divides the global batch and is kept in the state of a run."""
+    return math.gcd(global_batch, MAX_STREAMS)
+
+
+def shuffled(n: int, seed: int, epoch: int, tag: int, a: int = 0, b: int = 0) -> np.ndarray:
+    """A permutation of range(n), int64 [n]: the stable argsort of n raw Philox words.
+
+    Frozen: raw words never change between numpy versions, `Generator.permutation` may. The unstable sort is five times
+    as fast, and equals the stable one unless two words are equal.
+    """
+    bits = _random_words(n, seed, epoch, tag, a, b)
+    order = np.argsort(bits)
+    ordered = bits[order]
+    if n > 1 and (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(bits, kind="stable")
+    return order
+
+
+def _random_words(n: int, seed: int, epoch: int, tag: int, a: int = 0, b: int = 0) -> np.ndarray:
+    key = np.array([seed, epoch], dtype=np.uint64)
+    counter = np.array([0, tag, a, b], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(n)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The permuted shards of one epoch, laid end to end and closed to a ring. Positions count from `start` on."""
+
+    shards: np.ndarray  # int64 [S], shard at each place of the line
+    edges: np.ndarray  # int64 [S + 1], first sample of each place
+    start: int
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions -> (shard, index in the shard), each of the positions' shape."""
+        samples = (positions + self.start) % self.edges[-1]
+        place = np.searchsorted(self.edges, samples, side="right") - 1
+        return self.shards[place], samples - self.edges[place]
+
+    def position(self, shard: int, index: int) -> int:
+        """The inverse of `locate`, for one sample."""
+        place = np.flatnonzero(self.shards == shard)[0]
+        return int((self.edges[place] + index - self.start) % self.edges[-1])
+
+
+class Order:
+    """Which sample stands where. Costs O(shards) per epoch and O(window) per window; pickles without its caches.
+
+    Args:
+        counts: int64 [S], samples per shard.
+        seed: 0 <= seed < 2**64.
+        streams: C, see `canonical_streams`.
+        window: samples per shuffle window of one stream.
+    """
+
+    def __init__(self, counts: np.ndarray, seed: int, streams: int, window: int):
+        if not 0 <= seed < 2**64:
+            raise UserError("the seed does not fit", got=seed, expected="0 <= seed < 2**64")
+        if not 1 <= window < 2**31:
+            raise UserError("the shuffle window does not fit", got=window, expected="1 <= window < 2**31")
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.seed, self.streams, self.window = seed, streams, window
+        self.num_samples = int(self.counts.sum())
+        self.stream_length = self.num_samples // streams
+        self._line = lru_cache(maxsize=2)(self._build_line)
+        self._block_key = _NOTHING_BUILT
+        self._block = np.empty((0, 0), dtype=np.int32)
+        self._built = np.zeros(0, dtype=bool)
+
+    def __reduce__(self) -> tuple:
+        return Order, (self.counts, self.seed, self.streams, self.window)
+
+    def steps_per_epoch(self, global_batch: int) -> int:
+        """Global batches per epoch, the same on every rank. Raises UserError where C does not divide the batch or the
+        corpus is smaller than it."""
+        if global_batch < 1 or global_batch % self.streams:
+            raise UserError(
+                "the global batch does not fit the canonical streams",
+                got=global_batch,
+                expected=f"a multiple of {self.streams}",
+                remedy="set a multiple, or start a new run",
+            )
+        steps = self.stream_length // (global_batch // self.streams)
+        if steps == 0:
+            raise UserError(
+                "the global batch is larger than the corpus",
+                got=f"a global batch of {global_batch} and {self.num_samples} samples",
+                expected=f"at most {self.num_samples}",
+                remedy="lower the global batch or pack more samples",
+            )
+        return steps
+
+    def samples_per_epoch(self, global_batch: int) -> int:
+        """Samples used in an epoch; the rest is `dropped`."""
+        return self.steps_per_epoch(global_batch) * global_batch
+
+    def dropped(self, global_batch: int) -> int:
+        """Samples left out of an epoch. Which they are changes with the epoch's permutation."""
+        return self.num_samples - self.samples_per_epoch(global_batch)
+
+    def batch(
+        self, epoch: int, step: int, global_batch: int, world_size: int = 1, rank: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of one rank at `step` of `epoch`: (shard, index in shard), int64 [global_batch / world_size] each.
+
+        The global batch takes q = global_batch / C samples of every stream, ordered by stream; rank r holds the r-th
+        contiguous slice of it.
+        """
+        steps = self.steps_per_epoch(global_batch)
+        if not 0 <= step < steps:
+            raise IndexError(f"step {step} of an epoch of {steps} steps")
+        check_world_size(global_batch, world_size)
+        per_rank, per_stream = global_batch // world_size, global_batch // self.streams
+        slots = np.arange(rank * per_rank, (rank + 1) * per_rank)
+        stream, place = slots // per_stream, step * per_stream + slots % per_stream
+        return self._line(epoch).locate(self._positions(epoch, stream, place))
+
+    def _positions(self, epoch: int, stream: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Line positions [n] of the `place`-th samples of streams, window by window."""
+        number, offset = np.divmod(place, self.window)
+        positions = stream * self.stream_length + number * self.window
+        for window in range(int(number.min()), int(number.max()) + 1):
+            mask = number == window
+            self._build_window(epoch, window, np.unique(stream[mask]))
+            positions[mask] += self._block[stream[mask], offset[mask]]
+        return positions
+
+    def _build_window(self, epoch: int, window: int, streams: np.ndarray) -> None:
+        """Fills the block [C, n] of the window's permutations for `streams`.
+
+        All streams stand at the same window, so one block is the whole cache, and it bounds the memory to
+        4 * C * window bytes. The rows of other ranks' streams are never touched and take none.
+        """
+        if self._block_key != (epoch, window):
+            self._block_key = (epoch, window)
+            self._block = np.empty((self.streams, self._window_length(window)), dtype=np.int32)
+            self._built = np.zeros(self.streams, dtype=bool)
+        for stream in streams[~self._built[streams]].tolist():
+            n = self._block.shape[1]
+            self._block[stream] = shuffled(n, self.seed, epoch, _WINDOW_TAG, stream, window)
+            self._built[stream] = True
+
+    def _window_length(self, window: int) -> int:
+        return min(self.window, self.stream_length - window * self.window)
+
+    def _build_line(self, epoch: int) -> _Line:
+        shards = shuffled(len(self.counts), self.seed, epoch, _SHARD_TAG)
+        start = int(_random_words(1, self.seed, epoch, _START_TAG)[0]) % self.num_samples
+        return _Line(shards, np.concatenate([[0], np.cumsum(self.counts[shards])]), start)
+
+    def substitute(self, epoch: int, shard: int, index: int, attempt: int) -> tuple[int, int]:
+        """The `attempt`-th (from 0) replacement of a bad sample: (shard, index in shard), equal on all world sizes.
+
+        It comes from the bad sample's own window, so that it is near in the cache; after `ATTEMPTS_IN_WINDOW` attempts,
+        or where the window holds nothing else, from the whole corpus.
+        """
+        line = self._line(epoch)
+        position = line.position(shard, index)
+        bits = random_bits(self.seed, epoch, position, Purpose.SUBSTITUTE, attempt)
+        stream, place = divmod(position, self.stream_length)
+        window = place // self.window
+        first, n = stream * self.stream_length + window * self.window, self._window_length(window)
+        if attempt >= ATTEMPTS_IN_WINDOW or n < 2:
+            first, n = 0, self.num_samples
+        # never the bad sample itself
+        replacement = first + (position - first + 1 + bits % max(n - 1, 1)) % n
+        shards, indices = line.locate(np.array([replacement]))
+        return int(shards[0]), int(indices[0])
+
+
+def check_world_size(global_batch: int, world_size: int) -> None:
+    """Raises UserError where the ranks would hold unequal batches."""
+    if global_batch % world_size == 0:
+        return
+    fitting = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
+    below, above = max(n for n in fitting if n < world_size), min((n for n in fitting if n > world_size), default=None)
+    raise UserError(
+        f"the global batch {global_batch} is not divisible by the world size",
+        got=f"{world_size} ranks",
+        expected=f"{below} ranks" if above is None else f"{below} or {above} ranks",
+        remedy=f"start with such a number of ranks, or set a global batch that {world_size} divides",
+    )

@@ -1,0 +1,255 @@
+"""The order of samples: frozen values, the same at any world size, every sample at most once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_tools.errors import UserError
+from pretrain.stream import order as order_module
+from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, check_world_size, shuffled
+from pretrain.stream.position import Position
+from pretrain.stream.sample_rng import Purpose, random_bits, random_pair
+
+COUNTS = np.array([5, 11, 2, 30, 7])
+
+
+def corpus(draw: np.random.Generator, shards: int) -> np.ndarray:
+    return draw.integers(1, 200, shards)
+
+
+def line(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(shard, index) pairs as one number each."""
+    shards, indices = batch
+    return shards * 1_000_000 + indices
+
+
+def test_frozen_permutation():
+    assert shuffled(10, 7, 2, 1, 3, 4).tolist() == [8, 7, 1, 9, 2, 5, 3, 0, 6, 4]
+
+
+def test_frozen_hash():
+    assert random_bits(7, 2, 0, Purpose.CAPTION) == 17337544884009685000
+    assert random_bits(7, 2, 2**64 - 1, Purpose.CAPTION) == 1665485951479054106
+    assert random_bits(1, 0, 5, Purpose.SUBSTITUTE, 3) == 14892249000200408725
+
+
+def test_frozen_order():
+    order = Order(COUNTS, seed=7, streams=8, window=3)
+    shards, indices = order.batch(1, 2, 16)
+    assert shards.tolist() == [3, 3, 3, 3, 1, 1, 1, 1, 4, 4, 0, 0, 3, 3, 3, 3]
+    assert indices.tolist() == [19, 21, 25, 27, 1, 3, 7, 8, 2, 1, 0, 1, 0, 2, 7, 6]
+    substitutes = [order.substitute(1, 3, 19, attempt) for attempt in (0, 1, 2, 16, 17)]
+    assert substitutes == [(3, 21), (3, 21), (3, 21), (1, 7), (3, 5)]
+
+
+def test_equal_words_fall_back_to_the_stable_sort(monkeypatch):
+    words = np.array([3, 1, 3, 1, 3] * 50, dtype=np.uint64)
+
+    class Repeating:
+        def __init__(self, **_):
+            pass
+
+        def random_raw(self, n):
+            return words[:n]
+
+    monkeypatch.setattr(order_module.np.random, "Philox", Repeating)
+    assert np.array_equal(shuffled(250, 0, 0, 0), np.argsort(words, kind="stable"))
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    shards=st.integers(1, 12),
+    factors=st.tuples(st.sampled_from([1, 2, 6, 48, 64, 96, 192]), st.sampled_from([1, 2, 3])),
+    window=st.integers(1, 400),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_world_size_makes_the_same_global_batches(seed, shards, factors, window, epoch):
+    global_batch = factors[0] * factors[1]
+    counts = corpus(np.random.default_rng(seed), shards)
+    if counts.sum() < global_batch:
+        counts = counts + global_batch
+    order = Order(counts, seed, canonical_streams(global_batch), window)
+    steps = order.steps_per_epoch(global_batch)
+    resumes = {0, steps // 2, steps - 1}
+    whole = {step: line(order.batch(epoch, step, global_batch)) for step in resumes}
+    for world_size in (w for w in range(1, 193) if global_batch % w == 0):
+        for step in resumes:
+            fresh = Order(counts, seed, order.streams, window)  # a resumed process has built nothing
+            ranks = [line(fresh.batch(epoch, step, global_batch, world_size, rank)) for rank in range(world_size)]
+            assert {len(rank) for rank in ranks} == {global_batch // world_size}
+            assert np.array_equal(np.concatenate(ranks), whole[step])
+
+
+@given(seed=st.integers(0, 1000), global_batch=st.sampled_from([1, 7, 16, 64, 128, 192]), window=st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_holds_each_sample_at_most_once(seed, global_batch, window):
+    counts = corpus(np.random.default_rng(seed), 9) + 30
+    order = Order(counts, seed, canonical_streams(global_batch), window)
+    for epoch in (0, 1):
+        seen = [line(order.batch(epoch, step, global_batch)) for step in range(order.steps_per_epoch(global_batch))]
+        seen = np.concatenate(seen)
+        assert len(np.unique(seen)) == len(seen) == counts.sum() - order.dropped(global_batch)
+        assert len(seen) == order.samples_per_epoch(global_batch)
+        assert (seen % 1_000_000 < counts[seen // 1_000_000]).all()
+    assert 0 <= order.dropped(global_batch) < global_batch + order.streams
+
+
+def test_the_dropped_tail_and_the_order_change_with_epoch_and_seed():
+    def epoch_of(seed, epoch):
+        order = Order(COUNTS, seed, 8, 3)
+        return [int(n) for step in range(order.steps_per_epoch(16)) for n in line(order.batch(epoch, step, 16))]
+
+    variants = [epoch_of(7, 0), epoch_of(7, 1), epoch_of(8, 0)]
+    assert len({tuple(variant) for variant in variants}) == 3
+    assert len({frozenset(variant) for variant in variants}) == 3
+
+
+def test_no_sample_of_a_single_shard_is_dropped_for_ever():
+    order = Order(np.array([100]), 0, 64, 4)
+    seen = [np.concatenate([line(order.batch(epoch, 0, 64))]) for epoch in range(30)]
+    assert len(np.unique(np.concatenate(seen))) == 100
+
+
+def test_a_batch_takes_part_in_every_stream():
+    order = Order(np.full(64, 100), 0, 64, 10)
+    shards, _ = order.batch(0, 0, 128)
+    assert len(np.unique(shards)) == 64
+
+
+def test_one_shard_serves_many_ranks():
+    order = Order(np.array([50]), 3, canonical_streams(8), 16)
+    ranks = [line(order.batch(0, 1, 8, 4, rank)) for rank in range(4)]
+    assert sorted({len(rank) for rank in ranks}) == [2]
+    assert len(np.unique(np.concatenate(ranks))) == 8
+
+
+def test_windows_are_rebuilt_after_going_back():
+    order = Order(np.full(10, 100), 5, 8, 16)
+    steps = [0, 40, 3, 40, 0]
+    fresh = [line(Order(np.full(10, 100), 5, 8, 16).batch(0, step, 8)) for step in steps]
+    for step, expected in zip(steps, fresh, strict=True):
+        assert np.array_equal(line(order.batch(0, step, 8)), expected)
+
+
+def test_steps_outside_the_epoch_are_refused():
+    order = Order(COUNTS, 7, 8, 3)
+    with pytest.raises(IndexError):
+        order.batch(0, order.steps_per_epoch(16), 16)
+
+
+def test_it_pickles_as_its_settings():
+    order = Order(COUNTS, 7, 8, 3)
+    size = len(pickle.dumps(order))
+    order.batch(0, 0, 8)
+    copy = pickle.loads(pickle.dumps(order))
+    assert len(pickle.dumps(order)) == size
+    assert np.array_equal(line(copy.batch(0, 1, 8)), line(order.batch(0, 1, 8)))
+
+
+def test_a_global_batch_larger_than_the_corpus_is_refused():
+    with pytest.raises(UserError, match=r"larger than the corpus.*got a global batch of 64 and 55 samples"):
+        Order(COUNTS, 0, canonical_streams(64), 8).steps_per_epoch(64)
+    assert Order(COUNTS, 0, canonical_streams(55), 8).steps_per_epoch(55) == 1
+
+
+def test_a_global_batch_that_the_streams_do_not_divide_is_refused():
+    with pytest.raises(UserError, match="got 12; expected a multiple of 8"):
+        Order(COUNTS, 0, 8, 8).steps_per_epoch(12)
+
+
+@pytest.mark.parametrize(("world_size", "fitting"), [(5, "4 or 6 ranks"), (13, "12 ranks"), (7, "6 or 12 ranks")])
+def test_a_world_size_that_does_not_divide_the_batch_is_refused(world_size, fitting):
+    with pytest.raises(UserError, match=f"12 is not divisible.*got {world_size} ranks; expected {fitting}"):
+        check_world_size(12, world_size)
+
+
+@pytest.mark.parametrize("change", [{"seed": -1}, {"seed": 2**64}, {"window": 0}])
+def test_settings_are_checked(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        Order(COUNTS, **{"seed": 0, "streams": 1, "window": 4, **change})
+
+
+def test_substitutes_stay_in_the_window_and_differ_from_the_bad_sample():
+    counts, window = np.full(20, 50), 25
+    order = Order(counts, 9, 8, window)
+    bad = [(int(s), int(i)) for s, i in zip(*order.batch(2, 1, 64), strict=True)]
+    members = [line(order.batch(2, step, 8)) for step in range(window)]  # all of the streams' first windows
+    first_windows = [set(np.array(members)[:, stream].tolist()) for stream in range(8)]
+    for place, (shard, index) in enumerate(bad):
+        for attempt in range(ATTEMPTS_IN_WINDOW):
+            substitute = order.substitute(2, shard, index, attempt)
+            assert substitute != (shard, index)
+            assert substitute[0] * 1_000_000 + substitute[1] in first_windows[place // 8]
+        beyond = [order.substitute(2, shard, index, ATTEMPTS_IN_WINDOW + k) for k in range(8)]
+        assert len({shard for shard, _ in beyond}) > 2
+    assert len({order.substitute(2, *bad[0], attempt) for attempt in range(8)}) > 4
+
+
+def test_a_window_of_one_sample_is_substituted_from_the_corpus():
+    order = Order(np.array([8]), 0, 8, 4)
+    assert order.substitute(0, 0, 3, 0) != (0, 3)
+
+
+def test_start_and_lookups_are_fast_at_a_billion_samples():
+    counts = np.full(100_000, 10_000)
+    started = time.perf_counter()
+    order = Order(counts, 1, 64, 262_144)
+    order.batch(3, 20_000, 64, 8, 5)
+    assert time.perf_counter() - started < 1
+    order.batch(0, 0, 32_768)
+    started = time.perf_counter()
+    for step in range(1, 9):
+        order.batch(0, step, 32_768)
+    assert (time.perf_counter() - started) / (8 * 32_768) < 5e-6
+
+
+def test_memory_is_bounded_by_the_windows():
+    order = Order(np.full(1000, 1000), 1, 64, 1000)
+    for step in range(0, 15_000, 500):
+        order.batch(step % 5, step, 64)
+        assert order._block.nbytes <= 64 * 1000 * 4
+
+
+def test_random_pair_is_uniform():
+    values = np.array([random_pair(0, 0, sample, Purpose.CROP) for sample in range(20_000)])
+    assert np.abs(values.mean(0) - 0.5).max() < 0.01
+    assert abs(np.corrcoef(values.T)[0, 1]) < 0.03
+    assert values.min() >= 0
+    assert values.max() < 1
+
+
+POSITION = Position(
+    manifest_digest="a" * 32, seed=2**64 - 1, streams=64, window=2**31 - 1, epoch=3, samples_in_epoch=5, samples_seen=7
+)
+
+
+def test_position_is_small_json_and_comes_back():
+    text = json.dumps(POSITION.to_dict())
+    assert len(text) < 1000
+    assert Position.from_dict(json.loads(text)) == POSITION
+
+
+@pytest.mark.parametrize("field", ["manifest_digest", "seed", "streams", "window"])
+def test_another_order_is_refused_by_name(field):
+    other = replace(POSITION, **{field: "b" if field == "manifest_digest" else 1})
+    with pytest.raises(UserError, match=f"another {field}; got {getattr(other, field)}; expected"):
+        POSITION.check_resumable(other)
+
+
+def test_progress_is_no_obstacle_to_a_resume():
+    POSITION.check_resumable(replace(POSITION, epoch=0, samples_in_epoch=0, samples_seen=0))
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"extra": 1}])
+def test_unknown_positions_are_refused(change):
+    with pytest.raises(UserError, match="cannot be read"):
+        Position.from_dict(POSITION.to_dict() | change)
