@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, CustomTextCLIP
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
@@ -42,11 +44,9 @@ class DualEncoder(nn.Module):
 
         Under ZeRO-3 all ranks must call it equally often, with equally many text parts.
         """
-        image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
-        text = None
-        if texts is not None:
-            features = [text_features(self.clip, part, self.cut) for part in texts.parts]
-            text = _unit(torch.cat(features)[texts.restore])
+        with _attention_kernel(self.pixel_mean.device):
+            image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
+            text = None if texts is None else _unit(text_features(self.clip, texts, self.cut))
         return image, text, self._scale()
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,7 @@ class DualEncoder(nn.Module):
         return native
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
-        return (images - self.pixel_mean) / self.pixel_std if images.dtype == torch.uint8 else images
+        return (images - self.pixel_mean).div_(self.pixel_std) if images.dtype == torch.uint8 else images
 
     def _scale(self) -> torch.Tensor:
         # Straight through: beyond the cap the gradient still flows and can bring the parameter back.
@@ -84,6 +84,11 @@ def build_model(name: str, seed: int, text_buckets: int = 1) -> DualEncoder:
     """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone."""
     torch.manual_seed(seed)
     return DualEncoder(resolve_spec(name), text_buckets)
+
+
+def _attention_kernel(device: torch.device) -> AbstractContextManager:
+    """On CPUs the plain kernel, in fp32: at these lengths its bf16 step is a quarter faster than the fused one's."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

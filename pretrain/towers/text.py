@@ -7,6 +7,7 @@ mask, last token pooled) keeps the full length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -74,16 +75,31 @@ class TextCut:
         return TextParts(parts, torch.argsort(order))
 
 
-def text_features(clip: nn.Module, tokens: torch.Tensor, cut: TextCut) -> torch.Tensor:
-    """Features `[n, d]`, not normalised, of texts that may be shorter than the tower's context (open_clip's own forward
-    of causal towers takes full length only)."""
-    if not cut.causal:
-        return clip.encode_text(tokens)
+def text_features(clip: nn.Module, texts: TextParts, cut: TextCut) -> torch.Tensor:
+    """Features `[n, d]`, not normalised, in the order the texts came in (open_clip's own forward of causal towers takes
+    full length only)."""
+    if cut.causal:
+        features = [_causal_features(clip, *part, cut) for part in _embedded(clip, texts.parts)]
+    else:
+        features = [clip.encode_text(part) for part in texts.parts]
+    return torch.cat(features)[texts.restore]
+
+
+def _embedded(clip: nn.Module, parts: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(tokens, embeddings) of each part. One look-up for all of them: its backward fills a gradient as large as the
+    vocabulary, which for small towers costs more than a layer."""
+    tower = getattr(clip, "text", clip)
+    vectors = tower.token_embedding(torch.cat([part.flatten() for part in parts]))  # [tokens, width]
+    for part, own in zip(parts, vectors.split([part.numel() for part in parts]), strict=True):
+        yield part, own.view(*part.shape, -1)
+
+
+def _causal_features(clip: nn.Module, tokens: torch.Tensor, x: torch.Tensor, cut: TextCut) -> torch.Tensor:
+    """Features of `tokens` `[n, length]` with embeddings `x` `[n, length, width]`."""
     tower = getattr(clip, "text", clip)
     length = tokens.shape[1]
     dtype = tower.transformer.get_cast_dtype()
-    x = tower.token_embedding(tokens).to(dtype)  # [n, length, width]
-    x = x + tower.positional_embedding[:length].to(dtype)
+    x = x.to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     x = tower.ln_final(x)
     pool = "argmax" if cut.eos_id is None else "eos"
