@@ -95,16 +95,8 @@ def _break(name: str, value: object, rule: str, remedy: str | None) -> NoReturn:
 
 def local_batch(config: PretrainConfig | FinetuneConfig, world_size: int) -> int:
     """Pairs per rank and step; raises UsageError where the world size or the micro-batch does not fit."""
-    total = config.train.global_batch
-    if total % world_size:
-        fits = next(w for w in range(world_size, 0, -1) if total % w == 0)
-        raise UsageError(
-            "train.global_batch does not divide among the ranks",
-            got=f"{total} pairs for {world_size} ranks",
-            expected="a multiple of the world size",
-            remedy=f"use {fits} ranks or train.global_batch={(total // world_size + 1) * world_size}",
-        )
-    local = total // world_size
+    check_world_size(config.train.global_batch, world_size)
+    local = config.train.global_batch // world_size
     micro = config.train.micro_batch
     if micro is not None and local % micro:
         raise UsageError(
@@ -114,3 +106,17 @@ def local_batch(config: PretrainConfig | FinetuneConfig, world_size: int) -> int
             remedy="train.micro_batch=null does it in one forward",
         )
     return local
+
+
+def check_world_size(global_batch: int, world_size: int) -> None:
+    """Raises UsageError where the ranks would hold unequal batches."""
+    if global_batch % world_size == 0:
+        return
+    fitting = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
+    below, above = max(n for n in fitting if n < world_size), min((n for n in fitting if n > world_size), default=None)
+    raise UsageError(
+        f"the global batch {global_batch} is not divisible by the world size",
+        got=f"{world_size} ranks",
+        expected=f"{below} ranks" if above is None else f"{below} or {above} ranks",
+        remedy=f"start with such a number of ranks, or set a global batch that {world_size} divides",
+    )

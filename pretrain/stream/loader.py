@@ -9,10 +9,11 @@ import torch
 
 from data_tools.errors import UsageError, UserError
 from data_tools.shards import Corpus, ShardReader
+from pretrain.rules import check_world_size
 from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, Quarantine, check_bad_ratio
 from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample
 from pretrain.stream.members import Target, missing_member
-from pretrain.stream.order import Order, canonical_streams, check_world_size
+from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Position
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from data_tools.errors import UserError
+from pretrain.rules import check_world_size
 from pretrain.stream.sample_rng import Purpose, random_bits
 
 MAX_STREAMS = 64
@@ -190,17 +191,3 @@ class Order:
         replacement = first + (position - first + 1 + bits % max(n - 1, 1)) % n
         shards, indices = line.locate(np.array([replacement]))
         return int(shards[0]), int(indices[0])
-
-
-def check_world_size(global_batch: int, world_size: int) -> None:
-    """Raises UserError where the ranks would hold unequal batches."""
-    if global_batch % world_size == 0:
-        return
-    fitting = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
-    below, above = max(n for n in fitting if n < world_size), min((n for n in fitting if n > world_size), default=None)
-    raise UserError(
-        f"the global batch {global_batch} is not divisible by the world size",
-        got=f"{world_size} ranks",
-        expected=f"{below} ranks" if above is None else f"{below} or {above} ranks",
-        remedy=f"start with such a number of ranks, or set a global batch that {world_size} divides",
-    )

@@ -46,8 +46,8 @@ def test_a_batch_that_does_not_divide_ends_every_rank(workspace, tmp_path):
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(lines) == 1, done.stderr
-    assert "15 pairs for 2 ranks" in lines[0]
-    assert "train.global_batch=16" in lines[0]
+    assert "global batch 15 is not divisible" in lines[0]
+    assert "1 or 3 ranks" in lines[0]
 
 
 def test_diverging_training_stops_before_the_update(workspace, tmp_path):

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import UserError
+from pretrain.rules import check_world_size
 from pretrain.stream import order as order_module
-from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, check_world_size, shuffled
+from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled
 from pretrain.stream.position import Position
 from pretrain.stream.sample_rng import Purpose, random_bits, random_pair
 
