@@ -1,0 +1,131 @@
+"""Both sides in one process, on the same batches: FLOPs of a step, and the loss curves from the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import open_clip
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_tools.shards import open_corpus
+from pretrain.assemble import image_settings
+from pretrain.benchmark.trainers import Trial
+from pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.engine.gradcache import contrastive_backward
+from pretrain.engine.schedule import Schedule
+from pretrain.losses.contrastive import infonce
+from pretrain.runtime import Runtime
+from pretrain.stream.batches import Batch
+from pretrain.stream.loader import TrainStream
+from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder, build_model
+
+_BUCKETS = ModelConfig.text_buckets
+
+
+class Peer:
+    """open_clip's towers, loss and optimizer groups as its trainer 3.3.0 puts them together, started from `model`."""
+
+    def __init__(self, model: DualEncoder, trial: Trial):
+        cfg = copy.deepcopy(model.spec.model_cfg)
+        self.clip = type(model.clip)(**_without_flags(cfg), output_dict=True).to(model.pixel_mean.device)
+        self.clip.load_state_dict(model.export_state())
+        self.clip.train()
+        self.loss = open_clip.ClipLoss()
+        vectors = [p for n, p in self.clip.named_parameters() if _never_decays(n, p)]
+        rest = [p for n, p in self.clip.named_parameters() if not _never_decays(n, p)]
+        groups = [{"params": vectors, "weight_decay": 0.0}, {"params": rest, "weight_decay": trial.weight_decay}]
+        self.optimizer = torch.optim.AdamW(groups, lr=trial.lr, betas=(0.9, 0.98), eps=1e-6)
+        self._mean, self._std = model.pixel_mean.clone(), model.pixel_std.clone()
+
+    def backward(self, images: torch.Tensor, texts: torch.Tensor) -> float:
+        """Loss and gradients of uint8 `images` `[n, 3, h, w]` and `texts` `[n, context]` at full length."""
+        self.optimizer.zero_grad()
+        loss = self.loss(**self.clip((images - self._mean) / self._std, texts), output_dict=True)["contrastive_loss"]
+        loss.backward()
+        return float(loss.detach())
+
+    def update(self, lr: float) -> None:
+        """One step at `lr`, then the clamp."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def loss_curves(trial: Trial, runtime: Runtime) -> dict:
+    """Train both in fp32 from the same weights on the same batches; `trial.steps_per_epoch` steps, one process.
+
+    Returns both curves and the largest difference between them, overall and relative to the loss.
+    """
+    model = build_model(str(trial.architecture), trial.seed, _BUCKETS)
+    model.train()
+    peer = Peer(model, trial)
+    optim = OptimConfig(lr=trial.lr, weight_decay=trial.weight_decay, decay_embeddings=True)
+    engine = Engine(model, optim, TrainConfig(global_batch=trial.global_batch, precision="fp32"), runtime)
+    total = trial.steps_per_epoch * trial.global_batch
+    schedule = Schedule("cosine", trial.lr, trial.warmup * trial.global_batch, total)
+    ours, theirs = [], []
+    for batch in _batches(trial, model, trial.steps_per_epoch):
+        images = batch.images.to(runtime.device)
+        lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
+        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts))], infonce)))
+        engine.update(lr)
+        theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
+        peer.update(lr)
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    relative = max(gap / loss for gap, loss in zip(gaps, theirs, strict=True))
+    return {"dualstream": ours, "open_clip": theirs, "largest_gap": max(gaps), "largest_relative_gap": relative}
+
+
+def step_flops(trial: Trial, local_batch: int) -> dict:
+    """FLOPs of forward, loss and backward over the first `local_batch` pairs of the stream, as `FlopCounterMode` counts
+    them: ours (texts cut in buckets, one-sweep loss) and open_clip's (texts at full length, ClipLoss)."""
+    model = build_model(str(trial.architecture), trial.seed, _BUCKETS)
+    peer = Peer(model, trial)
+    batch = next(_batches(trial, model, 1))
+    images, texts = batch.images[:local_batch], batch.texts[:local_batch]
+    parts = model.parts(texts)
+    ours = _count(lambda: infonce(*model(images, parts)).backward())
+    theirs = _count(lambda: peer.backward(images, texts))
+    return {
+        "dualstream": ours,
+        "open_clip": theirs,
+        "ratio": theirs / ours,
+        "text_tokens": {"dualstream": parts.num_tokens, "open_clip": texts.numel()},
+    }
+
+
+def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:
+    stream = TrainStream(
+        open_corpus(trial.source),
+        seed=trial.seed,
+        global_batch=trial.global_batch,
+        window=DataConfig.window,
+        image=image_settings(model.spec),
+        tokenize=model.tokenize,
+        workers=trial.workers,
+    )
+    for number, batch in enumerate(stream.iterate(0), 1):
+        yield batch
+        if number == count:
+            return
+
+
+def _count(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _without_flags(cfg: dict) -> dict:
+    return {name: value for name, value in cfg.items() if name != "custom_text"}
+
+
+def _never_decays(name: str, parameter: nn.Parameter) -> bool:
+    """The trainer's own rule, substrings included."""
+    return parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))

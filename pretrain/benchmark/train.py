@@ -1,0 +1,153 @@
+"""`benchmark.py train`: whole trainings of this project and of open_clip's trainer on the same shards and towers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data_tools.errors import UserError
+from data_tools.shards import Corpus, ShardReader, open_corpus
+from pretrain.benchmark import throughput
+from pretrain.benchmark.environment import peer_python, peer_versions
+from pretrain.benchmark.report import machine, show_table, write_report
+from pretrain.benchmark.trainers import Layout, Trial
+
+_DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
+    corpus = open_corpus(args.shards)
+    _check_captions(corpus, args.shards)
+    folder = args.work_dir.resolve() / time.strftime("train-%Y%m%d-%H%M%S")
+    trial = _trial(args, corpus)
+    if args.loss_curve:
+        report = _loss_curve(trial)
+    else:
+        python = peer_python(args.peer_env.absolute())
+        bench = throughput.Bench(folder, python, _announce)
+        measure = _recall if args.recall else _speed
+        report = measure(args, bench, trial) | {"peer": peer_versions(python)}
+    report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__, "trial": vars(trial)}
+    write_report(folder / "report.json", report)
+    print(f"report: {folder / 'report.json'}")
+    return 0
+
+
+def _trial(args: argparse.Namespace, corpus: Corpus) -> Trial:
+    whole = corpus.num_samples // args.global_batch
+    if args.recall and not whole:
+        raise UserError(
+            "the corpus is smaller than a global batch",
+            got=f"{corpus.num_samples} samples",
+            expected=f"{args.global_batch} or more",
+            remedy="--global-batch",
+        )
+    return Trial(
+        source=str(Path(args.shards).absolute()),
+        shards=corpus.paths,
+        architecture=args.model.resolve(),
+        global_batch=args.global_batch,
+        steps_per_epoch=whole if args.recall else args.steps,
+        epochs=args.epochs if args.recall else 1,
+        precision="fp32" if args.loss_curve else args.precision,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        warmup=args.warmup,
+        workers=args.workers,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        save_epochs=args.curve,
+    )
+
+
+def _layouts(args: argparse.Namespace, trial: Trial) -> tuple[Layout, list[Layout]]:
+    """Our layout and the peer's candidates: all cores shared evenly among the ranks."""
+    cores = len(os.sched_getaffinity(0))
+    ranks = args.ranks or torch.cuda.device_count() or min(2, cores)
+    choices = {args.peer_ranks} if args.peer_ranks else {ranks} if trial.device == "cuda" else {1, ranks}
+    for count in {ranks, *choices}:
+        if trial.global_batch % count:
+            raise UserError(f"the global batch of {trial.global_batch} does not divide among {count} ranks")
+    most = max(choices) * max(1, trial.workers)
+    if len(trial.shards) < most:
+        raise UserError(
+            "open_clip's trainer needs a shard per loader process",
+            got=f"{len(trial.shards)} shards",
+            expected=f"{most} or more",
+            remedy="pack the corpus into smaller shards, or use fewer --workers or --peer-ranks",
+        )
+    return Layout(ranks, max(1, cores // ranks)), [Layout(n, max(1, cores // n)) for n in sorted(choices)]
+
+
+def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
+    from pretrain.benchmark.inside import step_flops
+
+    ours, candidates = _layouts(args, trial)
+    theirs, probes = throughput.fastest_layout(bench, trial, candidates, args.skip_steps)
+    results = throughput.alternate(bench, trial, ours, theirs, args.pairs)
+    figures = throughput.summary(results, trial.global_batch, args.skip_steps)
+    flops = step_flops(trial, trial.global_batch // ours.ranks)
+    rows = [
+        (name, str(layout), *(figures[name][key] for key in ("median", "min", "max")), flops[name] / 1e9)
+        for name, layout in (("dualstream", ours), ("open_clip", theirs))
+    ]
+    title = f"samples/s, {trial.precision}, batch {trial.global_batch}, {args.pairs} alternating pairs"
+    show_table(title, ("trainer", "processes x threads", "median", "lowest", "highest", "GFLOP/rank step"), rows)
+    pair = figures["ratio_per_pair"]
+    print(f"ratio of the medians {figures['ratio_of_medians']:.2f} (per pair {pair['min']:.2f} to {pair['max']:.2f})")
+    print(f"ratio of the FLOPs   {flops['ratio']:.2f}")
+    layouts = {"dualstream": str(ours), "open_clip": str(theirs), "open_clip_probes": probes}
+    definition = _DEFINITION.format(args.skip_steps)
+    return {"kind": "train speed", "definition": definition, "layouts": layouts, "speed": figures, "flops": flops}
+
+
+def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
+    from pretrain.benchmark.recall import METRICS, compare_recall, mean_recall
+    from pretrain.runtime import start
+
+    ours, candidates = _layouts(args, trial)
+    layouts = (ours, candidates[-1])
+    rows = compare_recall(bench, trial, layouts, args.seeds, args.val, start(distributed=False))
+    means = mean_recall(rows, trial.epochs)
+    table = [(name, *(100 * means[name][metric] for metric in METRICS)) for name in means]
+    samples = trial.epochs * trial.steps_per_epoch * trial.global_batch
+    show_table(f"recall (%) after {samples} samples, mean of {len(args.seeds)} seeds", ("trainer", *METRICS), table)
+    return {"kind": "train recall", "val": args.val, "seeds": args.seeds, "mean": means, "rows": rows}
+
+
+def _loss_curve(trial: Trial) -> dict:
+    from pretrain.benchmark.inside import loss_curves
+    from pretrain.runtime import finish, start
+
+    curves = loss_curves(trial, start(distributed=True))
+    finish()
+    marks = sorted({0, *range(4, trial.steps_per_epoch, 5), trial.steps_per_epoch - 1})
+    rows = [(str(step + 1), *(f"{curves[name][step]:.6f}" for name in ("dualstream", "open_clip"))) for step in marks]
+    show_table("fp32 loss, same weights, same batches", ("step", "dualstream", "open_clip"), rows)
+    print(f"largest difference {curves['largest_gap']:.2e} (relative {curves['largest_relative_gap']:.2e})")
+    return {"kind": "train loss curve", "curves": curves}
+
+
+def _check_captions(corpus: Corpus, source: str) -> None:
+    """The peer trains on `.txt` alone: with several captions in `.json` the two would not see the same pairs."""
+    reader = ShardReader(corpus)
+    sample = reader.read(0, 0)
+    reader.close()
+    captions = json.loads(sample.members.get("json", b"{}")).get("captions", [])
+    if len(captions) > 1 or "txt" not in sample.members:
+        raise UserError(
+            f"the samples of {source} are not pairs",
+            got=f"{len(captions)} captions in the first" if captions else "no .txt in the first",
+            expected="one caption a sample, which is what open_clip's trainer reads",
+            remedy="pack it with `python -m data_tools pack --pairs`",
+        )
+
+
+def _announce(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

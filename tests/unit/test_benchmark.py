@@ -1,0 +1,180 @@
+"""The benchmark: what it reads from the two trainers, what it makes of it, and that both sides train the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UserError
+from micro_trial import micro_trial
+from pretrain.benchmark import cli, environment, report, throughput, trainers
+from pretrain.benchmark.trainers import Layout, Outcome, Trial
+
+OURS = {name: importlib.metadata.version(name).partition("+")[0] for name in ("torch", "torchvision")}
+FITTING = {"open_clip_torch": "3.3.0", "webdataset": "0.2.86", **OURS}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory) -> Trial:
+    return micro_trial(tmp_path_factory.mktemp("benchmark"))
+
+
+# ---- the peer's environment -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"torch": OURS["torch"] + "+cpu"}, None),
+        ({"webdataset": None}, "webdataset missing"),
+        ({"webdataset": "0.2.100"}, "too new"),
+        ({"webdataset": "1.0.2"}, "too new"),
+        ({"open_clip_torch": "3.2.0"}, "wanted 3.3.0"),
+        ({"torch": "2.0.0"}, "ours is"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_noticed(change, fault):
+    faults = environment._faults(FITTING | change)
+    assert (fault is None and not faults) or (len(faults) == 1 and fault in faults[0])
+
+
+def test_versions_are_asked_of_the_other_interpreter():
+    found = environment.peer_versions(Path(sys.executable))
+    assert found["torch"] == importlib.metadata.version("torch")
+    assert environment.peer_versions(Path("false")) == dict.fromkeys(FITTING)
+
+
+# ---- reading the trainers' logs -------------------------------------------------------------------------------------
+
+_LINE = (
+    "2026-11-22,16:01:02 | INFO | Train Epoch: 0 [ 256/3072 (8%)] Data (t): 1.500 Batch (t): 12.527, 20.4358/s, "
+    "20.4358/s/gpu LR: 0.000100 Logit Scale: 14.286 Contrastive_loss: 5.6050 (5.6050) Loss: 5.6050 (5.6050)\n"
+)
+
+
+def test_steps_are_read_from_open_clips_log(trial, tmp_path, monkeypatch):
+    def write_log(name, command, variables, folder, limit):
+        (folder / "run").mkdir()
+        (folder / "run" / "out.log").write_text("Model:\n" + _LINE * 3)
+        assert variables == {"OMP_NUM_THREADS": "2"}
+
+    monkeypatch.setattr(trainers, "_run", write_log)
+    outcome = trainers.run_open_clip(trial, Layout(1, 2), tmp_path / "run", 1, Path("python"))
+    assert outcome.losses == (5.605,) * 3
+    assert outcome.samples_per_second(8, skip=1) == pytest.approx(20.4358)
+
+
+def test_steps_are_read_from_our_metrics(trial, tmp_path, monkeypatch):
+    def write_metrics(name, command, variables, folder, limit):
+        (folder / "run").mkdir()
+        rows = [{"kind": "train", "seconds": seconds, "loss": 4.0} for seconds in (5.0, 6.0, 8.0)]
+        rows.insert(2, {"kind": "eval", "seconds": 7.0})
+        (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert "--num_accelerators" in command
+
+    monkeypatch.setattr(trainers, "_run", write_metrics)
+    outcome = trainers.run_ours(trial, Layout(2, 1), tmp_path / "run", 1)
+    assert outcome.step_seconds == (5.0, 1.0, 2.0)
+    assert outcome.samples_per_second(8, skip=1) == pytest.approx(16 / 3)
+
+
+def test_a_training_with_missing_steps_is_refused(trial, tmp_path):
+    short = Outcome("open_clip", Layout(1, 1), tmp_path, (1.0,), (4.0,))
+    with pytest.raises(UserError, match=r"1 logged steps.*expected 3 steps"):
+        trainers._checked(trial, short)
+    with pytest.raises(UserError, match="finite losses"):
+        trainers._checked(trial, replace(short, step_seconds=(1.0,) * 3, losses=(4.0, float("nan"), 4.0)))
+
+
+@pytest.mark.parametrize(
+    ("code", "got"), [("exit 3", "exit code 3, last line: oh no"), ("sleep 60", "no end after 1 s")]
+)
+def test_a_failed_training_says_how_it_ended(tmp_path, code, got):
+    with pytest.raises(UserError, match=got):
+        trainers._run("open_clip", ["bash", "-c", f"echo oh no; {code}"], {}, tmp_path, 1)
+
+
+def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path):
+    from pretrain.config import PretrainConfig
+    from pretrain.settings import load_config
+
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(trainers._our_settings(trial, tmp_path)))
+    config = load_config(PretrainConfig, path)
+    theirs = trainers._their_arguments(trial, Layout(2, 1), tmp_path)
+    said = dict(zip(theirs[1:-2:2], theirs[2:-2:2], strict=True))
+    assert float(said["--lr"]) == config.optim.lr
+    assert float(said["--wd"]) == config.optim.weight_decay
+    assert (float(said["--beta1"]), float(said["--beta2"])) == tuple(config.optim.betas)
+    assert float(said["--eps"]) == config.optim.eps
+    assert int(said["--batch-size"]) * 2 == config.train.global_batch
+    assert config.train.duration == "3 steps"
+    assert said["--train-num-samples"] == "24"
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_medians_ranges_and_ratios(tmp_path):
+    def outcome(trainer: str, seconds: float) -> Outcome:
+        return Outcome(trainer, Layout(1, 1), tmp_path, (100.0, seconds, seconds), (1.0,) * 3)
+
+    seconds = [(1.0, 2.0), (2.0, 2.0), (0.5, 4.0)]
+    results = [(outcome("dualstream", ours), outcome("open_clip", theirs)) for ours, theirs in seconds]
+    figures = throughput.summary(results, global_batch=8, skip=1)
+    assert figures["dualstream"] == {"median": 8.0, "min": 4.0, "max": 16.0}
+    assert figures["open_clip"] == {"median": 4.0, "min": 2.0, "max": 4.0}
+    assert figures["ratio_of_medians"] == 2.0
+    assert figures["ratio_per_pair"] == {"median": 2.0, "min": 1.0, "max": 8.0}
+
+
+def test_pairs_alternate_their_order(trial, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(throughput, "run_ours", lambda *_: ran.append("ours"))
+    monkeypatch.setattr(throughput, "run_open_clip", lambda *_: ran.append("theirs"))
+    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None)
+    throughput.alternate(bench, trial, Layout(1, 1), Layout(1, 1), 3)
+    assert ran == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+def test_the_probe_picks_the_faster_layout(trial, tmp_path, monkeypatch):
+    def run(probe, layout, folder, limit, python):
+        seconds = {1: 2.0, 2: 1.0}[layout.ranks]
+        return Outcome("open_clip", layout, folder, (seconds,) * probe.steps_per_epoch, ())
+
+    monkeypatch.setattr(throughput, "run_open_clip", run)
+    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None)
+    best, rates = throughput.fastest_layout(bench, trial, [Layout(1, 2), Layout(2, 1)], skip=1)
+    assert best == Layout(2, 1)
+    assert rates == {"1 x 2": 4.0, "2 x 1": 8.0}
+
+
+def test_the_report_is_strict_json(tmp_path):
+    report.write_report(tmp_path / "new" / "report.json", {"rate": 1.5, "path": Path("a")})
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"rate": 1.5, "path": "a"}
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_report(tmp_path / "bad.json", {"rate": float("nan")})
+    assert not (tmp_path / "bad.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recall"], "--recall needs a held-out corpus"),
+        (["--steps", "5", "--skip-steps", "5"], "leaves nothing to measure"),
+        (["--pairs", "0"], "--pairs is not positive"),
+        (["--model", "no-such.json"], "no-such.json is missing"),
+        (["--precision", "fp8"], "invalid choice"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(trial, capsys, words, message):
+    assert cli.main(["train", "--shards", trial.source, "--model", str(trial.architecture), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
