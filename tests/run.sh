@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs the project and its tests into .venv, then lints, checks types and runs pytest.
+# Arguments go to pytest: bash tests/run.sh -k order. The last line is pytest's own summary.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+prepare_environment test
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+checks=0
+ruff check --quiet . || checks=1
+ruff format --check --quiet . || { echo "error: ruff format would change files; remedy: run ruff format" >&2; checks=1; }
+mypy --no-error-summary || checks=1
+
+tests=0
+python -m pytest "$@" || tests=$?
+exit $((tests ? tests : checks))
