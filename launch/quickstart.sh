@@ -40,7 +40,7 @@ done
 for split in train test; do
     pack "$scenes/classes/$split" "classes_$split" --labels folder
 done
-python -m data_tools preview "$shards/train" "$run/corpus.png"
+python -m data_tools preview "$shards/train" "$scenes/preview.png"
 
 step "3/7 training the two towers"
 start_ranks launch/pretrain.py --config configs/quickstart.yaml "run.dir=$run"
@@ -64,5 +64,5 @@ step "7/7 what came out"
 python -m pretrain.evaluate.summary --results "$results" --finetuned "$finetuned" \
     --shortcuts "$scenes/test/shortcuts.json" \
     --made "run folder=$run" "TensorBoard log=$run/tensorboard" "results=$results" "export=$run/export" \
-    "fine-tuned classifier=$finetuned" "picture of the corpus=$run/corpus.png" \
+    "fine-tuned classifier=$finetuned" "picture of the corpus=$scenes/preview.png" \
     "picture of some retrievals=$run/retrieval.png"

@@ -23,8 +23,8 @@ _AMOUNTS = {
     "train": (20_000, "training scenes"),
     "test": (500, "test scenes, no two of the same meaning"),
     "pairs": (300, "minimal pairs, two images each"),
-    "class_train": (300, "training images per class, for a classifier"),
-    "class_test": (100, "test images per class"),
+    "class_train": (100, "training images per class (texture and colour), for a classifier"),
+    "class_test": (25, "test images per class"),
     "seed": (0, "the corpus follows from it and the amounts alone"),
 }
 

@@ -3,7 +3,8 @@
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from data_tools.parallel import run_tasks
 from data_tools.progress import Progress
 from data_tools.scenes.captions import captions
 from data_tools.scenes.render import render
-from data_tools.scenes.scene import ATTRIBUTES, SHAPES, Group, Scene, random_group, random_scene, swap
+from data_tools.scenes.scene import ATTRIBUTES, COLORS, TEXTURES, Scene, random_group, random_scene, swap
 from data_tools.scenes.shortcuts import ceilings
 from data_tools.shards.commit import atomic_write
 
@@ -162,20 +163,20 @@ def _pairs_table(pairs: list[tuple[str, Scene, Scene]]) -> _Split:
 
 
 def _class_folders(amounts: Amounts) -> Iterator[_Split]:
-    """One shape per image, named by its folder; held-out pairs come in the test part only."""
+    """One shape per image in folders named by texture and colour; held-out pairs come in the test part only."""
     for part, count in (("train", amounts.class_train), ("test", amounts.class_test)):
         paths, scenes = [], []
-        for shape in SHAPES:
+        for texture, color in product(TEXTURES, COLORS):
             for number in range(count):
-                paths.append(f"{shape}/{shape}-{part}-{number:04d}.jpg")
-                scenes.append(_class_scene(shape, part, _rng(amounts.seed, "classes", part, shape, number)))
+                paths.append(f"{texture} {color}/{texture}-{color}-{part}-{number:04d}.jpg")
+                rng = _rng(amounts.seed, "classes", part, texture, color, number)
+                scenes.append(_class_scene(texture, color, part, rng))
         yield _Split(f"classes/{part}", paths, scenes, None)
 
 
-def _class_scene(shape: str, part: str, rng: random.Random) -> Scene:
+def _class_scene(texture: str, color: str, part: str, rng: random.Random) -> Scene:
     while True:
-        group = random_group(rng)
-        group = Group(1, group.size, group.texture, group.color, shape)
+        group = replace(random_group(rng), count=1, texture=texture, color=color)
         if part == "test" or not group.held_out:
             return Scene("", (group,))
 

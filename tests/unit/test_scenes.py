@@ -218,7 +218,8 @@ def test_corpus_is_the_same_whatever_the_workers(tmp_path, capsys):
         assert len(rows) == count
         assert {f"{folder}/{row['image']}" for row in rows} == {n for n in one if n.startswith(f"{folder}/images/")}
     names = Counter(tuple(name.split("/")[1:3]) for name in one if name.startswith("classes/"))
-    assert names == {**{("train", s): 2 for s in SHAPES}, **{("test", s): 1 for s in SHAPES}}
+    classes = [f"{texture} {color}" for texture in TEXTURES for color in COLORS]
+    assert names == {**{("train", c): 2 for c in classes}, **{("test", c): 1 for c in classes}}
     assert json.loads(one["test/shortcuts.json"])["minimal_pairs"]["pairs"] == 6
     capsys.readouterr()
 
