@@ -108,7 +108,7 @@ class _Progress:
 
     def print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, soft_wrap=True)
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)
 

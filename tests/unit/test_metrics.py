@@ -1,0 +1,69 @@
+"""What a run writes: strict lines, a file that a resume leaves seamless, a status, a bar on a terminal."""
+
+import json
+import os
+import pty
+
+import pytest
+
+from pretrain import metrics
+from pretrain.metrics import Metrics, write_status
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(folder, first, last):
+    writer = Metrics(folder, True, 10, first)
+    for step in range(first + 1, last + 1):
+        writer.write("train", step, step * 4, {"loss": 1.0 / step})
+    writer.close()
+
+
+def test_a_resume_drops_what_its_checkpoint_does_not_know(tmp_path, capsys):
+    write(tmp_path, 0, 5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a crash in the middle of a line
+    write(tmp_path, 3, 6)
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert lines(tmp_path)[3]["samples"] == 16
+    assert "train step 6/10  loss 0.1667" in capsys.readouterr().out
+
+
+def test_numbers_that_json_does_not_have_are_refused(tmp_path):
+    writer = Metrics(tmp_path, True, 10, 0)
+    with pytest.raises(ValueError, match="JSON"):
+        writer.write("train", 1, 4, {"loss": float("nan")})
+    writer.close()
+    assert lines(tmp_path) == []
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    writer = Metrics(tmp_path, False, 10, 0)
+    writer.write("train", 1, 4, {"loss": 1.0})
+    writer.note("x")
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_is_whole_and_readable(tmp_path):
+    write_status(tmp_path / "run", metrics.STOPPED, 7, tmp_path / "c", "SIGTERM")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status == {"state": "stopped", "step": 7, "checkpoint": str(tmp_path / "c"), "reason": "SIGTERM"}
+
+
+def test_a_terminal_gets_a_bar_and_literal_brackets(tmp_path, monkeypatch):
+    master, slave = pty.openpty()
+    terminal = os.fdopen(slave, "w")
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    writer = Metrics(tmp_path, True, 10, 0)
+    writer.write("train", 4, 16, {"loss": 0.5})
+    writer.note("ranks [0] are fine")
+    writer.close()
+    terminal.flush()
+    shown = os.read(master, 100_000).decode()
+    assert "4/10" in shown
+    assert "loss 0.5" in shown
+    assert "ranks [0] are fine" in shown
