@@ -68,7 +68,8 @@ class FinetuneJob:
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""
         with torch.no_grad():
-            scores = [self.engine(images) for images, _ in self._micro_batches(batch)]
+            parts = batch.images.split(self.micro_batch)
+            scores = [self.engine(images.to(self.runtime.device, non_blocking=True)) for images in parts]
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:

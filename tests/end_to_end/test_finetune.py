@@ -68,6 +68,14 @@ def test_random_start_and_resume(workspace):
     assert sorted(runs.losses(workspace / "random")) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_diverging_run_names_its_samples(workspace):
+    done = finetune(workspace, "diverged", "optim.lr=1e30", "optim.warmup=0 steps", "train.micro_batch=8")
+    assert done.returncode == 1, done.stdout + done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert "was stopped before its update" in line
+    assert "features not finite of samples" in line
+
+
 def test_a_classifier_is_no_start_for_another(workspace):
     assert finetune(workspace, "first", "train.duration=1 steps").returncode == 0
     with pytest.raises(UserError, match="fine-tuned classifier"):
