@@ -4,8 +4,8 @@ import argparse
 import importlib
 import os
 import sys
-from typing import NoReturn
 
+from data_tools.arguments import Parser
 from data_tools.errors import UsageError, UserError
 
 VERBS = {
@@ -15,11 +15,6 @@ VERBS = {
     "preview": ("data_tools.preview", "a contact sheet of images with captions, PNG or HTML"),
     "scenes": ("data_tools.scenes.command", "generate a captioned corpus of coloured shapes"),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"see `{self.prog} --help`")
 
 
 def _overview() -> str:
@@ -36,7 +31,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError(f"unknown verb {argv[0]!r}", expected=", ".join(VERBS))
     module_name, summary = VERBS[argv[0]]
     module = importlib.import_module(module_name)
-    parser = _Parser(
+    parser = Parser(
         f"python -m data_tools {argv[0]}",
         description=f"{argv[0]}: {summary}.",
         epilog=module.EXAMPLES,

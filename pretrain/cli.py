@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from data_tools.arguments import Parser
 from pretrain.config import PretrainConfig
-from pretrain.entry import Parser, run_entry
+from pretrain.entry import run_entry
 from pretrain.settings import load_config
 
 _EXAMPLES = """examples:

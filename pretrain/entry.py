@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UserError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UsageErrors: one line, printed by one rank."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing and exiting."""
-        raise UsageError(message, remedy=f"see {self.prog} --help")
 
 
 def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:

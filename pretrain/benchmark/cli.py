@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.entry import Parser, run_entry
+from pretrain.entry import run_entry
 
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.entry import Parser, run_entry
+from pretrain.entry import run_entry
 
 TASKS = ("retrieval", "classification", "pairs")
 _EXAMPLES = """examples:

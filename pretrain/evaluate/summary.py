@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.arguments import Parser
 from data_tools.errors import UserError
-from pretrain.entry import Parser, run_entry
+from pretrain.entry import run_entry
 
 _EXAMPLES = """example:
   python -m pretrain.evaluate.summary --results runs/a/results.jsonl --finetuned runs/b --made "export=runs/a/export"
