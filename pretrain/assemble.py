@@ -12,7 +12,7 @@ import torch
 from data_tools.errors import UserError
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
-from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig
+from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
@@ -21,7 +21,8 @@ from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, gather, together
 from pretrain.settings import dump_config
 from pretrain.stream.eval_reader import EvalReader
-from pretrain.stream.loader import TrainStream
+from pretrain.stream.loader import StreamSource, TrainStream
+from pretrain.stream.members import IMAGE_EXTENSIONS, Fields
 from pretrain.stream.position import Position
 from pretrain.stream.transform import ImageSettings
 from pretrain.towers.spec import ModelSpec, tokenizer_of
@@ -29,9 +30,16 @@ from pretrain.towers.spec import ModelSpec, tokenizer_of
 Config = PretrainConfig | FinetuneConfig
 
 
-def train_corpus(data: DataConfig) -> Corpus:
-    """The sources of `data.train`, one after the other, as one corpus."""
-    return open_corpus([source.urls for source in data.train])
+def train_sources(data: DataConfig) -> list[StreamSource]:
+    """The sources of `data.train` with their shares of a global batch: `weight`, or else size times `repeat`."""
+    return [_source(source, open_corpus(source.urls)) for source in data.train]
+
+
+def _source(source: Source, corpus: Corpus) -> StreamSource:
+    image = IMAGE_EXTENSIONS if source.image is None else tuple(source.image.lower().split(";"))
+    fields = Fields(image, tuple(source.captions.split(";")), source.choose)
+    weight = corpus.num_samples * source.repeat if source.weight is None else source.weight
+    return StreamSource(corpus, fields, weight, source.repeat)
 
 
 def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) -> ImageSettings:
@@ -45,11 +53,13 @@ def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) ->
     )
 
 
-def train_stream(config: Config, corpus: Corpus, spec: ModelSpec, target: str, runtime: Runtime) -> TrainStream:
+def train_stream(
+    config: Config, sources: Sequence[StreamSource], spec: ModelSpec, target: str, runtime: Runtime
+) -> TrainStream:
     """This rank's stream of captions or labels."""
     local_batch(config, runtime.world_size)
     return TrainStream(
-        corpus,
+        sources,
         seed=config.seed,
         global_batch=config.train.global_batch,
         window=config.data.window,
@@ -109,16 +119,18 @@ def resolved(config: Config) -> str:
 
 
 def open_checkpoint(
-    config: Config, description: dict, position: Position, runtime: Runtime
+    config: Config, description: dict, stream: TrainStream, runtime: Runtime
 ) -> tuple[CheckpointReader | None, TrainState]:
-    """The checkpoint that the run goes on from and its state, or (None, a fresh state). All ranks must call it.
+    """The checkpoint that the run goes on from and its state, or (None, a fresh state); `stream` is set to go on from
+    there. All ranks must call it.
 
     Raises:
-        UserError: run.resume=never in a folder that holds one; another model, corpus, seed or number of streams.
+        UserError: run.resume=never in a folder that holds one; another model, corpus, seed or window; a global batch
+            that C does not divide.
     """
     found = Checkpoints(config.run.dir, runtime).find()
     if found is None:
-        return None, TrainState(position=position.to_dict())
+        return None, TrainState(position=stream.position(0).to_dict())
     if config.run.resume == "never":
         raise UserError(
             f"run.dir {config.run.dir} already holds {found.name}",
@@ -134,7 +146,7 @@ def open_checkpoint(
             got=_first_difference(saved, description),
             remedy="choose another run.dir, or set the model it was trained with",
         )
-    Position.from_dict(state.position).check_resumable(position)
+    stream.go_on_from(Position.from_dict(state.position))
     if runtime.is_main:
         print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
         _print_changes((found / "config.yaml").read_text(), resolved(config))

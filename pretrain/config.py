@@ -11,9 +11,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars."""
+    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars.
+
+    Several sources are mixed in every global batch: by `weight` (relative to the others'), or else by size times
+    `repeat`, which makes an epoch count a source so often. `image`: extensions of the image member, `;` between; null:
+    any known one. `captions`: where the texts are, the first place that has any: `txt` is a member, `json:FIELD` a
+    field (dots go deeper) with one text or a list. `choose`: which of several is used: random (by a hash of seed, epoch
+    and sample id) | first.
+    """
 
     urls: str = "???"
+    weight: float | None = None
+    repeat: float = 1.0
+    image: str | None = None
+    captions: str = "json:captions;txt"
+    choose: str = "random"
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class TrainConfig:
     """How long, how large, how precise. `micro_batch`: pairs per forward; smaller than the rank's share turns on the
     gradient cache (GradCache, arXiv 2101.06983): same gradients, less memory. null: the rank's share in one forward."""
 
-    duration: str = "1 epochs"
+    duration: str = "1 epochs"  # epochs | steps | samples, or forever with optim.schedule=constant
     global_batch: int = 256
     micro_batch: int | None = None
     precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)

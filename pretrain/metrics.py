@@ -19,10 +19,11 @@ class Metrics:
     """Writers of one run, on rank 0; elsewhere every method does nothing.
 
     `metrics.jsonl` has one JSON a line: {"kind": "train" | "eval", "step", "samples", "seconds", ...}. A resume drops
-    the lines behind the checkpoint's step, so the file reads as if the run had never stopped.
+    the lines behind the checkpoint's step, so the file reads as if the run had never stopped. `total_steps` is None
+    where the run has no end.
     """
 
-    def __init__(self, run_dir: str | Path, enabled: bool, total_steps: int, first_step: int):
+    def __init__(self, run_dir: str | Path, enabled: bool, total_steps: int | None, first_step: int):
         self.enabled = enabled
         if not enabled:
             return
@@ -87,7 +88,7 @@ def _forget_after(path: Path, step: int) -> None:
 class _Progress:
     """A live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, total: int, first: int):
+    def __init__(self, total: int | None, first: int):
         self._bar = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -104,7 +105,8 @@ class _Progress:
         if self._bar is not None and kind == "train":
             self._bar.update(self._task, completed=step, description=text)
         else:
-            self.print(f"{kind} step {step}/{self._total}  {text}")
+            end = "" if self._total is None else f"/{self._total}"
+            self.print(f"{kind} step {step}{end}  {text}")
 
     def print(self, text: str) -> None:
         if self._bar is not None:

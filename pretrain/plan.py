@@ -10,6 +10,7 @@ from pretrain.pretraining import Evaluations, make_model
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
+from pretrain.stream.loader import FOREVER
 from pretrain.towers.build import DualEncoder
 from pretrain.train import make_schedule, run_steps
 
@@ -20,18 +21,17 @@ def dry_run(config: PretrainConfig) -> int:
     """Resolve the settings, open the shards, build the model, and print what would run and how much memory it takes."""
     runtime = start(distributed=False)
     model = make_model(config)
-    stream = assemble.train_stream(config, assemble.train_corpus(config.data), model.spec, "caption", runtime)
+    stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
     Evaluations(config, model, runtime)
     if not runtime.is_main:
         return 0
-    steps = run_steps(config, stream.steps_per_epoch)
-    schedule = make_schedule(config, stream.steps_per_epoch)
+    steps = run_steps(config, stream)
+    schedule = make_schedule(config, stream)
     print(dump_config(config))
     print(f"ranks:    {runtime}")
-    corpus = stream.corpus
-    print(f"data:     {corpus.num_samples} samples in {len(corpus.paths)} shards, digest {corpus.digest}")
-    print(f"epoch:    {stream.steps_per_epoch} steps of {config.train.global_batch}, {stream.dropped} samples left out")
-    print(f"run:      {steps} steps, {steps * config.train.global_batch} samples, warmup {schedule.warmup} samples")
+    print("\n".join(stream.describe()))
+    length = "forever" if steps == FOREVER else f"{steps} steps, {steps * config.train.global_batch} samples"
+    print(f"run:      {length}, warmup {schedule.warmup} samples")
     print(f"model:    {model.spec.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")

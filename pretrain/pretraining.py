@@ -32,11 +32,11 @@ class PretrainJob:
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
         self.model = make_model(config)
         spec = self.model.spec
-        self.stream = assemble.train_stream(config, assemble.train_corpus(config.data), spec, "caption", runtime)
+        self.stream = assemble.train_stream(config, assemble.train_sources(config.data), spec, "caption", runtime)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
         assemble.claim_run_dir(config, runtime)
-        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream.position(0), runtime)
+        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
         if reader is not None:
             self.model.load_state_dict(reader.weights())
         elif config.model.init is not None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NoReturn
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.config import FinetuneConfig, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
 _DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
+FOREVER = "forever"
 
 
 def parse_duration(text: str, where: str) -> tuple[float, str]:
-    """`"3 epochs"` -> (3.0, "epochs"); units are epochs, steps and samples."""
+    """`"3 epochs"` -> (3.0, "epochs"); units are epochs, steps and samples. `"forever"` -> (inf, "forever")."""
+    if text == FOREVER:
+        return math.inf, FOREVER
     match = _DURATION.match(str(text))
     if not match:
         raise UsageError(
@@ -75,7 +79,29 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     for name in _DURATIONS:
         text = attrgetter(name)(config)
         if text is not None:
-            parse_duration(text, name)
+            _, unit = parse_duration(text, name)
+            if unit == FOREVER and name != "train.duration":
+                _break(name, text, "a number and one of " + ", ".join(_UNITS))
+    if config.train.duration == FOREVER and config.optim.schedule != "constant":
+        _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
+    _validate_sources(config.data.train)
+
+
+def _validate_sources(sources: list[Source]) -> None:
+    weighted = [source.weight is not None for source in sources]
+    if any(weighted) and not all(weighted):
+        missing = f"data.train.{weighted.index(False)}.weight"
+        _break(missing, None, "a weight for every source or for none", "without weights sizes and `repeat` decide")
+    for number, source in enumerate(sources):
+        name = f"data.train.{number}"
+        if source.weight is not None and not 0 < source.weight < math.inf:
+            _break(f"{name}.weight", source.weight, "> 0", "take the source out to switch it off")
+        if not 0 < source.repeat < math.inf:
+            _break(f"{name}.repeat", source.repeat, "> 0")
+        if source.weight is not None and source.repeat != 1:
+            _break(f"{name}.repeat", source.repeat, "1 beside a weight", "set one of the two")
+        if source.choose not in ("random", "first"):
+            _break(f"{name}.choose", source.choose, "random or first")
 
 
 _ABSENT = object()
@@ -89,7 +115,7 @@ def _value(config: object, name: str, absent: Any) -> Any:
         return absent
 
 
-def _break(name: str, value: object, rule: str, remedy: str | None) -> NoReturn:
+def _break(name: str, value: object, rule: str, remedy: str | None = None) -> NoReturn:
     raise UsageError(f"config value {name} breaks its rule", got=repr(value), expected=rule, remedy=remedy)
 
 

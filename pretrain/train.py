@@ -16,11 +16,12 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
+from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, Metrics, write_status
 from pretrain.rules import duration_steps
 from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
-from pretrain.stream.loader import TrainStream
+from pretrain.stream.loader import FOREVER, TrainStream
 
 
 class Job(Protocol):
@@ -81,10 +82,14 @@ class Run:
     def __init__(self, job: Job):
         config, state = job.config, job.state
         self.job, self.checkpoint = job, job.resumed_from
-        self.total_steps = run_steps(config, job.stream.steps_per_epoch)
-        self.schedule = make_schedule(config, job.stream.steps_per_epoch)
+        self.total_steps = run_steps(config, job.stream)
+        self.schedule = make_schedule(config, job.stream)
         self.checkpoints = Checkpoints(config.run.dir, job.runtime, config.checkpoint.keep)
-        self.metrics = Metrics(config.run.dir, job.runtime.is_main, self.total_steps, state.step)
+        end = None if self.total_steps == FOREVER else self.total_steps
+        self.metrics = Metrics(config.run.dir, job.runtime.is_main, end, state.step)
+        self.ledger = Ledger(job.stream, state, self.metrics)
+        for line in job.stream.describe():
+            self.metrics.note(line)
         self.stop = StopRequest()
         self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
@@ -115,10 +120,11 @@ class Run:
 
     def account(self, batch: Batch, loss: torch.Tensor, waited: float) -> str:
         """Count bad samples, log, and agree on stopping; returns the reason to stop, or ''."""
-        job, state = self.job, self.job.state
+        state = self.job.state
         bad, stopping = agree([len(batch.bad), self.stop.reason is not None])
         state.bad_samples += int(bad)
-        job.stream.check_bad_ratio(state.bad_samples, state.samples_seen)
+        self.ledger.check()
+        self.ledger.settle(state.step == self.total_steps)
         self._since.waited += waited
         if self.due("log"):
             self._log(loss)
@@ -172,8 +178,10 @@ class Run:
             "samples_per_second": (state.samples_seen - self._since.samples) / seconds,
             "data_wait": min(1.0, waited / seconds),
             "bad_samples": state.bad_samples,
-            "epoch": state.samples_seen / (job.stream.steps_per_epoch * batch_of(job.config)),
+            "epoch": job.stream.mixture.epochs_at(state.step),
         }
+        if len(job.stream.sources) > 1:
+            values |= {f"share_{n}": share for n, share in enumerate(job.stream.mixture.shares(state.step).tolist())}
         scale = job.engine.logit_scale()
         if scale is not None:
             values["logit_scale"] = scale
@@ -220,16 +228,16 @@ def batch_of(config: PretrainConfig | FinetuneConfig) -> int:
     return config.train.global_batch
 
 
-def run_steps(config: PretrainConfig | FinetuneConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    return duration_steps(config.train.duration, "train.duration", steps_per_epoch, batch_of(config))
+def run_steps(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> int:
+    """Optimizer steps of the whole run; `FOREVER` where it has no end."""
+    return stream.steps_until(config.train.duration, "train.duration")
 
 
-def make_schedule(config: PretrainConfig | FinetuneConfig, steps_per_epoch: int) -> Schedule:
+def make_schedule(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> Schedule:
     """The learning-rate schedule of the whole run, in samples."""
-    warmup = duration_steps(config.optim.warmup, "optim.warmup", steps_per_epoch, batch_of(config))
-    total = run_steps(config, steps_per_epoch)
-    return Schedule(config.optim.schedule, config.optim.lr, warmup * batch_of(config), total * batch_of(config))
+    warmup = duration_steps(config.optim.warmup, "optim.warmup", stream.steps_per_epoch, batch_of(config))
+    total = stream.mixture.samples_seen(run_steps(config, stream))
+    return Schedule(config.optim.schedule, config.optim.lr, warmup * batch_of(config), total)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Corpus:
         tar_bytes: size of each tar.
         digest: hex xxh3-128 over the ordered (samples, bytes, content hash): it names the content, not the place.
         classes: class names, () when the shards carry no labels.
+        cut: those of `paths` whose tars are shorter than they were; reading a lost sample raises TarDamageError.
     """
 
     paths: tuple[str, ...]
@@ -31,6 +32,7 @@ class Corpus:
     tar_bytes: tuple[int, ...]
     digest: str
     classes: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -38,14 +40,17 @@ class Corpus:
         return int(self.counts.sum())
 
 
+_Shard = tuple[str, int, int, bytes, bool]  # path, samples, bytes, content hash, whether it is cut
+
+
 def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike]) -> Corpus:
     """Resolve a folder with a manifest, a manifest, a tar, a brace pattern of tars, or a list of these.
 
     A tar of another tool is indexed on first use. For packed folders the cost is one stat per shard.
-    Raises UserError for a missing or resized shard, a damaged tar or index, and for an empty corpus.
+    Raises UserError for a missing or grown shard, a damaged tar without index, a damaged index, and an empty corpus.
     """
     sources = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
-    shards: list[tuple[str, int, int, bytes]] = []
+    shards: list[_Shard] = []
     classes: tuple[str, ...] = ()
     for source in sources:
         found, names = _resolve(os.fspath(source))
@@ -59,13 +64,32 @@ def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike]) -> Corpus
         raise UserError(
             "the corpus is empty", got=", ".join(map(str, sources)) or "no source", expected="a sample or more"
         )
-    content = b"".join(struct.pack("<QQ16s", samples, size, digest) for _, samples, size, digest in shards)
+    content = b"".join(struct.pack("<QQ16s", samples, size, digest) for _, samples, size, digest, _ in shards)
     return Corpus(
         tuple(path for path, *_ in shards),
         np.array([samples for _, samples, *_ in shards], np.int64),
-        tuple(size for _, _, size, _ in shards),
+        tuple(size for _, _, size, *_ in shards),
         xxhash.xxh3_128_hexdigest(content),
         classes,
+        tuple(path for path, *_, is_cut in shards if is_cut),
+    )
+
+
+def join_corpora(corpora: Sequence[Corpus]) -> Corpus:
+    """The shards of several corpora, one after the other; the digest also tells where each begins."""
+    if len(corpora) == 1:
+        return corpora[0]
+    named = {corpus.classes for corpus in corpora if corpus.classes}
+    if len(named) > 1:
+        first, other = sorted(named)[:2]
+        raise UserError("the sources have different class names", got=other, expected=first)
+    return Corpus(
+        tuple(path for corpus in corpora for path in corpus.paths),
+        np.concatenate([corpus.counts for corpus in corpora]),
+        tuple(size for corpus in corpora for size in corpus.tar_bytes),
+        xxhash.xxh3_128_hexdigest("".join(corpus.digest for corpus in corpora).encode()),
+        next(iter(named), ()),
+        tuple(path for corpus in corpora for path in corpus.cut),
     )
 
 
@@ -85,26 +109,27 @@ def tar_paths(url: str) -> list[Path]:
         ) from None
 
 
-def _resolve(url: str) -> tuple[list[tuple[str, int, int, bytes]], tuple[str, ...]]:
+def _resolve(url: str) -> tuple[list[_Shard], tuple[str, ...]]:
     path = Path(url)
     if path.name == manifests.FILE_NAME or path.is_dir():
         return _from_manifest(path if path.name == manifests.FILE_NAME else path / manifests.FILE_NAME)
     return [_from_tar(tar) for tar in tar_paths(url)], ()
 
 
-def _from_manifest(path: Path) -> tuple[list[tuple[str, int, int, bytes]], tuple[str, ...]]:
+def _from_manifest(path: Path) -> tuple[list[_Shard], tuple[str, ...]]:
     manifest = manifests.read_manifest(path)
     folder = path.parent.absolute()
     shards = []
     for record in manifest.shards:
         tar = folder / f"{record.name}.tar"
         if record.samples:  # every row of a shard may have been skipped
-            _check_size(tar, record.bytes, f"recorded in {path}", f"run `python -m data_tools verify {folder}`")
-            shards.append((str(tar), record.samples, record.bytes, bytes.fromhex(record.xxh3_128)))
+            remedy = f"run `python -m data_tools verify {folder}`"
+            is_cut = _is_cut(tar, record.bytes, f"recorded in {path}", remedy)
+            shards.append((str(tar), record.samples, record.bytes, bytes.fromhex(record.xxh3_128), is_cut))
     return shards, manifest.classes
 
 
-def _from_tar(tar: Path) -> tuple[str, int, int, bytes]:
+def _from_tar(tar: Path) -> _Shard:
     if not tar.exists():
         raise _missing(tar)
     index = index_path(tar)
@@ -116,21 +141,23 @@ def _from_tar(tar: Path) -> tuple[str, int, int, bytes]:
             remedy = "copy the shards to a folder you may write to, or run `python -m data_tools index` there"
             raise UserError(f"cannot write the index of {tar} beside it", got=error.strerror, remedy=remedy) from None
     samples, size, digest = index_header(index)
-    _check_size(tar, size, f"recorded in {index}", f"run `python -m data_tools index {tar}` if the tar is right")
+    is_cut = _is_cut(tar, size, f"recorded in {index}", f"run `python -m data_tools index {tar}` if the tar is right")
     if samples == 0:
         raise UserError(f"no samples in {tar}", expected="members named KEY.EXTENSION", remedy="leave this tar out")
-    return str(tar), samples, size, digest
+    return str(tar), samples, size, digest, is_cut
 
 
-def _check_size(tar: Path, size: int, recorded: str, remedy: str) -> None:
+def _is_cut(tar: Path, size: int, recorded: str, remedy: str) -> bool:
+    """Whether the tar is shorter than recorded: the samples that it still holds can be read."""
     try:
         found = tar.stat().st_size
     except FileNotFoundError:
         raise _missing(tar) from None
-    if found != size:
+    if found > size:
         raise UserError(
             f"size of shard {tar} changed", got=f"{found} bytes", expected=f"{size} {recorded}", remedy=remedy
         )
+    return found < size
 
 
 def _missing(tar: Path) -> UserError:

@@ -32,7 +32,7 @@ class _OpenShard:
             raise UserError(f"missing shard {path}", remedy="copy the shard back") from None
         size = os.fstat(self.file).st_size
         remedy = f"run `python -m data_tools verify {path}`"
-        if size != tar_bytes or self.index.tar_bytes != tar_bytes:
+        if size > tar_bytes or self.index.tar_bytes != tar_bytes:
             got = f"tar of {size} bytes, index of a tar of {self.index.tar_bytes} bytes"
             raise UserError(f"shard {path} changed", got=got, expected=f"{tar_bytes} bytes", remedy=remedy)
         if self.index.num_samples != samples:

@@ -14,7 +14,7 @@ from data_tools.shards.commit import atomic_write
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import similarities
 from pretrain.stream.decode import decode_rgb
-from pretrain.stream.members import all_captions, image_bytes
+from pretrain.stream.members import PLAIN, all_captions
 
 TILE, FRAME, GAP, TEXT_WIDTH = 128, 5, 10, 270
 RIGHT, WRONG = (22, 163, 74), (225, 225, 225)
@@ -65,7 +65,7 @@ def _strip(
     note = "found first" if rank == 1 else f"its image: place {rank} of {len(found)}"
     draw.text((GAP, TILE - GAP), note, fill=RIGHT if rank <= top else "grey", font=ImageFont.load_default(12))
     for place, candidate in enumerate(found[:top]):
-        image = Image.fromarray(decode_rgb(image_bytes(_sample(reader, candidate))))
+        image = Image.fromarray(decode_rgb(PLAIN.image_bytes(_sample(reader, candidate))))
         inner = ImageOps.pad(image, (TILE - 2 * FRAME, TILE - 2 * FRAME), color="white")
         tile = ImageOps.expand(inner, FRAME, RIGHT if candidate == position else WRONG)
         strip.paste(tile, (TEXT_WIDTH + place * (TILE + GAP), GAP // 2))

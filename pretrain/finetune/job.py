@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UserError
-from data_tools.shards import open_corpus
+from data_tools.shards import join_corpora, open_corpus
 from pretrain import assemble
 from pretrain.config import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
@@ -28,8 +28,8 @@ class FinetuneJob:
     def __init__(self, config: FinetuneConfig, runtime: Runtime):
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
-        corpus = assemble.train_corpus(config.data)
-        self.classes = corpus.classes
+        sources = assemble.train_sources(config.data)
+        self.classes = join_corpora([source.corpus for source in sources]).classes
         if not self.classes:
             raise UserError(
                 "the training corpus has no classes",
@@ -39,11 +39,11 @@ class FinetuneJob:
         self._evaluated = config.eval.classification and self._labelled(config.eval.classification)
         model, lines = build_classifier(config, self.classes, runtime)
         spec = model.towers.spec
-        self.stream = assemble.train_stream(config, corpus, spec, "label", runtime)
+        self.stream = assemble.train_stream(config, sources, spec, "label", runtime)
         head = {"classes": list(self.classes), "scale": model.scale}
         self.extras = Extras(describe(spec, head=head), assemble.resolved(config))
         assemble.claim_run_dir(config, runtime)
-        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream.position(0), runtime)
+        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
         elif runtime.is_main:

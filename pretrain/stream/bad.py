@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,39 +52,57 @@ class Quarantine:
             file.writelines(lines)
 
 
+@dataclass(frozen=True)
+class Settlement:
+    """What a rank was given in a stretch of steps: samples, and the bad ones replaced among them by kind and shard."""
+
+    given: int
+    by_kind: Counter[str]
+    by_shard: Counter[str]
+
+
 class BadSampleAccount:
-    """Counts of one rank: `read_total` samples delivered, `bad_total` bad ones replaced, `by_shard` and `by_kind`."""
+    """Counts of one rank: `read_total` samples delivered, `bad_total` bad ones replaced, `by_shard` since the start."""
 
     def __init__(self) -> None:
         self.read_total = 0
         self.bad_total = 0
         self.by_shard: Counter[str] = Counter()
-        self.by_kind: Counter[str] = Counter()
+        self._open: dict[int, tuple[int, list[BadSample]]] = {}
 
-    def add(self, read: int, bad: Iterable[BadSample]) -> None:
-        """Count a delivered batch of `read` samples, of which those in `bad` were replaced."""
+    def add(self, step: int, read: int, bad: Sequence[BadSample]) -> None:
+        """Count the batch of `step`, `read` samples, of which those in `bad` were replaced."""
         self.read_total += read
-        for sample in bad:
-            self.bad_total += 1
-            self.by_shard[sample.shard] += 1
-            self.by_kind[sample.kind] += 1
+        self.bad_total += len(bad)
+        self.by_shard.update(sample.shard for sample in bad)
+        self._open[step] = (read, list(bad))
+
+    def settle(self, step: int) -> Settlement:
+        """The counts of the steps before `step` that were not settled yet."""
+        closed = [self._open.pop(number) for number in sorted(self._open) if number < step]
+        bad = [sample for _, samples in closed for sample in samples]
+        return Settlement(
+            sum(read for read, _ in closed),
+            Counter(sample.kind for sample in bad),
+            Counter(sample.shard for sample in bad),
+        )
 
 
-def check_bad_ratio(
-    bad: int, read: int, max_ratio: float, worst: Mapping[str, int] | None = None, min_reads: int = 0
-) -> None:
-    """Raises UserError, with the shards that hold most bad samples, where more than `max_ratio` of the samples are bad.
+def too_many_bad(bad: int, read: int, max_ratio: float, min_reads: int = 0) -> bool:
+    """Whether more than `max_ratio` of the samples are bad.
 
     Args:
         bad, read: counts summed over all ranks, so that all ranks judge alike.
-        worst: bad samples by shard, as far as this rank knows.
         min_reads: the ratio is judged as if at least so many samples had been read, so that one early bad sample does
             not end a run.
     """
-    if bad <= max_ratio * max(read, min_reads):
-        return
-    shards = ", ".join(f"{name} ({count})" for name, count in Counter(worst or {}).most_common(WORST_SHARDS))
-    raise UserError(
+    return bad > max_ratio * max(read, min_reads)
+
+
+def bad_ratio_error(bad: int, read: int, max_ratio: float, by_shard: Mapping[str, int]) -> UserError:
+    """The error that ends a run with too many bad samples, with the shards that hold most of them."""
+    shards = ", ".join(f"{name} ({count})" for name, count in Counter(by_shard).most_common(WORST_SHARDS))
+    return UserError(
         "too many bad samples" + (f", most in {shards}" if shards else ""),
         got=f"{bad} of {read} samples",
         expected=f"at most {max_ratio:.4g} of them",

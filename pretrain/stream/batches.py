@@ -1,7 +1,7 @@
 """Building a training batch, in the loader processes: order -> read -> decode, crop, caption or label -> tensors."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ from data_tools.errors import UserError
 from data_tools.shards import Sample, ShardReader
 from data_tools.shards.tar import TarDamageError
 from pretrain.stream.bad import BadSample, BadSampleError
-from pretrain.stream.members import Target, image_bytes, label, training_caption
-from pretrain.stream.order import Order
+from pretrain.stream.members import Fields, Target, describe, label
+from pretrain.stream.mixture import Mixture, Place
 from pretrain.stream.transform import ImageTransform
 
 Tokenize = Callable[[list[str]], torch.Tensor]
@@ -29,7 +29,8 @@ class Batch:
     """
 
     step: int  # global step, from 0
-    epoch: int
+    epoch: int  # of the run
+    epochs: np.ndarray  # int64 [b], epoch of each sample in its source: with its id it seeds what is random about it
     images: torch.Tensor  # uint8 [b, 3, size, size]
     texts: torch.Tensor | None  # int64 [b, context]
     labels: torch.Tensor | None  # int64 [b]
@@ -53,36 +54,44 @@ class _Row(NamedTuple):
 
 @dataclass
 class BatchBuilder:
-    """Builds rank `rank`'s batch of any global step: a function of (corpus, settings, step) alone."""
+    """Builds rank `rank`'s batch of any global step: a function of (corpus, settings, step) alone.
+
+    `reader` reads the joined shards of all sources; `first_shards` [sources] is where each source's begin; `fields`
+    [sources] are their key mappings.
+    """
 
     reader: ShardReader
-    order: Order
+    mixture: Mixture
+    fields: tuple[Fields, ...]
+    first_shards: tuple[int, ...]
     transform: ImageTransform
     tokenize: Tokenize | None
     target: Target
-    global_batch: int
     rank: int
     world_size: int
+    _checked: set[int] = field(default_factory=set)  # shards known to hold what their source's mapping names
 
     def __call__(self, step: int) -> Batch:
-        """Raises UserError for a shard that is gone or changed, and where no substitute of a bad sample can be read."""
-        epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch(self.global_batch))
-        shards, indices = self.order.batch(epoch, step_in_epoch, self.global_batch, self.world_size, self.rank)
+        """Raises UserError for a shard that is gone or changed, for one without a single sample of the expected kind,
+        and where no substitute of a bad sample can be read."""
+        slots = self.mixture.batch(step, self.world_size, self.rank)
         size = self.transform.settings.size
-        images = torch.empty((len(shards), 3, size, size), dtype=torch.uint8)
+        images = torch.empty((len(slots.shards), 3, size, size), dtype=torch.uint8)
         rows: list[_Row] = []
         bad: list[BadSample] = []
         with _one_thread():
-            for picture, shard, index in zip(images.numpy(), shards.tolist(), indices.tolist(), strict=True):
+            for picture, *slot in zip(images.numpy(), *(column.tolist() for column in slots), strict=True):
+                place = Place(*slot)
                 try:
-                    rows.append(self._load(epoch, shard, index, picture))
+                    rows.append(self._load(place, picture))
                 except BadSampleError as error:
-                    bad.append(self._describe(shard, index, error))
-                    rows.append(self._load_substitute(epoch, shard, index, picture))
+                    bad.append(self._describe(place, error))
+                    rows.append(self._load_substitute(place, picture))
         captions = [row.caption for row in rows] if self.target == "caption" else []
         return Batch(
             step=step,
-            epoch=epoch,
+            epoch=int(self.mixture.epochs_at(step)),
+            epochs=slots.epochs,
             images=images,
             texts=self.tokenize(captions) if captions and self.tokenize else None,
             labels=torch.tensor([row.label for row in rows]) if self.target == "label" else None,
@@ -92,36 +101,74 @@ class BatchBuilder:
             bad=bad,
         )
 
-    def _load(self, epoch: int, shard: int, index: int, picture: np.ndarray) -> _Row:
+    def shard(self, place: Place) -> int:
+        """The number of a place's shard in the joined corpus."""
+        return self.first_shards[place.source] + place.shard
+
+    def _load(self, place: Place, picture: np.ndarray) -> _Row:
         """Fills `picture`, uint8 [3, size, size]. Raises BadSampleError, its `key` set once the sample was read."""
-        sample = read_sample(self.reader, shard, index)
+        sample = read_sample(self.reader, self.shard(place), place.index)
+        fields, seed = self.fields[place.source], self.mixture.orders[place.source].seed
         try:
+            if self.shard(place) not in self._checked:
+                refuse_foreign_shard(self.reader, self.shard(place), sample, fields, self.target)
+                self._checked.add(self.shard(place))
             caption, number = "", -1
             if self.target == "caption":
-                caption = training_caption(sample, self.order.seed, epoch)
+                caption = fields.training_caption(sample, seed, place.epoch)
             else:
                 number = label(sample, len(self.reader.corpus.classes))
-            pixels = self.transform.train(image_bytes(sample), self.order.seed, epoch, sample.id)
+            pixels = self.transform.train(fields.image_bytes(sample), seed, place.epoch, sample.id)
             picture[:] = pixels.transpose(2, 0, 1)
         except BadSampleError as error:
             error.key = sample.key
             raise
         return _Row(sample.id, sample.key, caption, number)
 
-    def _load_substitute(self, epoch: int, shard: int, index: int, picture: np.ndarray) -> _Row:
+    def _load_substitute(self, place: Place, picture: np.ndarray) -> _Row:
+        order, reason = self.mixture.orders[place.source], ""
         for attempt in range(SUBSTITUTE_ATTEMPTS):
+            shard, index = order.substitute(place.epoch, place.shard, place.index, attempt)
             try:
-                return self._load(epoch, *self.order.substitute(epoch, shard, index, attempt), picture)
+                return self._load(place._replace(shard=shard, index=index), picture)
             except BadSampleError as error:
                 reason = error.reason
         raise UserError(
-            f"no readable sample found in place of sample {index} of {self.reader.corpus.paths[shard]}",
+            f"no readable sample found in place of sample {place.index} of {self._path(place)}",
             got=f"{SUBSTITUTE_ATTEMPTS} bad ones, the last: {reason}",
             remedy="run `python -m data_tools verify` on the shards",
         )
 
-    def _describe(self, shard: int, index: int, error: BadSampleError) -> BadSample:
-        return BadSample(self.reader.corpus.paths[shard], index, error.key, error.kind, error.reason)
+    def _describe(self, place: Place, error: BadSampleError) -> BadSample:
+        return BadSample(self._path(place), place.index, error.key, error.kind, error.reason)
+
+    def _path(self, place: Place) -> str:
+        return self.reader.corpus.paths[self.shard(place)]
+
+
+def refuse_foreign_shard(
+    reader: ShardReader, shard: int, sample: Sample, fields: Fields, target: Target | None
+) -> None:
+    """Raises UserError, with the keys that there are, where no sample of the shard has what `fields` name. The corpus
+    is then of another kind, and substitutes would only hide it. `sample` is one of the shard."""
+    missing = fields.missing(sample, target)
+    if missing is None:
+        return
+    count = int(reader.corpus.counts[shard])
+    if any(fields.missing(other, target) is None for other in _readable(reader, shard, count)):
+        return
+    raise UserError(
+        f"no sample of {reader.corpus.paths[shard]} has the expected {missing}",
+        got=describe(sample),
+        remedy="name the members with data.train.N.image and data.train.N.captions, or pack the corpus with "
+        "`python -m data_tools pack`",
+    )
+
+
+def _readable(reader: ShardReader, shard: int, count: int) -> Iterator[Sample]:
+    for index in range(count):
+        with suppress(BadSampleError):
+            yield read_sample(reader, shard, index)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from data_tools.errors import UserError
 from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.stream.bad import BadSampleError
 from pretrain.stream.batches import Tokenize, read_sample
-from pretrain.stream.loader import check_first_sample
-from pretrain.stream.members import all_captions, image_bytes, label
+from pretrain.stream.loader import check_first_shard
+from pretrain.stream.members import PLAIN, all_captions, label
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
@@ -48,7 +48,7 @@ class EvalReader:
         workers: loader processes; 0 reads in this one.
 
     Raises:
-        UserError: the first sample has no image (or, with `tokenize`, no caption) member; when iterated: an unreadable
+        UserError: the first shard has no image (or, with `tokenize`, no caption) member; when iterated: an unreadable
             sample, which is never substituted here. Labels are read where the first sample has a `cls` member.
     """
 
@@ -62,7 +62,7 @@ class EvalReader:
         world_size: int = 1,
         workers: int = 0,
     ):
-        check_first_sample(corpus, "caption" if tokenize else None)
+        check_first_shard(corpus, PLAIN, "caption" if tokenize else None)
         with ShardReader(corpus) as reader:
             labelled = "cls" in _read(reader, 0, 0).members
         share = -(-corpus.num_samples // world_size)
@@ -127,7 +127,7 @@ class _EvalBuilder:
         shard = int(np.searchsorted(self.edges, position, side="right")) - 1
         sample = _read(self.reader, shard, position - int(self.edges[shard]))
         try:
-            picture[:] = self.transform.evaluate(image_bytes(sample)).transpose(2, 0, 1)
+            picture[:] = self.transform.evaluate(PLAIN.image_bytes(sample)).transpose(2, 0, 1)
             texts = all_captions(sample) if self.tokenize else []
             number = label(sample, len(self.reader.corpus.classes)) if self.labelled else PADDING
         except BadSampleError as error:

@@ -1,33 +1,47 @@
 """The training stream of one rank: batches from any global step on, the same at any world size and worker count."""
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, count
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from data_tools.errors import UsageError, UserError
-from data_tools.shards import Corpus, ShardReader
-from pretrain.rules import check_world_size
-from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, Quarantine, check_bad_ratio
-from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample
-from pretrain.stream.members import Target, missing_member
+from data_tools.errors import UsageError
+from data_tools.shards import Corpus, ShardReader, join_corpora
+from pretrain.rules import check_world_size, parse_duration
+from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, Quarantine, too_many_bad
+from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard
+from pretrain.stream.members import PLAIN, Fields, Target
+from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
-from pretrain.stream.position import Position
+from pretrain.stream.position import Anchor, Position
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
-__all__ = ["BadSample", "Batch", "TrainStream"]
+__all__ = ["BadSample", "Batch", "StreamSource", "TrainStream"]
 
 MIN_READS = 1000  # reads (or one epoch, if shorter) over which the ratio of bad samples is judged
+FOREVER = 1 << 62  # steps of a run without an end
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """A source of a mixture: its shards, key mapping, share of every global batch relative to the other sources', and
+    how often an epoch of the run counts its samples."""
+
+    corpus: Corpus
+    fields: Fields = PLAIN
+    weight: float = 1.0
+    repeat: float = 1.0
 
 
 class TrainStream:
     """Batches of one rank. Calls no collective; ranks stay in step because every epoch has the same steps on each.
 
     Args:
-        corpus: the shards.
+        sources: the sources of a mixture, or the shards of a single one.
         seed: defines, with the corpus, the order, the crops and the choice of captions.
         global_batch: samples of a step over all ranks.
         window: samples per shuffle window of a canonical stream.
@@ -36,17 +50,17 @@ class TrainStream:
             the script that runs. None leaves `Batch.texts` None.
         target: `caption` or `label`.
         workers: loader processes; 0 builds batches in this process.
-        max_bad_ratio: see `check_bad_ratio`.
+        max_bad_ratio: share of bad samples above which `too_many_bad` says so.
         quarantine: JSON-lines file that bad samples are appended to.
 
     Raises:
-        UserError: a batch that does not fit the corpus or the world size, or a corpus whose first sample has no image,
+        UserError: a batch that does not fit the corpus or the world size, or a source whose first shard holds no image,
             caption or label.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        sources: Corpus | Sequence[StreamSource],
         *,
         seed: int,
         global_batch: int,
@@ -62,32 +76,80 @@ class TrainStream:
     ):
         if target not in get_args(Target):
             raise UsageError("unknown target", got=target, expected=" or ".join(get_args(Target)))
-        self.corpus, self.global_batch, self.workers, self.max_bad_ratio = corpus, global_batch, workers, max_bad_ratio
-        self.order = Order(corpus.counts, seed, canonical_streams(global_batch), window)
-        self.steps_per_epoch = self.order.steps_per_epoch(global_batch)
+        self.sources = [StreamSource(sources)] if isinstance(sources, Corpus) else list(sources)
+        self.corpus = join_corpora([source.corpus for source in self.sources])
+        self.global_batch, self.workers, self.max_bad_ratio = global_batch, workers, max_bad_ratio
+        self._seed, self._window = seed, window
+        start = Anchor(0, 0, ((0, 0),) * len(self.sources))
+        mixture = self._mixture(canonical_streams(global_batch), start)
         check_world_size(global_batch, world_size)
-        check_first_sample(corpus, target)
+        for source in self.sources:
+            check_first_shard(source.corpus, source.fields, target)
         self._build = BatchBuilder(
-            ShardReader(corpus), self.order, ImageTransform(image), tokenize, target, global_batch, rank, world_size
+            reader=ShardReader(self.corpus),
+            mixture=mixture,
+            fields=tuple(source.fields for source in self.sources),
+            first_shards=tuple(accumulate((len(s.corpus.paths) for s in self.sources[:-1]), initial=0)),
+            transform=ImageTransform(image),
+            tokenize=tokenize,
+            target=target,
+            rank=rank,
+            world_size=world_size,
         )
-        self._account = BadSampleAccount()
+        self.account = BadSampleAccount()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._source: BatchIterator | None = None
 
-    @property
-    def dropped(self) -> int:
-        """Samples of the corpus that an epoch leaves out; which ones changes with the epoch."""
-        return self.order.dropped(self.global_batch)
+    def _mixture(self, streams: int, anchor: Anchor) -> Mixture:
+        mixed = len(self.sources) > 1
+        orders = [
+            Order(counts, self._seed, source_streams(int(counts.sum()), streams) if mixed else streams, self._window)
+            for counts in (source.corpus.counts for source in self.sources)
+        ]
+        samples = round(sum(source.repeat * source.corpus.num_samples for source in self.sources))
+        return Mixture(orders, [source.weight for source in self.sources], self.global_batch, samples, anchor)
 
     @property
-    def read_total(self) -> int:
-        """Samples that this rank was given."""
-        return self._account.read_total
+    def mixture(self) -> Mixture:
+        """Which samples each step takes."""
+        return self._build.mixture
 
     @property
-    def bad_total(self) -> int:
-        """Bad samples that were replaced among them."""
-        return self._account.bad_total
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch of the run."""
+        return self.mixture.steps_per_epoch
+
+    def describe(self) -> list[str]:
+        """What the stream reads, a line each."""
+        mixture, shards = self.mixture, len(self.corpus.paths)
+        lines = [
+            f"data:     {self.corpus.num_samples} samples in {shards} shards, digest {self.corpus.digest}",
+            f"epoch:    {self.steps_per_epoch} steps of {self.global_batch}, {mixture.dropped} samples left out",
+        ]
+        shares = [source.weight for source in self.sources]
+        for number, source in enumerate(self.sources if len(shares) > 1 else ()):
+            share = shares[number] / sum(shares)
+            lines.append(f"source {number}: {source.corpus.num_samples} samples, {share:.2%} of every global batch")
+        lines += [f"damaged:  {path} is cut; what it lost is replaced and counted" for path in self.corpus.cut]
+        return lines
+
+    def steps_until(self, duration: str, where: str) -> int:
+        """Steps of the run, from its start, after which it has lasted so long; `FOREVER` for `forever`."""
+        number, unit = parse_duration(duration, where)
+        if unit == "epochs":
+            return self.mixture.step_at(number)
+        if unit == "samples":
+            return self.mixture.step_at_samples(number)
+        return FOREVER if unit == "forever" else -int(-number // 1)
+
+    def go_on_from(self, position: Position) -> None:
+        """Continue a run from its saved position, at this world size and global batch; call it before `iterate`.
+
+        Raises:
+            UserError: other shards, seed or window, or a global batch that C does not divide.
+        """
+        position.check_resumable(self.position(0))
+        self._build.mixture = self._mixture(position.streams, position.anchor)
 
     def iterate(self, first_step: int = 0) -> Iterator[Batch]:
         """Batches from global step `first_step` (from 0) on, endlessly over epochs. Loading begins at the call.
@@ -96,6 +158,7 @@ class TrainStream:
         call closes the one before.
         """
         self.close()
+        self.account = BadSampleAccount()
         pin = torch.cuda.is_available()
         self._source = BatchIterator(self._build, count(first_step), self.workers, pin_memory=pin)
         return self._accounted(self._source)
@@ -103,32 +166,24 @@ class TrainStream:
     def _accounted(self, source: BatchIterator) -> Iterator[Batch]:
         with source:
             for batch in source:
-                self._account.add(len(batch.keys), batch.bad)
+                self.account.add(batch.step, len(batch.keys), batch.bad)
                 if self._quarantine:
                     self._quarantine.write(batch.step, batch.epoch, batch.bad)
                 yield batch
 
     def position(self, step: int) -> Position:
         """The data state after `step` optimizer steps."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return Position(
             manifest_digest=self.corpus.digest,
-            seed=self.order.seed,
-            streams=self.order.streams,
-            window=self.order.window,
-            epoch=epoch,
-            samples_in_epoch=step_in_epoch * self.global_batch,
-            samples_seen=step * self.global_batch,
+            seed=self._seed,
+            streams=max(order.streams for order in self.mixture.orders),
+            window=self._window,
+            **self.mixture.anchor_at(step)._asdict(),
         )
 
-    def check_bad_ratio(self, bad: int | None = None, read: int | None = None) -> None:
-        """Raises UserError, naming this rank's worst shards, above `max_bad_ratio`.
-
-        Give the counts summed over the ranks, so that all judge alike; by default they are this rank's.
-        """
-        bad, read = self.bad_total if bad is None else bad, self.read_total if read is None else read
-        floor = min(MIN_READS, self.order.samples_per_epoch(self.global_batch))
-        check_bad_ratio(bad, read, self.max_bad_ratio, self._account.by_shard, floor)
+    def too_many_bad(self, bad: int, read: int) -> bool:
+        """Whether more than `max_bad_ratio` of `read` samples, summed over the ranks, are bad."""
+        return too_many_bad(bad, read, self.max_bad_ratio, min(MIN_READS, self.steps_per_epoch * self.global_batch))
 
     def close(self) -> None:
         """End the workers and close the shards."""
@@ -144,20 +199,16 @@ class TrainStream:
         self.close()
 
 
-def check_first_sample(corpus: Corpus, target: Target | None) -> None:
-    """Raises UserError, with the members that there are, where the first sample lacks an image or the target.
+def source_streams(num_samples: int, streams: int) -> int:
+    """C of a source in a mixture: one stream where leaving out up to C - 1 samples of an epoch would be much of it."""
+    return streams if num_samples >= streams * streams else 1
 
-    The corpus is then of another kind, and substitutes would only hide it.
-    """
+
+def check_first_shard(corpus: Corpus, fields: Fields, target: Target | None) -> None:
+    """Raises UserError, with the keys that there are, where no sample of the first shard has what `fields` name."""
     with ShardReader(corpus) as reader:
         try:
             sample = read_sample(reader, 0, 0)
         except BadSampleError:
             return
-    missing = missing_member(sample, target)
-    if missing:
-        raise UserError(
-            f"sample {sample.key} of {corpus.paths[0]} has no {missing}",
-            got=f"members {', '.join(sample.members)}",
-            remedy="pack the corpus with `python -m data_tools pack`, or rename the members",
-        )
+        refuse_foreign_shard(reader, 0, sample, fields, target)

@@ -1,10 +1,10 @@
-"""The order of training samples: a pure function of (sample counts, seed, epoch, position).
+"""The order of one source's samples: a pure function of (sample counts, seed, epoch, place).
 
-World size, workers and ranks do not occur in it: every world size that divides the global batch sees the same global
-batches. Shards are permuted and their samples seen as one ring; from a random start it is cut into C canonical streams
-of equal length (cuts fall inside shards), and each stream is permuted in windows that are built when first needed. The
-start makes each epoch drop and group other samples, even of a single shard. Fixed canonical streams are MosaicML
-Streaming's idea; the lazy windows keep start-up independent of the corpus size.
+World size, workers, ranks and the global batch do not occur in it. Shards are permuted and their samples seen as one
+ring; from a random start it is cut into C canonical streams of equal length (cuts fall inside shards), and each stream
+is permuted in windows that are built when first needed. The sequence of an epoch takes one sample of each stream in
+turn, so any run of it can be a batch. The start makes each epoch drop and group other samples, even of a single shard.
+Fixed canonical streams are MosaicML Streaming's idea; the lazy windows keep start-up independent of the corpus size.
 """
 
 import math
@@ -14,7 +14,6 @@ from functools import lru_cache
 import numpy as np
 
 from data_tools.errors import UserError
-from pretrain.rules import check_world_size
 from pretrain.stream.sample_rng import Purpose, random_bits
 
 MAX_STREAMS = 64
@@ -95,53 +94,26 @@ class Order:
     def __reduce__(self) -> tuple:
         return Order, (self.counts, self.seed, self.streams, self.window)
 
-    def steps_per_epoch(self, global_batch: int) -> int:
-        """Global batches per epoch, the same on every rank. Raises UserError where C does not divide the batch or the
-        corpus is smaller than it."""
-        if global_batch < 1 or global_batch % self.streams:
-            raise UserError(
-                "the global batch does not fit the canonical streams",
-                got=global_batch,
-                expected=f"a multiple of {self.streams}",
-                remedy="set a multiple, or start a new run",
-            )
-        steps = self.stream_length // (global_batch // self.streams)
-        if steps == 0:
-            raise UserError(
-                "the global batch is larger than the corpus",
-                got=f"a global batch of {global_batch} and {self.num_samples} samples",
-                expected=f"at most {self.num_samples}",
-                remedy="lower the global batch or pack more samples",
-            )
-        return steps
+    @property
+    def length(self) -> int:
+        """Samples in the sequence of an epoch; fewer than C are left over, other ones in each epoch."""
+        return self.streams * self.stream_length
 
-    def samples_per_epoch(self, global_batch: int) -> int:
-        """Samples used in an epoch; the rest is `dropped`."""
-        return self.steps_per_epoch(global_batch) * global_batch
-
-    def dropped(self, global_batch: int) -> int:
-        """Samples left out of an epoch. Which they are changes with the epoch's permutation."""
-        return self.num_samples - self.samples_per_epoch(global_batch)
-
-    def batch(
-        self, epoch: int, step: int, global_batch: int, world_size: int = 1, rank: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of one rank at `step` of `epoch`: (shard, index in shard), int64 [global_batch / world_size] each.
-
-        The global batch takes q = global_batch / C samples of every stream, ordered by stream; rank r holds the r-th
-        contiguous slice of it.
+    def take(self, epoch: int, first: int, count: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, index in shard), int64 [stop - start] each: the part start .. stop of `count` samples of the sequence
+        of `epoch` from its `first` on, after these were put in order of their streams, so that a part needs few shards.
         """
-        steps = self.steps_per_epoch(global_batch)
-        if not 0 <= step < steps:
-            raise IndexError(f"step {step} of an epoch of {steps} steps")
-        check_world_size(global_batch, world_size)
-        per_rank, per_stream = global_batch // world_size, global_batch // self.streams
-        slots = np.arange(rank * per_rank, (rank + 1) * per_rank)
-        stream, place = slots // per_stream, step * per_stream + slots % per_stream
-        return self._line(epoch).locate(self._positions(epoch, stream, place))
+        if not 0 <= first <= first + count <= self.length:
+            raise IndexError(f"samples {first} to {first + count} of a sequence of {self.length}")
+        numbers = np.arange(first, first + count)
+        by_stream = np.argsort((numbers % self.streams).astype(np.uint8), kind="stable")
+        places, stream = np.divmod(numbers[by_stream[start:stop]], self.streams)
+        return self._line(epoch).locate(self._positions(epoch, stream, places))
 
     def _positions(self, epoch: int, stream: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Line positions [n] of the `place`-th samples of streams, window by window."""
+        if not len(place):
+            return place
         number, offset = np.divmod(place, self.window)
         positions = stream * self.stream_length + number * self.window
         for window in range(int(number.min()), int(number.max()) + 1):

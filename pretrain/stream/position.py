@@ -1,33 +1,47 @@
-"""The data state of a run: under 1 kB of JSON, derived from optimizer steps and never from prefetched batches."""
+"""The data state of a run: about 1 kB of JSON, derived from optimizer steps and never from prefetched batches."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_tools.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _REMEDIES = {
     "manifest_digest": "point data.train at the shards that the run began with, or start a new run",
     "seed": "set the seed that the run began with, or start a new run",
-    "streams": "set a global batch that gives the same number of canonical streams, gcd(global batch, 64)",
     "window": "set the window that the run began with, or start a new run",
 }
+
+
+class Anchor(NamedTuple):
+    """A point of a run from which its order goes on: optimizer steps and global samples up to here, and of every source
+    the epoch it is in and the samples consumed of that epoch."""
+
+    step: int
+    samples_seen: int
+    sources: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
     """Where a run stands in its training data.
 
-    The first four fields define the order and may not change on a resume; workers and world size may.
+    Shards, seed, C and window define the order and may not change on a resume; workers, world size, the weights of a
+    mixture and the global batch (a multiple of C) may.
     """
 
     manifest_digest: str
     seed: int
     streams: int  # C, canonical streams
     window: int  # samples per shuffle window of a stream
-    epoch: int
-    samples_in_epoch: int  # global samples consumed of this epoch
+    step: int
     samples_seen: int  # global samples consumed since the start of the run
+    sources: tuple[tuple[int, int], ...]  # of each: its epoch, global samples consumed of that epoch
+
+    @property
+    def anchor(self) -> Anchor:
+        """The point from which the order goes on."""
+        return Anchor(self.step, self.samples_seen, self.sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the version of this layout."""
@@ -44,7 +58,8 @@ class Position:
                 expected=f"version {_VERSION} with {', '.join(sorted(names))}",
                 remedy="resume with the version of dualstream that wrote the checkpoint",
             )
-        return cls(**{name: state[name] for name in names})
+        sources = tuple((int(epoch), int(samples)) for epoch, samples in state["sources"])
+        return cls(**{name: state[name] for name in names - {"sources"}}, sources=sources)
 
     def check_resumable(self, current: "Position") -> None:
         """Raises UserError naming the field by which `current` would go on from here in another order."""

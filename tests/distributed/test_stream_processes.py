@@ -219,7 +219,7 @@ def _epoch(rank, world_size, tars, workers):
         dist.all_reduce(total)  # hangs if a rank had fewer steps
         keys += batch.keys
         steps += int(total == 16)
-    counts = torch.tensor([stream.bad_total, stream.read_total])
+    counts = torch.tensor([stream.account.bad_total, stream.account.read_total])
     dist.all_reduce(counts)
     stream.close()
     return keys, steps, counts.tolist()

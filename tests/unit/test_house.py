@@ -25,7 +25,7 @@ FLOORS = (
     ("config", "entry", "metrics", "provenance", "rules", "runtime", "settings"),
     ("losses", "towers"),
     ("engine", "stream"),
-    ("assemble",),
+    ("assemble", "ledger"),
     ("evaluate", "export"),
     ("cli", "plan", "pretraining", "train"),
     ("finetune",),

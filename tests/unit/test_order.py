@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from data_tools.errors import UserError
 from pretrain.rules import check_world_size
 from pretrain.stream import order as order_module
+from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled
-from pretrain.stream.position import Position
+from pretrain.stream.position import Anchor, Position
 from pretrain.stream.sample_rng import Purpose, random_bits, random_pair
 
 COUNTS = np.array([5, 11, 2, 30, 7])
@@ -24,6 +26,21 @@ COUNTS = np.array([5, 11, 2, 30, 7])
 
 def corpus(draw: np.random.Generator, shards: int) -> np.ndarray:
     return draw.integers(1, 200, shards)
+
+
+class Epochs:
+    """A corpus that is the only source, by (epoch, step)."""
+
+    def __init__(self, counts, seed, global_batch, window, streams=None):
+        self.order = Order(counts, seed, streams or canonical_streams(global_batch), window)
+        self.mixture = Mixture([self.order], [1.0], global_batch, 0, Anchor(0, 0, ((0, 0),)))
+        self.steps = self.mixture.steps_per_epoch
+
+    def batch(self, epoch, step, world_size=1, rank=0):
+        slots = self.mixture.batch(epoch * self.steps + step, world_size, rank)
+        assert not slots.sources.any()
+        assert (slots.epochs == epoch).all()
+        return slots.shards, slots.indices
 
 
 def line(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -44,7 +61,7 @@ def test_frozen_hash():
 
 def test_frozen_order():
     order = Order(COUNTS, seed=7, streams=8, window=3)
-    shards, indices = order.batch(1, 2, 16)
+    shards, indices = order.take(1, 32, 16, 0, 16)
     assert shards.tolist() == [3, 3, 3, 3, 1, 1, 1, 1, 4, 4, 0, 0, 3, 3, 3, 3]
     assert indices.tolist() == [19, 21, 25, 27, 1, 3, 7, 8, 2, 1, 0, 1, 0, 2, 7, 6]
     substitutes = [order.substitute(1, 3, 19, attempt) for attempt in (0, 1, 2, 16, 17)]
@@ -78,14 +95,13 @@ def test_every_world_size_makes_the_same_global_batches(seed, shards, factors, w
     counts = corpus(np.random.default_rng(seed), shards)
     if counts.sum() < global_batch:
         counts = counts + global_batch
-    order = Order(counts, seed, canonical_streams(global_batch), window)
-    steps = order.steps_per_epoch(global_batch)
-    resumes = {0, steps // 2, steps - 1}
-    whole = {step: line(order.batch(epoch, step, global_batch)) for step in resumes}
+    run = Epochs(counts, seed, global_batch, window)
+    resumes = {0, run.steps // 2, run.steps - 1}
+    whole = {step: line(run.batch(epoch, step)) for step in resumes}
     for world_size in (w for w in range(1, 193) if global_batch % w == 0):
         for step in resumes:
-            fresh = Order(counts, seed, order.streams, window)  # a resumed process has built nothing
-            ranks = [line(fresh.batch(epoch, step, global_batch, world_size, rank)) for rank in range(world_size)]
+            fresh = pickle.loads(pickle.dumps(run))  # a resumed process has built nothing
+            ranks = [line(fresh.batch(epoch, step, world_size, rank)) for rank in range(world_size)]
             assert {len(rank) for rank in ranks} == {global_batch // world_size}
             assert np.array_equal(np.concatenate(ranks), whole[step])
 
@@ -94,20 +110,19 @@ def test_every_world_size_makes_the_same_global_batches(seed, shards, factors, w
 @settings(max_examples=30, deadline=None)
 def test_an_epoch_holds_each_sample_at_most_once(seed, global_batch, window):
     counts = corpus(np.random.default_rng(seed), 9) + 30
-    order = Order(counts, seed, canonical_streams(global_batch), window)
+    run = Epochs(counts, seed, global_batch, window)
     for epoch in (0, 1):
-        seen = [line(order.batch(epoch, step, global_batch)) for step in range(order.steps_per_epoch(global_batch))]
-        seen = np.concatenate(seen)
-        assert len(np.unique(seen)) == len(seen) == counts.sum() - order.dropped(global_batch)
-        assert len(seen) == order.samples_per_epoch(global_batch)
+        seen = np.concatenate([line(run.batch(epoch, step)) for step in range(run.steps)])
+        assert len(np.unique(seen)) == len(seen) == counts.sum() - run.mixture.dropped
+        assert len(seen) == run.steps * global_batch
         assert (seen % 1_000_000 < counts[seen // 1_000_000]).all()
-    assert 0 <= order.dropped(global_batch) < global_batch + order.streams
+    assert 0 <= run.mixture.dropped < global_batch + run.order.streams
 
 
 def test_the_dropped_tail_and_the_order_change_with_epoch_and_seed():
     def epoch_of(seed, epoch):
-        order = Order(COUNTS, seed, 8, 3)
-        return [int(n) for step in range(order.steps_per_epoch(16)) for n in line(order.batch(epoch, step, 16))]
+        run = Epochs(COUNTS, seed, 16, 3, streams=8)
+        return [int(n) for step in range(run.steps) for n in line(run.batch(epoch, step))]
 
     variants = [epoch_of(7, 0), epoch_of(7, 1), epoch_of(8, 0)]
     assert len({tuple(variant) for variant in variants}) == 3
@@ -115,56 +130,67 @@ def test_the_dropped_tail_and_the_order_change_with_epoch_and_seed():
 
 
 def test_no_sample_of_a_single_shard_is_dropped_for_ever():
-    order = Order(np.array([100]), 0, 64, 4)
-    seen = [np.concatenate([line(order.batch(epoch, 0, 64))]) for epoch in range(30)]
-    assert len(np.unique(np.concatenate(seen))) == 100
+    run = Epochs(np.array([100]), 0, 64, 4)
+    seen = np.concatenate([line(run.batch(epoch, 0)) for epoch in range(30)])
+    assert len(np.unique(seen)) == 100
 
 
 def test_a_batch_takes_part_in_every_stream():
-    order = Order(np.full(64, 100), 0, 64, 10)
-    shards, _ = order.batch(0, 0, 128)
+    shards, _ = Epochs(np.full(64, 100), 0, 128, 10).batch(0, 0)
     assert len(np.unique(shards)) == 64
 
 
 def test_one_shard_serves_many_ranks():
-    order = Order(np.array([50]), 3, canonical_streams(8), 16)
-    ranks = [line(order.batch(0, 1, 8, 4, rank)) for rank in range(4)]
+    run = Epochs(np.array([50]), 3, 8, 16)
+    ranks = [line(run.batch(0, 1, 4, rank)) for rank in range(4)]
     assert sorted({len(rank) for rank in ranks}) == [2]
     assert len(np.unique(np.concatenate(ranks))) == 8
 
 
 def test_windows_are_rebuilt_after_going_back():
     order = Order(np.full(10, 100), 5, 8, 16)
-    steps = [0, 40, 3, 40, 0]
-    fresh = [line(Order(np.full(10, 100), 5, 8, 16).batch(0, step, 8)) for step in steps]
-    for step, expected in zip(steps, fresh, strict=True):
-        assert np.array_equal(line(order.batch(0, step, 8)), expected)
+    places = [0, 320, 24, 320, 0]
+    fresh = [line(Order(np.full(10, 100), 5, 8, 16).take(0, place, 8, 0, 8)) for place in places]
+    for place, expected in zip(places, fresh, strict=True):
+        assert np.array_equal(line(order.take(0, place, 8, 0, 8)), expected)
 
 
-def test_steps_outside_the_epoch_are_refused():
+@given(cuts=st.lists(st.integers(0, 56), max_size=6), window=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_the_sequence_of_an_epoch_is_the_same_however_it_is_cut(cuts, window):
+    order = Order(np.array([20, 37]), 5, 8, window)
+    edges = [0, *sorted(cuts), order.length]
+    parts = [line(order.take(1, a, b - a, 0, b - a)) for a, b in pairwise(edges)]
+    for part, (a, b) in zip(parts, pairwise(edges), strict=True):
+        one_by_one = [line(order.take(1, place, 1, 0, 1))[0] for place in range(a, b)]
+        assert sorted(part) == sorted(one_by_one)
+    assert len(np.unique(np.concatenate(parts))) == order.length == 56
+
+
+def test_samples_outside_the_sequence_are_refused():
     order = Order(COUNTS, 7, 8, 3)
     with pytest.raises(IndexError):
-        order.batch(0, order.steps_per_epoch(16), 16)
+        order.take(0, order.length - 3, 4, 0, 4)
 
 
 def test_it_pickles_as_its_settings():
-    order = Order(COUNTS, 7, 8, 3)
-    size = len(pickle.dumps(order))
-    order.batch(0, 0, 8)
-    copy = pickle.loads(pickle.dumps(order))
-    assert len(pickle.dumps(order)) == size
-    assert np.array_equal(line(copy.batch(0, 1, 8)), line(order.batch(0, 1, 8)))
+    run = Epochs(COUNTS, 7, 8, 3)
+    size = len(pickle.dumps(run.mixture))
+    run.batch(0, 0)
+    copy = pickle.loads(pickle.dumps(run.mixture))
+    assert len(pickle.dumps(run.mixture)) == size
+    assert np.array_equal(copy.batch(1).indices, run.mixture.batch(1).indices)
 
 
 def test_a_global_batch_larger_than_the_corpus_is_refused():
     with pytest.raises(UserError, match=r"larger than the corpus.*got a global batch of 64 and 55 samples"):
-        Order(COUNTS, 0, canonical_streams(64), 8).steps_per_epoch(64)
-    assert Order(COUNTS, 0, canonical_streams(55), 8).steps_per_epoch(55) == 1
+        Epochs(COUNTS, 0, 64, 8)
+    assert Epochs(COUNTS, 0, 55, 8).steps == 1
 
 
 def test_a_global_batch_that_the_streams_do_not_divide_is_refused():
     with pytest.raises(UserError, match="got 12; expected a multiple of 8"):
-        Order(COUNTS, 0, 8, 8).steps_per_epoch(12)
+        Epochs(COUNTS, 0, 12, 8, streams=8)
 
 
 @pytest.mark.parametrize(("world_size", "fitting"), [(5, "4 or 6 ranks"), (13, "12 ranks"), (7, "6 or 12 ranks")])
@@ -182,8 +208,8 @@ def test_settings_are_checked(change):
 def test_substitutes_stay_in_the_window_and_differ_from_the_bad_sample():
     counts, window = np.full(20, 50), 25
     order = Order(counts, 9, 8, window)
-    bad = [(int(s), int(i)) for s, i in zip(*order.batch(2, 1, 64), strict=True)]
-    members = [line(order.batch(2, step, 8)) for step in range(window)]  # all of the streams' first windows
+    bad = [(int(s), int(i)) for s, i in zip(*order.take(2, 64, 64, 0, 64), strict=True)]
+    members = [line(order.take(2, 8 * step, 8, 0, 8)) for step in range(window)]  # all of the streams' first windows
     first_windows = [set(np.array(members)[:, stream].tolist()) for stream in range(8)]
     for place, (shard, index) in enumerate(bad):
         for attempt in range(ATTEMPTS_IN_WINDOW):
@@ -203,20 +229,20 @@ def test_a_window_of_one_sample_is_substituted_from_the_corpus():
 def test_start_and_lookups_are_fast_at_a_billion_samples():
     counts = np.full(100_000, 10_000)
     started = time.perf_counter()
-    order = Order(counts, 1, 64, 262_144)
-    order.batch(3, 20_000, 64, 8, 5)
+    Epochs(counts, 1, 64, 262_144).batch(3, 20_000, 8, 5)
     assert time.perf_counter() - started < 1
-    order.batch(0, 0, 32_768)
+    run = Epochs(counts, 1, 32_768, 262_144)
+    run.batch(0, 0)
     started = time.perf_counter()
     for step in range(1, 9):
-        order.batch(0, step, 32_768)
+        run.batch(0, step)
     assert (time.perf_counter() - started) / (8 * 32_768) < 5e-6
 
 
 def test_memory_is_bounded_by_the_windows():
     order = Order(np.full(1000, 1000), 1, 64, 1000)
     for step in range(0, 15_000, 500):
-        order.batch(step % 5, step, 64)
+        order.take(step % 5, 64 * step, 64, 0, 64)
         assert order._block.nbytes <= 64 * 1000 * 4
 
 
@@ -229,7 +255,7 @@ def test_random_pair_is_uniform():
 
 
 POSITION = Position(
-    manifest_digest="a" * 32, seed=2**64 - 1, streams=64, window=2**31 - 1, epoch=3, samples_in_epoch=5, samples_seen=7
+    manifest_digest="a" * 32, seed=2**64 - 1, streams=64, window=2**31 - 1, step=2, samples_seen=7, sources=((3, 5),)
 )
 
 
@@ -239,7 +265,7 @@ def test_position_is_small_json_and_comes_back():
     assert Position.from_dict(json.loads(text)) == POSITION
 
 
-@pytest.mark.parametrize("field", ["manifest_digest", "seed", "streams", "window"])
+@pytest.mark.parametrize("field", ["manifest_digest", "seed", "window"])
 def test_another_order_is_refused_by_name(field):
     other = replace(POSITION, **{field: "b" if field == "manifest_digest" else 1})
     with pytest.raises(UserError, match=f"another {field}; got {getattr(other, field)}; expected"):
@@ -247,10 +273,10 @@ def test_another_order_is_refused_by_name(field):
 
 
 def test_progress_is_no_obstacle_to_a_resume():
-    POSITION.check_resumable(replace(POSITION, epoch=0, samples_in_epoch=0, samples_seen=0))
+    POSITION.check_resumable(replace(POSITION, step=0, samples_seen=0, streams=8, sources=((0, 0),)))
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"extra": 1}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"extra": 1}])
 def test_unknown_positions_are_refused(change):
     with pytest.raises(UserError, match="cannot be read"):
         Position.from_dict(POSITION.to_dict() | change)

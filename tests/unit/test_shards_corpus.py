@@ -11,8 +11,9 @@ import pytest
 from data_tools.errors import UserError
 from data_tools.shards import open_corpus
 from data_tools.shards import reader as readers
-from data_tools.shards.index import index_path
+from data_tools.shards.index import index_path, open_index
 from data_tools.shards.manifest import Manifest, ShardRecord, read_manifest, write_manifest
+from data_tools.shards.tar import TarDamageError
 from data_tools.shards.writer import write_shard
 
 
@@ -98,8 +99,8 @@ def damage_missing(folder):
     os.unlink(folder / "s-1.tar")
 
 
-def damage_resized(folder):
-    os.truncate(folder / "s-1.tar", 512)
+def damage_grown(folder):
+    os.truncate(folder / "s-1.tar", 1 << 20)
 
 
 def damage_json(folder):
@@ -121,7 +122,7 @@ def damage_field(folder):
     ("damage", "message"),
     [
         (damage_missing, r"missing shard .*s-1.tar"),
-        (damage_resized, r"size of shard .*s-1.tar changed; got 512 bytes"),
+        (damage_grown, r"size of shard .*s-1.tar changed; got 1048576 bytes"),
         (damage_json, "unreadable manifest"),
         (damage_version, "not a shard manifest"),
         (damage_field, "lacks or misspells a field"),
@@ -132,6 +133,26 @@ def test_damaged_folder_is_refused(tmp_path, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=message):
         open_corpus(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 700, -1])
+def test_a_cut_shard_is_named_and_gives_what_it_still_holds(tmp_path, kept):
+    folder = shards(tmp_path / "a")
+    tar = folder / "s-1.tar"
+    whole = open_corpus(folder)
+    samples = [readers.ShardReader(whole).read(1, index) for index in range(whole.counts[1])]
+    edge = int(open_index(index_path(tar)).offsets[-2])  # where the last sample begins
+    os.truncate(tar, kept if kept >= 0 else edge)
+    corpus = open_corpus(folder)
+    assert corpus.cut == (str(tar),)
+    assert corpus.digest == whole.digest
+    reader = readers.ShardReader(corpus)
+    for index, sample in enumerate(samples):
+        if kept < 0 and index < len(samples) - 1:
+            assert reader.read(1, index) == sample
+        else:
+            with pytest.raises(TarDamageError, match="ends inside a sample"):
+                reader.read(1, index)
 
 
 def test_sources_that_are_no_shards_are_refused(tmp_path):

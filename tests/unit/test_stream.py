@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError, UserError
-from data_tools.shards import Sample
-from pretrain.stream.bad import BadSampleError, check_bad_ratio
+from data_tools.shards import Sample, open_corpus
+from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, bad_ratio_error, too_many_bad
 from pretrain.stream.loader import TrainStream
-from pretrain.stream.members import label, training_caption
+from pretrain.stream.members import PLAIN, Fields, label
 from pretrain.stream.transform import ImageSettings
 from stream_corpora import CONTEXT, characters, members, picture, write_corpus
 
@@ -88,7 +88,7 @@ def test_a_resumed_stream_goes_on_with_the_same_batches(corpus, first_step):
 def test_epochs_follow_each_other_and_augment_anew(corpus):
     stream = TrainStream(corpus, **SETTINGS)
     assert stream.steps_per_epoch == 4
-    assert stream.dropped == 70 - 64
+    assert stream.mixture.dropped == 70 - 64
     run = batches(corpus, steps=8)
     assert [batch.epoch for batch in run] == [0] * 4 + [1] * 4
     assert [batch.step for batch in run] == list(range(8))
@@ -141,7 +141,7 @@ def test_labels(corpus):
 
 def test_the_position_derives_from_the_step(corpus):
     position = TrainStream(corpus, **SETTINGS).position(6)
-    assert (position.epoch, position.samples_in_epoch, position.samples_seen) == (1, 32, 96)
+    assert (position.step, position.samples_seen, position.sources) == (6, 96, ((1, 32),))
     assert (position.manifest_digest, position.seed, position.streams) == (corpus.digest, 3, 16)
     position.check_resumable(TrainStream(corpus, **SETTINGS).position(0))
 
@@ -208,7 +208,7 @@ def test_bad_samples_are_counted_and_quarantined(damaged, tmp_path):
     with TrainStream(damaged, **SETTINGS, quarantine=path) as stream:
         run = list(islice(stream.iterate(0), 8))
         bad = [sample for batch in run for sample in batch.bad]
-        assert (stream.read_total, stream.bad_total) == (8 * GLOBAL_BATCH, len(bad))
+        assert (stream.account.read_total, stream.account.bad_total) == (8 * GLOBAL_BATCH, len(bad))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len(bad) > 8
     assert [line["key"] for line in lines] == [sample.key for sample in bad]
@@ -217,28 +217,39 @@ def test_bad_samples_are_counted_and_quarantined(damaged, tmp_path):
     assert all(os.path.isfile(line["shard"]) for line in lines)
 
 
-def test_too_many_bad_samples_stop_the_run_with_the_worst_shards(damaged):
-    with TrainStream(damaged, **SETTINGS, max_bad_ratio=0.05) as stream:
-        list(islice(stream.iterate(0), 8))
-        with pytest.raises(UserError, match=r"too many bad samples, most in .*s-000001\.tar \(\d+\).*at most 0.05"):
-            stream.check_bad_ratio()
-        stream.check_bad_ratio(bad=5, read=1000)  # the counts of all ranks decide
-
-
-def test_one_early_bad_sample_does_not_stop_a_run(damaged):
+def test_one_early_bad_sample_is_not_too_many(damaged):
     with TrainStream(damaged, **SETTINGS, max_bad_ratio=0.02) as stream:
-        stream.check_bad_ratio(bad=1, read=16)
-        with pytest.raises(UserError, match="got 2 of 16 samples"):
-            stream.check_bad_ratio(bad=2, read=16)
+        assert not stream.too_many_bad(1, 16)
+        assert stream.too_many_bad(2, 16)
 
 
 def test_the_ratio_is_literal():
-    check_bad_ratio(1, 100, 0.01)
-    check_bad_ratio(0, 100, 0.0)
-    with pytest.raises(UserError, match="got 2 of 100 samples"):
-        check_bad_ratio(2, 100, 0.01)
-    with pytest.raises(UserError, match=r"most in b \(9\), c \(2\), a \(1\);"):
-        check_bad_ratio(12, 100, 0.01, {"a": 1, "b": 9, "c": 2})
+    assert not too_many_bad(1, 100, 0.01)
+    assert not too_many_bad(0, 100, 0.0)
+    assert too_many_bad(2, 100, 0.01)
+    message = str(bad_ratio_error(12, 100, 0.01, {"a": 1, "b": 9, "c": 2}))
+    assert "most in b (9), c (2), a (1); got 12 of 100 samples; expected at most 0.01" in message
+
+
+def test_an_account_settles_every_step_once():
+    account = BadSampleAccount()
+    bad = [BadSample("s.tar", 3, "k", kind, "") for kind in ("damaged", "no_image")]
+    for step, found in enumerate(([], bad, bad[:1])):
+        account.add(step, 8, found)
+    first, second = account.settle(2), account.settle(3)
+    assert (first.given, first.by_kind, first.by_shard) == (16, {"damaged": 1, "no_image": 1}, {"s.tar": 2})
+    assert (second.given, second.by_kind) == (8, {"damaged": 1})
+    assert account.settle(3).given == 0
+
+
+def test_a_later_shard_of_another_kind_fails_at_once_with_its_keys(tmp_path):
+    change = {"jpg": None, "avif": b"x"}
+    corpus = write_corpus(tmp_path, [20, 20], dict.fromkeys(range(20, 40), change))
+    with pytest.raises(UserError, match=r"no sample of .*s-000001\.tar has the expected image .*got members avif, cls"):
+        batches(corpus, steps=2)
+    write_corpus(tmp_path, [20, 20], {n: {"txt": None, "json": b'{"alt": "a", "url": 3}'} for n in range(20, 40)})
+    with pytest.raises(UserError, match=r"the expected caption \(json:captions, txt\).*fields of its json alt, url"):
+        batches(open_corpus([tmp_path / "s-000000.tar", tmp_path / "s-000001.tar"]), steps=2)
 
 
 def test_nothing_readable_ends_with_an_error(tmp_path):
@@ -264,7 +275,7 @@ def test_a_shard_that_vanishes_is_named_and_never_replaced(tmp_path):
         (tmp_path / "s-000001.tar").unlink()
         with pytest.raises(UserError, match=r"missing shard .*s-000001\.tar"):
             list(islice(stream.iterate(0), 4))
-        assert stream.bad_total == 0
+        assert stream.account.bad_total == 0
 
 
 def test_an_unreadable_shard_is_named_and_never_replaced(corpus, monkeypatch):
@@ -280,24 +291,67 @@ def test_an_unreadable_shard_is_named_and_never_replaced(corpus, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "target", "message"),
     [
-        ({"jpg": None}, "caption", r"has no image \(jpg, .*got members cls, json, txt"),
-        ({"txt": None, "json": None}, "caption", r"has no caption \(json, txt\); got members cls, jpg"),
-        ({"cls": None}, "label", r"has no label \(cls\); got members jpg, json, txt"),
+        ({"jpg": None}, "caption", r"has the expected image \(jpg, .*got members cls, json, txt"),
+        (
+            {"txt": None, "json": None},
+            "caption",
+            r"the expected caption \(json:captions, txt\); got members cls, jpg",
+        ),
+        ({"cls": None}, "label", r"has the expected label \(cls\); got members jpg, json, txt"),
     ],
 )
 def test_a_corpus_of_another_kind_fails_at_once(tmp_path, change, target, message):
-    corpus = write_corpus(tmp_path, [20], {0: change})
+    corpus = write_corpus(tmp_path, [20], dict.fromkeys(range(20), change))
     with pytest.raises(UserError, match=message):
         TrainStream(corpus, **(SETTINGS | {"target": target}))
 
 
 def test_a_text_is_one_caption_where_the_json_has_none():
     sample = Sample("k", 1, {"txt": b"two\nlines ", "json": b'{"width": 3}'})
-    assert training_caption(sample, 0, 0) == "two\nlines"
+    assert PLAIN.training_caption(sample, 0, 0) == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ("json:meta.alt", "deep"),
+        ("json:none;json:captions", "a"),
+        ("txt;json:captions", "plain"),
+        ("empty.txt;json:title", "title"),
+    ],
+)
+def test_a_key_mapping_names_the_caption(captions, expected):
+    content = {"captions": ["a", "b"], "title": "title", "meta": {"alt": ["deep"]}}
+    sample = Sample("k", 1, {"txt": b"plain", "empty.txt": b" ", "json": json.dumps(content).encode()})
+    fields = Fields(captions=tuple(captions.split(";")), choose="first")
+    assert fields.training_caption(sample, 0, 0) == expected
+    assert fields.missing(sample, None) is not None  # no image member
+
+
+def test_a_key_mapping_names_the_image():
+    sample = Sample("k", 1, {"jpg": b"thumbnail", "full.jpg": b"picture"})
+    assert PLAIN.image_bytes(sample) == b"thumbnail"
+    assert Fields(image=("full.jpg", "jpg")).image_bytes(sample) == b"picture"
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ({"txt": b"x" * 100_000}, "huge_text"),
+        ({"json": b'{"captions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"}, "bad_json"),
+        ({"json": b"[1]"}, "bad_json"),
+        ({"json": b'{"captions": {"a": 1}}'}, "bad_json"),
+        ({"json": b'{"captions": []}'}, "no_caption"),
+    ],
+)
+def test_texts_that_are_no_captions(members, kind):
+    with pytest.raises(BadSampleError) as caught:
+        PLAIN.training_caption(Sample("k", 1, members), 0, 0)
+    assert caught.value.kind == kind
 
 
 def test_captions_are_chosen_evenly():
-    choices = [training_caption(Sample("k", n, members(7)), 0, 0) for n in range(3000)]
+    choices = [PLAIN.training_caption(Sample("k", n, members(7)), 0, 0) for n in range(3000)]
     assert all(900 < choices.count(caption) < 1100 for caption in set(choices))
     assert len(set(choices)) == 3
 

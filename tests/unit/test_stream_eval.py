@@ -107,5 +107,5 @@ def test_unreadable_samples_are_errors(tmp_path, change, message):
 
 def test_a_corpus_without_captions_fails_at_once(tmp_path):
     corpus = write_corpus(tmp_path, [1], {0: {"txt": None, "json": None}})
-    with pytest.raises(UserError, match="has no caption"):
+    with pytest.raises(UserError, match="has the expected caption"):
         EvalReader(corpus, IMAGE, characters, 4)

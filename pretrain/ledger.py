@@ -1,0 +1,52 @@
+"""The account of the samples of all ranks: expected, read and replaced in every epoch, and too many bad ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from data_tools.errors import UserError
+from pretrain.engine.state import TrainState
+from pretrain.metrics import Metrics
+from pretrain.runtime import gather
+from pretrain.stream.bad import WORST_SHARDS, bad_ratio_error
+from pretrain.stream.loader import TrainStream
+
+
+class Ledger:
+    """Kept by the loop on every rank; its methods are collective."""
+
+    def __init__(self, stream: TrainStream, state: TrainState, metrics: Metrics):
+        self._stream, self._state, self._metrics = stream, state, metrics
+        self._settled = state.step
+
+    def check(self) -> None:
+        """Raises UserError on all ranks together, with the worst shards of all, where too many samples are bad."""
+        bad, read = self._state.bad_samples, self._state.samples_seen
+        if self._stream.too_many_bad(bad, read):
+            worst = sum((Counter(shards) for shards in gather(dict(self._stream.account.by_shard))), Counter())
+            raise bad_ratio_error(bad, read, self._stream.max_bad_ratio, worst)
+
+    def settle(self, last: bool) -> None:
+        """At the end of an epoch, and of the run if `last`: report what was expected, read and replaced since the
+        account before. Raises UserError where ranks were given more or fewer samples than the order holds."""
+        step, mixture = self._state.step, self._stream.mixture
+        epoch = int(mixture.epochs_at(step - 1))
+        if step == self._settled or not (last or int(mixture.epochs_at(step)) > epoch):
+            return
+        expected = mixture.samples_seen(step) - mixture.samples_seen(self._settled)
+        parts = gather(self._stream.account.settle(step))
+        given = sum(part.given for part in parts)
+        if given != expected:
+            what = f"samples were lost or repeated in epoch {epoch}"
+            raise UserError(what, got=f"{given} samples", expected=f"{expected} samples")
+        kinds, shards = (sum((getattr(part, name) for part in parts), Counter()) for name in ("by_kind", "by_shard"))
+        self._settled = step
+        self._report(epoch, expected, kinds, shards)
+
+    def _report(self, epoch: int, expected: int, kinds: Counter[str], shards: Counter[str]) -> None:
+        replaced = kinds.total()
+        values = {"expected": expected, "read": expected - replaced, "replaced": replaced}
+        values |= {f"replaced_{kind}": count for kind, count in sorted(kinds.items())}
+        self._metrics.write("data", self._state.step, self._state.samples_seen, {"epoch": epoch, **values})
+        for shard, count in shards.most_common(WORST_SHARDS):
+            self._metrics.note(f"  {count} replaced in {shard}")
