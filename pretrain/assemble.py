@@ -54,9 +54,14 @@ def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) ->
 
 
 def train_stream(
-    config: Config, sources: Sequence[StreamSource], spec: ModelSpec, target: str, runtime: Runtime
+    config: Config,
+    sources: Sequence[StreamSource],
+    spec: ModelSpec,
+    target: str,
+    runtime: Runtime,
+    look_only: bool = False,
 ) -> TrainStream:
-    """This rank's stream of captions or labels."""
+    """This rank's stream of captions or labels. `look_only`: read in this process and write down no bad samples."""
     local_batch(config, runtime.world_size)
     return TrainStream(
         sources,
@@ -68,9 +73,9 @@ def train_stream(
         target=target,
         rank=runtime.rank,
         world_size=runtime.world_size,
-        workers=config.data.workers,
+        workers=0 if look_only else config.data.workers,
         max_bad_ratio=config.data.max_bad_ratio,
-        quarantine=Path(config.run.dir) / f"quarantine-{runtime.rank}.jsonl",
+        quarantine=None if look_only else Path(config.run.dir) / f"quarantine-{runtime.rank}.jsonl",
     )
 
 

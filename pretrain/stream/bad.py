@@ -43,8 +43,11 @@ class Quarantine:
         self.path = Path(path)
 
     def write(self, step: int, epoch: int, samples: Iterable[BadSample]) -> None:
-        """Append the bad samples of a step's batch; nothing is opened where there are none."""
-        lines = [json.dumps({"step": step, "epoch": epoch, **asdict(sample)}) + "\n" for sample in samples]
+        """Append the bad samples of the batch of `step`, from 0; lines count steps from 1, as metrics.jsonl does.
+
+        Nothing is opened where there are none.
+        """
+        lines = [json.dumps({"step": step + 1, "epoch": epoch, **asdict(sample)}) + "\n" for sample in samples]
         if not lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from data_tools.shards import Sample, ShardReader
 from data_tools.shards.tar import TarDamageError
 from pretrain.stream.bad import BadSample, BadSampleError
 from pretrain.stream.members import Fields, Target, describe, label
-from pretrain.stream.mixture import Mixture, Place
+from pretrain.stream.mixture import Mixture, Place, Slots
 from pretrain.stream.transform import ImageTransform
 
 Tokenize = Callable[[list[str]], torch.Tensor]
@@ -30,7 +30,7 @@ class Batch:
 
     step: int  # global step, from 0
     epoch: int  # of the run
-    epochs: np.ndarray  # int64 [b], epoch of each sample in its source: with its id it seeds what is random about it
+    slots: Slots  # where each sample lies, substitutes included; an epoch and an id seed what is random about a sample
     images: torch.Tensor  # uint8 [b, 3, size, size]
     texts: torch.Tensor | None  # int64 [b, context]
     labels: torch.Tensor | None  # int64 [b]
@@ -46,6 +46,7 @@ class Batch:
 
 
 class _Row(NamedTuple):
+    place: Place
     id: int
     key: str
     caption: str
@@ -91,7 +92,7 @@ class BatchBuilder:
         return Batch(
             step=step,
             epoch=int(self.mixture.epochs_at(step)),
-            epochs=slots.epochs,
+            slots=Slots(*np.array([row.place for row in rows]).T),
             images=images,
             texts=self.tokenize(captions) if captions and self.tokenize else None,
             labels=torch.tensor([row.label for row in rows]) if self.target == "label" else None,
@@ -123,7 +124,7 @@ class BatchBuilder:
         except BadSampleError as error:
             error.key = sample.key
             raise
-        return _Row(sample.id, sample.key, caption, number)
+        return _Row(place, sample.id, sample.key, caption, number)
 
     def _load_substitute(self, place: Place, picture: np.ndarray) -> _Row:
         order, reason = self.mixture.orders[place.source], ""

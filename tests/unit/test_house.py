@@ -28,7 +28,7 @@ FLOORS = (
     ("assemble", "ledger"),
     ("evaluate", "export"),
     ("cli", "plan", "pretraining", "train"),
-    ("finetune",),
+    ("finetune", "inspection"),
     ("benchmark",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -213,7 +213,7 @@ def test_bad_samples_are_counted_and_quarantined(damaged, tmp_path):
     assert len(lines) == len(bad) > 8
     assert [line["key"] for line in lines] == [sample.key for sample in bad]
     assert set(lines[0]) == {"step", "epoch", "shard", "index", "key", "kind", "error"}
-    assert {line["step"] for line in lines} == {batch.step for batch in run if batch.bad}
+    assert {line["step"] for line in lines} == {batch.step + 1 for batch in run if batch.bad}
     assert all(os.path.isfile(line["shard"]) for line in lines)
 
 

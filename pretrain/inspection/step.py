@@ -1,0 +1,131 @@
+"""The samples of one training step: read, decoded and replaced exactly as training does."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data_tools.progress import Progress
+from data_tools.shards.commit import atomic_write
+from pretrain import assemble
+from pretrain.config import PretrainConfig
+from pretrain.engine.weights import CheckpointReader
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime
+from pretrain.stream.batches import Batch
+from pretrain.stream.loader import StreamSource
+from pretrain.stream.mixture import Place, Slots
+from pretrain.stream.position import Position
+from pretrain.towers.spec import resolve_spec
+
+_PIECE = 256  # samples read between two looks at the progress
+_SIDE, _QUALITY = 224, 85  # of a picture on the page
+_STYLE = (
+    "body{font:13px sans-serif}main{display:grid;grid-template-columns:repeat(auto-fill,224px);gap:16px}"
+    "figure{margin:0}img{width:224px;image-rendering:pixelated}small{color:#666;overflow-wrap:anywhere}"
+    ".r img{outline:3px solid #c00}"
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One sample; `position` counts within the rank's slice."""
+
+    rank: int
+    position: int
+    source: int
+    epoch: int
+    shard: str
+    key: str
+    caption: str
+    picture: torch.Tensor  # uint8 [3, size, size]
+    replaces: bool  # it stands in for a bad sample
+
+    def __str__(self) -> str:
+        mark = "  in place of a bad sample" if self.replaces else ""
+        place = f"rank {self.rank} {self.position:>5}  source {self.source} epoch {self.epoch}"
+        return f"{place}  {Path(self.shard).name}  {self.key}  {self.caption!r}{mark}"
+
+
+def show(config: PretrainConfig, options: argparse.Namespace) -> int:
+    """Print the step's samples, or write the page; returns the exit code."""
+    ranks = range(options.world_size) if options.rank is None else range(options.rank, options.rank + 1)
+    lines = _read(config, options.step, options.world_size, ranks, options.checkpoint)
+    if options.keys:
+        for line in lines:
+            print(line.rank, line.position, line.source, line.shard, line.key, sep="\t")
+        return 0
+    replaced = sum(line.replaces for line in lines)
+    title = f"step {options.step}: {len(lines)} samples, {replaced} in place of bad ones"
+    if options.html:
+        _write_page(options.html, title, lines)
+        print(options.html)
+        return 0
+    print(title)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _read(config: PretrainConfig, step: int, world_size: int, ranks: range, checkpoint: Path | None) -> list[_Line]:
+    """The samples of `ranks`, in pieces, so that the progress moves: pieces are the slices of a larger world size."""
+    share = local_batch(config, world_size)
+    piece = max(size for size in range(1, min(share, _PIECE) + 1) if share % size == 0)
+    sources, spec = assemble.train_sources(config.data), resolve_spec(config.model.name)
+    lines: list[_Line] = []
+    with Progress("reading", share * len(ranks), "samples") as progress:
+        for number in range(ranks.start * share // piece, ranks.stop * share // piece):
+            runtime = Runtime(number, config.train.global_batch // piece, 0, torch.device("cpu"), 1)
+            stream = assemble.train_stream(config, sources, spec, "caption", runtime, look_only=True)
+            if checkpoint is not None:
+                stream.go_on_from(Position.from_dict(CheckpointReader(checkpoint).state().position))
+            planned = stream.mixture.batch(step - 1, runtime.world_size, number)
+            with stream:
+                lines += _lines(next(stream.iterate(step - 1)), planned, sources, number * piece, share)
+            progress.update(len(lines))
+    return lines
+
+
+def _lines(batch: Batch, planned: Slots, sources: Sequence[StreamSource], first: int, share: int) -> Iterator[_Line]:
+    places = [Place(*place) for place in zip(*(column.tolist() for column in batch.slots), strict=True)]
+    for row, place in enumerate(places):
+        rank, position = divmod(first + row, share)
+        yield _Line(
+            rank=rank,
+            position=position,
+            source=place.source,
+            epoch=place.epoch,
+            shard=sources[place.source].corpus.paths[place.shard],
+            key=batch.keys[row],
+            caption=batch.captions[row],
+            picture=batch.images[row],
+            replaces=(planned.shards[row], planned.indices[row]) != (place.shard, place.index),
+        )
+
+
+def _write_page(path: Path, title: str, lines: list[_Line]) -> None:
+    figures = []
+    for line in lines:
+        file = io.BytesIO()
+        picture = Image.fromarray(line.picture.permute(1, 2, 0).numpy())
+        picture.thumbnail((_SIDE, _SIDE))
+        picture.save(file, "JPEG", quality=_QUALITY)
+        source = base64.b64encode(file.getvalue()).decode()
+        name = f"rank {line.rank} / {line.position}, source {line.source}, {Path(line.shard).name}, {line.key}"
+        name += ", in place of a bad sample" if line.replaces else ""
+        figures.append(
+            f'<figure{" class=r" if line.replaces else ""}><img alt="" src="data:image/jpeg;base64,{source}">'
+            f"<div>{html.escape(line.caption)}</div><small>{html.escape(name)}</small></figure>"
+        )
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    page = f"{head}<h1>{html.escape(title)}</h1><main>{''.join(figures)}</main>\n"
+    with atomic_write(path.absolute()) as file:
+        file.write(page.encode())
