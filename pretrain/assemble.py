@@ -42,7 +42,9 @@ def _source(source: Source, corpus: Corpus) -> StreamSource:
     return StreamSource(corpus, fields, weight, source.repeat)
 
 
-def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) -> ImageSettings:
+def image_settings(
+    spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0), scaled_decode: bool = True
+) -> ImageSettings:
     """Picture size, interpolation and evaluation resize as the architecture has them."""
     low, high = crop_scale
     return ImageSettings(
@@ -50,6 +52,7 @@ def image_settings(spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0)) ->
         crop_scale=(low, high),
         interpolation=spec.preprocess_cfg["interpolation"],
         resize_mode=spec.preprocess_cfg["resize_mode"],
+        scaled_decode=scaled_decode,
     )
 
 
@@ -68,7 +71,7 @@ def train_stream(
         seed=config.seed,
         global_batch=config.train.global_batch,
         window=config.data.window,
-        image=image_settings(spec, config.data.crop_scale),
+        image=image_settings(spec, config.data.crop_scale, config.data.scaled_decode),
         tokenize=tokenizer_of(spec) if target == "caption" else None,
         target=target,
         rank=runtime.rank,

@@ -46,6 +46,7 @@ class DataConfig:
     workers: int = 1  # loader processes per rank; 0 decodes in the training process
     window: int = 16384
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image area kept by the random crop
+    scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01
 
 

@@ -11,29 +11,52 @@ from pretrain.stream.bad import BadSampleError
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit, above which it suspects a decompression bomb
 _JPEG_START = b"\xff\xd8"
+WHOLE = 8  # eighths
+CHEAP_SCALES = (1, 2, 3, 4)  # eighths; libjpeg-turbo's 5/8 to 7/8 lack vector code and take longer than 8/8
 _WHITE = (255, 255, 255, 255)
 
 
-def decode_rgb(data: bytes) -> np.ndarray:
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the header; None where the bytes are no JPEG or libjpeg does not take their header."""
+    if not data.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return width, height
+
+
+def decode_rgb(data: bytes, eighths: int = WHOLE) -> np.ndarray:
     """Decode to RGB, uint8 [height, width, 3]. Alpha lies on white, 16 bits are scaled to 8, animations give frame one.
+
+    Args:
+        eighths: scale at which a JPEG is decoded, see `scaled_size`; what libjpeg refuses or warns of, and every other
+            format, comes at its own size. Which bytes are bad does not depend on it: all of the stream is read.
 
     Raises:
         BadSampleError: `undecodable`, or `too_large` above `MAX_PIXELS`, judged by the header alone.
     """
     if data.startswith(_JPEG_START):
-        pixels = _decode_jpeg(data)
+        pixels = _decode_jpeg(data, eighths)
         if pixels is not None:
             return pixels
     return _decode_with_pillow(data)
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """None where Pillow has to judge: CMYK, which libjpeg does not convert, and streams that it warns of (cut, or only
-    untidy)."""
+def scaled_size(length: int, eighths: int) -> int:
+    """Pixels of a JPEG's side of `length` at that scale: libjpeg rounds up, the last pixel lies partly outside."""
+    return -(-length * eighths // WHOLE)
+
+
+def _decode_jpeg(data: bytes, eighths: int) -> np.ndarray | None:
+    """None where Pillow has to judge: streams that libjpeg refuses or warns of (cut, or only untidy)."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        # simplejpeg takes the smallest of libjpeg's eighths that reaches both sides
+        least = {"min_height": scaled_size(height, eighths), "min_width": scaled_size(width, eighths)}
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", **least)
     except BadSampleError:
         raise
     except ValueError:

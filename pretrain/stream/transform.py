@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data_tools.errors import UsageError
-from pretrain.stream.decode import MAX_PIXELS, decode_rgb
+from pretrain.stream.decode import CHEAP_SCALES, MAX_PIXELS, WHOLE, decode_rgb, jpeg_size, scaled_size
 from pretrain.stream.sample_rng import Purpose, random_pair
 
 CROP_ATTEMPTS = 10
@@ -29,6 +29,7 @@ class ImageSettings:
         interpolation: bicubic or bilinear.
         resize_mode: evaluation resizes the shortest side and crops the centre (`shortest`), or bends the aspect
             (`squash`).
+        scaled_decode: training decodes a JPEG no larger than its crop needs; false: always at full size.
     """
 
     size: int
@@ -36,6 +37,7 @@ class ImageSettings:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    scaled_decode: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -62,15 +64,26 @@ class ImageTransform:
         PyTorch's 8-bit kernel equals Pillow on the crop to within one grey level, is three to four times as fast, and
         gives the same bits with and without vector instructions.
         """
-        pixels = decode_rgb(data)
-        height, width = pixels.shape[:2]
-        left, top, right, bottom = random_crop_box(width, height, self.settings, seed, epoch, sample_id)
-        crop, size = pixels[top:bottom, left:right], (self.settings.size, self.settings.size)
+        crop, size = self._random_crop(data, seed, epoch, sample_id), (self.settings.size, self.settings.size)
         if crop.shape[:2] == size:
             return crop
         planes = torch.from_numpy(crop).permute(2, 0, 1)[None]  # [1, 3, h, w]
         resized = F.interpolate(planes, size, mode=self.settings.interpolation, antialias=True)
         return resized[0].permute(1, 2, 0).numpy()
+
+    def _random_crop(self, data: bytes, seed: int, epoch: int, sample_id: int) -> np.ndarray:
+        """The crop, drawn on the full-size picture, cut from it or from the smaller one that suffices."""
+        size = jpeg_size(data) if self.settings.scaled_decode else None
+        pixels = None if size else decode_rgb(data)
+        width, height = size or (pixels.shape[1], pixels.shape[0])
+        box = random_crop_box(width, height, self.settings, seed, epoch, sample_id)
+        if pixels is None:
+            eighths = sufficient_scale(box, self.settings.size)
+            pixels = decode_rgb(data, eighths)
+            if pixels.shape[:2] == (scaled_size(height, eighths), scaled_size(width, eighths)):
+                box = scale_box(box, eighths)
+        left, top, right, bottom = box
+        return pixels[top:bottom, left:right]
 
     def evaluate(self, data: bytes) -> np.ndarray:
         """What open_clip's preprocessing gives before its normalisation, to within one grey level."""
@@ -98,6 +111,22 @@ class ImageTransform:
         if pixels.shape[:2] == (height, width):
             return pixels
         return np.asarray(Image.fromarray(pixels).resize((width, height), _FILTERS[self.settings.interpolation]))
+
+
+def sufficient_scale(box: Box, size: int) -> int:
+    """The smallest cheap scale, in eighths, at which the box still has `size` pixels both ways; else the whole."""
+    left, top, right, bottom = box
+    short = min(right - left, bottom - top)
+    return next((eighths for eighths in CHEAP_SCALES if short * eighths >= size * WHOLE), WHOLE)
+
+
+def scale_box(box: Box, eighths: int) -> Box:
+    """The box in a picture at that scale, its edges rounded to the nearest pixel.
+
+    Halves go up, never to the even one: edges n or more pixels apart then stay n apart, so the box is not too small.
+    """
+    left, top, right, bottom = ((edge * eighths + WHOLE // 2) // WHOLE for edge in box)
+    return left, top, right, bottom
 
 
 def random_crop_box(width: int, height: int, settings: ImageSettings, seed: int, epoch: int, sample_id: int) -> Box:
