@@ -24,14 +24,14 @@ _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts 
 def run_train(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
     corpus = open_corpus(args.shards)
-    _check_captions(corpus, args.shards)
+    check_captions(corpus, args.shards)
     folder = args.work_dir.resolve() / time.strftime("train-%Y%m%d-%H%M%S")
     trial = _trial(args, corpus)
     if args.loss_curve:
         report = _loss_curve(trial)
     else:
         python = peer_python(args.peer_env.absolute())
-        bench = throughput.Bench(folder, python, _announce)
+        bench = throughput.Bench(folder, python, announce)
         measure = _recall if args.recall else _speed
         report = measure(args, bench, trial) | {"peer": peer_versions(python)}
     report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__, "trial": vars(trial)}
@@ -134,7 +134,7 @@ def _loss_curve(trial: Trial) -> dict:
     return {"kind": "train loss curve", "curves": curves}
 
 
-def _check_captions(corpus: Corpus, source: str) -> None:
+def check_captions(corpus: Corpus, source: str) -> None:
     """The peer trains on `.txt` alone: with several captions in `.json` the two would not see the same pairs."""
     reader = ShardReader(corpus)
     sample = reader.read(0, 0)
@@ -149,5 +149,6 @@ def _check_captions(corpus: Corpus, source: str) -> None:
         )
 
 
-def _announce(text: str) -> None:
+def announce(text: str) -> None:
+    """Say on stderr what starts now."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
