@@ -20,18 +20,36 @@ _EXAMPLES = """examples:
 
 open_clip's trainer runs in an environment of its own, made on first use in .peers/open_clip. It reads one caption per
 sample: pack the shards with `--pairs`."""
+_LOADER_EXAMPLES = """examples:
+  one worker on one core, five rounds, against open_clip's loader and plain webdataset
+    python -m data_tools pack PHOTOS/captions.csv data/photos/pairs --pairs
+    python launch/benchmark.py loader --shards data/photos/pairs
+  without scaled decoding, two workers, against open_clip alone
+    python launch/benchmark.py loader --shards data/photos/pairs --exact --workers 2 --peers open_clip
+
+The peers read one caption per sample: pack the shards with `--pairs`. A corpus smaller than --images is read again.
+open_clip's loader runs in an environment of its own, made on first use in .peers/open_clip."""
 
 
 def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
     _add_work(train)
     _add_measure(train)
+    loader = kinds.add_parser(
+        "loader",
+        help="images per second against open_clip's loader and webdataset",
+        epilog=_LOADER_EXAMPLES,
+        formatter_class=formatter,
+    )
+    _add_loader(loader)
+    for kind in (train, loader):
+        _add_places(kind)
     return parser
 
 
@@ -67,8 +85,28 @@ def _add_measure(train: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, default=3, help="recall: passes over the shards (default 3)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="recall: one training by each for every seed")
     add("--curve", action="store_true", help="recall: after every pass, not only after the last")
+
+
+def _add_loader(loader: argparse.ArgumentParser) -> None:
+    add = loader.add_argument
+    add("--shards", required=True, help="corpus: a packed folder, a tar or a brace pattern, one caption a sample")
+    add("--peers", nargs="*", choices=("open_clip", "webdataset"), default=["open_clip", "webdataset"],
+        help="what to measure beside ours (default both)")  # fmt: skip
+    add("--workers", type=int, default=1, help="loader processes, and cores, of each (default 1)")
+    add("--size", type=int, default=224, help="pixels of the square output (default 224)")
+    add("--crop-scale", type=float, nargs=2, default=(0.9, 1.0), metavar=("LOW", "HIGH"),
+        help="the random crop's share of the image area (default 0.9 1.0)")  # fmt: skip
+    add("--batch", type=int, default=64, help="images of a batch (default 64)")
+    add("--images", type=int, default=2000, help="timed images of a trial (default 2000)")
+    add("--rounds", type=int, default=5, help="trials of each (default 5)")
+    add("--exact", action="store_true", help="data.scaled_decode=false: ours decodes at full size")
+    add("--float", action="store_true", help="ours ends in normalised float32 too, not in uint8")
+
+
+def _add_places(kind: argparse.ArgumentParser) -> None:
+    add = kind.add_argument
     add("--work-dir", type=Path, default=Path("runs/benchmark"), help="runs and report.json (default runs/benchmark)")
-    add("--peer-env", type=Path, default=Path(".peers/open_clip"), help="environment of open_clip's trainer")
+    add("--peer-env", type=Path, default=Path(".peers/open_clip"), help="environment of open_clip")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     args = build_parser().parse_args(arguments)
+    if args.kind == "loader":
+        _check_positive(args, "workers", "size", "batch", "images", "rounds")
+        from pretrain.benchmark.loader import run_loader  # late: it imports torch
+
+        return run_loader(args)
     _check(args)
     from pretrain.benchmark.train import run_train  # late: it imports torch
 
@@ -91,8 +134,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--skip-steps leaves nothing to measure", got=args.skip_steps, expected=f"0 .. {args.steps - 1}"
         )
-    for name in ("pairs", "steps", "epochs", "global_batch"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is not positive", got=getattr(args, name))
+    _check_positive(args, "pairs", "steps", "epochs", "global_batch")
     if not args.model.is_file():
         raise UsageError(f"--model {args.model} is missing", expected="an open_clip architecture JSON")
+
+
+def _check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is not positive", got=getattr(args, name))
