@@ -69,6 +69,36 @@ class Metrics:
             self._board.close()
 
 
+class DataWatch:
+    """Notices a run that starves: one whose share of time spent waiting for data stays above a bound.
+
+    Args:
+        bound: the share.
+        intervals: logging intervals in a row that make a case, so that the start of the loader or one slow read does
+            not; as many below the bound end it.
+    """
+
+    def __init__(self, bound: float = 0.2, intervals: int = 3):
+        self.bound, self.intervals = bound, intervals
+        self._starving, self._row = False, 0
+
+    def starves(self, share: float) -> bool:
+        """Whether to speak up: true at the interval that makes a case, not again before that case has ended."""
+        self._row = self._row + 1 if (share > self.bound) != self._starving else 0
+        if self._row < self.intervals:
+            return False
+        self._starving, self._row = not self._starving, 0
+        return self._starving
+
+
+def starvation_advice(share: float, workers: int, cores: int, scaled_decode: bool) -> str:
+    """One line on a run that waits for data; `workers` of this rank, `cores` of this process."""
+    more = f"raise data.workers ({workers} per rank now, {cores} cores here)"
+    scaled = "" if scaled_decode else "set data.scaled_decode=true, "
+    rest = f"{scaled}pack smaller images (`data_tools pack --resize`), or read from a faster disk or a local copy"
+    return f"waiting for data takes {share:.0%} of the time: {more}, {rest}"
+
+
 def write_status(run_dir: str | Path, state: str, step: int, checkpoint: Path | None, reason: str = "") -> None:
     """Write run.dir/status.json, which says what exit codes cannot: launchers hide those of the ranks."""
     status = {"state": state, "step": step, "checkpoint": checkpoint and str(checkpoint), "reason": reason}

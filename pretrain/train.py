@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
 from pretrain.ledger import Ledger
-from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, Metrics, write_status
+from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
 from pretrain.rules import duration_steps
 from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
@@ -90,6 +91,7 @@ class Run:
         self.ledger = Ledger(job.stream, state, self.metrics)
         for line in job.stream.describe():
             self.metrics.note(line)
+        self.data_watch = DataWatch()
         self.stop = StopRequest()
         self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
@@ -186,6 +188,9 @@ class Run:
         if scale is not None:
             values["logit_scale"] = scale
         self.metrics.write("train", state.step, state.samples_seen, values)
+        if self.data_watch.starves(values["data_wait"]):
+            data, cores = job.config.data, len(os.sched_getaffinity(0))
+            self.metrics.note(starvation_advice(values["data_wait"], data.workers, cores, data.scaled_decode))
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
 
     def _explain(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> NonFiniteError:

@@ -7,7 +7,7 @@ import pty
 import pytest
 
 from pretrain import metrics
-from pretrain.metrics import Metrics, write_status
+from pretrain.metrics import DataWatch, Metrics, starvation_advice, write_status
 
 
 def lines(folder):
@@ -67,3 +67,31 @@ def test_a_terminal_gets_a_bar_and_literal_brackets(tmp_path, monkeypatch):
     assert "4/10" in shown
     assert "loss 0.5" in shown
     assert "ranks [0] are fine" in shown
+
+
+def spoken(shares, **settings):
+    watch = DataWatch(**settings)
+    return [number for number, share in enumerate(shares) if watch.starves(share)]
+
+
+def test_a_starving_run_is_noticed_after_several_intervals_and_once():
+    assert spoken([0.9, 0.5, 0.1] * 4) == []
+    assert spoken([0.2] * 9) == []  # at the bound, not above
+    assert spoken([0.21] * 20) == [2]
+    assert spoken([0.1, 0.9, 0.3, 0.4, 0.9]) == [3]
+    assert spoken([0.9] * 4, intervals=1, bound=0.95) == []
+
+
+def test_it_is_noticed_again_only_after_it_had_ended():
+    hungry, fed = [0.5] * 3, [0.0] * 3
+    assert spoken([*hungry, 0.0, *hungry, 0.0, 0.0, *hungry]) == [2]
+    assert spoken(hungry + fed + hungry) == [2, 8]
+
+
+def test_the_advice_is_one_line_that_fits_the_settings():
+    text = starvation_advice(0.456, workers=1, cores=8, scaled_decode=False)
+    assert "46% of the time" in text
+    assert "data.workers (1 per rank now, 8 cores here)" in text
+    assert "data.scaled_decode=true" in text
+    assert "scaled_decode" not in starvation_advice(0.456, workers=1, cores=8, scaled_decode=True)
+    assert "\n" not in text

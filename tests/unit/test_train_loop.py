@@ -1,0 +1,63 @@
+"""What the loop says of itself, driven with a job that does nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pretrain import train
+from pretrain.config import DataConfig, LogConfig, PretrainConfig, RunConfig
+from pretrain.engine.state import TrainState
+from pretrain.runtime import Runtime
+from pretrain.train import Run
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_handlers(monkeypatch):
+    """A run's own would stay with the process that runs the tests."""
+    monkeypatch.setattr(train, "StopRequest", lambda: SimpleNamespace(reason=None))
+
+
+def idle_run(folder, rank: int = 0) -> Run:
+    """A run of one-step logging intervals whose steps cost nothing."""
+    config = PretrainConfig(
+        run=RunConfig(dir=str(folder)), data=DataConfig(workers=3, scaled_decode=False), log=LogConfig(every="1 steps")
+    )
+    job = SimpleNamespace(
+        config=config,
+        runtime=Runtime(rank, 1, 0, torch.device("cpu"), 1),
+        engine=SimpleNamespace(grad_norm=0.0, logit_scale=lambda: None),
+        stream=SimpleNamespace(steps_per_epoch=100, check_bad_ratio=lambda *_: None, close=lambda: None),
+        state=TrainState(),
+        resumed_from=None,
+    )
+    return Run(job)
+
+
+def log_steps(run: Run, steps: int, waited: float) -> None:
+    """Log `steps` steps, each of which waited so many seconds."""
+    for _ in range(steps):
+        run.job.state.step += 1
+        run.job.state.samples_seen += run.job.config.train.global_batch
+        run.account(SimpleNamespace(bad=[]), torch.tensor(1.0), waited)
+
+
+def test_a_starving_run_says_so_once_with_the_remedy(tmp_path, capsys):
+    run = idle_run(tmp_path)
+    log_steps(run, 4, waited=0.0)
+    assert "waiting for data" not in capsys.readouterr().out
+    log_steps(run, 8, waited=10.0)
+    run.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(said) == 1
+    assert "data.workers (3 per rank now" in said[0]
+    assert "data.scaled_decode=true" in said[0]
+
+
+def test_other_ranks_say_nothing(tmp_path, capsys):
+    run = idle_run(tmp_path, rank=1)
+    log_steps(run, 8, waited=10.0)
+    run.close()
+    assert capsys.readouterr().out == ""
