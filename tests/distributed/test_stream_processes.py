@@ -21,6 +21,7 @@ from data_tools.shards import open_corpus
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
+from processes import alive, wait_until_gone, worker_pids
 from ranks import run_ranks
 from stream_corpora import characters, write_corpus
 
@@ -49,27 +50,6 @@ def assert_same(ours, theirs):
     assert ours.images.stride() == theirs.images.stride()
     assert torch.equal(ours.texts, theirs.texts)
     assert np.array_equal(ours.ids, theirs.ids)
-
-
-def worker_pids() -> list[int]:
-    """Processes of multiprocessing that this process started through its fork server."""
-    import multiprocessing
-
-    return [process.pid for process in multiprocessing.active_children()]
-
-
-def wait_until_gone(pids: list[int], seconds: float = 10) -> list[int]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(map(alive, pids)):
-        time.sleep(0.05)
-    return [pid for pid in pids if alive(pid)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("workers", [1, 2])
