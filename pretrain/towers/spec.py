@@ -15,6 +15,8 @@ from open_clip.transform import PreprocessCfg
 
 from data_tools.errors import UserError
 
+CACHED_WORDS = 1 << 17  # some 20 to 30 MB in each process
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -70,13 +72,29 @@ def tokenizer_of(spec: ModelSpec) -> Tokenizer:
     return Tokenizer(json.dumps(text_cfg, sort_keys=True), spec.context_length)
 
 
+class _WordCache(dict):
+    """What SimpleTokenizer remembers of every word it met, emptied when it is full: captions never run out of words."""
+
+    def __init__(self, special: dict[str, str], size: int):
+        super().__init__(special)
+        self._special, self._size = dict(special), size
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) >= self._size:
+            self.clear()
+            self.update(self._special)
+        super().__setitem__(word, pieces)
+
+
 @functools.lru_cache(maxsize=4)
 def _build_tokenizer(text_cfg: str, context_length: int):
     cfg = json.loads(text_cfg)
     extra = cfg.get("tokenizer_kwargs", {})
     if cfg.get("hf_tokenizer_name"):
         return open_clip.tokenizer.HFTokenizer(cfg["hf_tokenizer_name"], context_length=context_length, **extra)
-    return open_clip.tokenizer.SimpleTokenizer(context_length=context_length, **extra)
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=context_length, **extra)
+    tokenizer.cache = _WordCache(tokenizer.cache, CACHED_WORDS)
+    return tokenizer
 
 
 def resolve_spec(name: str) -> ModelSpec:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import tiny
 from data_tools.errors import UserError
+from pretrain.towers import spec
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise, read_weights
 from pretrain.towers.spec import ModelSpec, resolve_spec
@@ -108,6 +109,19 @@ def test_the_tokenizer_travels_to_workers():
     model = tiny.build()
     assert torch.equal(pickle.loads(pickle.dumps(model.tokenize))(CAPTIONS), model.tokenize(CAPTIONS))
     assert torch.equal(model.tokenize(CAPTIONS), open_clip.SimpleTokenizer(context_length=16)(CAPTIONS))
+
+
+def test_the_tokenizer_forgets_words_before_they_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(spec, "CACHED_WORDS", 50)
+    cfg = tiny.SPEC.model_cfg
+    cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], "context_length": 19}}  # a tokenizer that no other test has built
+    tokenize = spec.tokenizer_of(ModelSpec("small", cfg, tiny.SPEC.preprocess_cfg))
+    theirs = open_clip.SimpleTokenizer(context_length=19)
+    for number in range(40):
+        texts = [f"word{chr(97 + number % 26)}{chr(97 + number // 26)}{word} <end_of_text>" for word in tiny.WORDS]
+        assert torch.equal(tokenize(texts), theirs(texts))
+        assert len(tokenize._built.cache) <= 50
+    assert len(theirs.cache) > 500
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
