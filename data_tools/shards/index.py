@@ -22,6 +22,7 @@ from data_tools.shards.tar import Entry, TarDamageError, split_name, walk
 MAGIC = b"DSTRMIDX"
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQ16sQ")
+HEADER_BYTES = _HEADER.size
 _HASH_CHUNK = 1 << 22
 _MAX_SPAN = 1 << 32
 
@@ -106,12 +107,12 @@ def build_index(tar: Path) -> Index:
         with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             builder = IndexBuilder()
             end = _collect(buffer, tar, builder)
-            return builder.finish(end, size, _hash_file(tar))
+            return builder.finish(end, size, hash_file(tar))
     except FileNotFoundError:
         raise UserError(f"missing shard {tar}", remedy="check the path or copy the shard back") from None
 
 
-def _hash_file(path: Path) -> bytes:
+def hash_file(path: Path) -> bytes:
     """xxh3-128 of a file."""
     state = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
@@ -209,3 +210,12 @@ def index_header(path: Path) -> tuple[int, int, bytes]:
     """(samples, tar bytes, tar hash) of an index file."""
     index = open_index(path)
     return index.num_samples, index.tar_bytes, index.tar_hash
+
+
+def parse_header(data: bytes, name: str) -> tuple[int, int, bytes]:
+    """The same of the first HEADER_BYTES of an index that lies elsewhere; `name` is for the error."""
+    if len(data) < HEADER_BYTES or data[:8] != MAGIC or _HEADER.unpack(data[:HEADER_BYTES])[1] != VERSION:
+        remedy = "write it again with `python -m data_tools index`"
+        raise UserError(f"not an index of version {VERSION}: {name}", got=repr(data[:12]), remedy=remedy)
+    _, _, _, samples, _, tar_bytes, tar_hash, _ = _HEADER.unpack(data[:HEADER_BYTES])
+    return samples, tar_bytes, tar_hash

@@ -1,0 +1,40 @@
+"""What the cache is told: where it lies and how large it may grow, and which shard is meant."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.remote.retry import Limits
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where shards are kept (`folder`), how many bytes of them, and how patient reading is."""
+
+    folder: str
+    limit: int
+    limits: Limits = field(default_factory=Limits)
+
+
+class Shard(NamedTuple):
+    """A remote tar: its URL, length and xxh3-128."""
+
+    url: str
+    size: int
+    hash: bytes
+
+    @property
+    def key(self) -> str:
+        """The name of its files in the cache."""
+        return f"{self.hash.hex()}-{self.size:x}"
+
+
+def default_settings(folder: str | None = None, gib: float = 64.0) -> CacheSettings:
+    """The cache in `folder`, or in the user's cache folder."""
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = str(Path(home) / "dualstream" / "shards")
+    return CacheSettings(str(Path(folder).absolute()), int(gib * _GIB))
