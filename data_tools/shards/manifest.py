@@ -47,18 +47,24 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Raises UserError when the file is missing, is not a manifest, or is of another version."""
     try:
-        content = json.loads(path.read_bytes())
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         remedy = "pack into this folder first, or name tars or a brace pattern instead of a folder"
         raise UserError(f"no {FILE_NAME} in {path.parent}", remedy=remedy) from None
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """The content of a manifest; `name` is for the errors."""
+    try:
+        content = json.loads(data)
     except ValueError as error:
-        raise UserError(f"unreadable manifest {path}", got=error, remedy="pack again, or name the tars") from None
+        raise UserError(f"unreadable manifest {name}", got=error, remedy="pack again, or name the tars") from None
     found = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
     if found != (FORMAT, VERSION):
-        raise UserError(f"not a shard manifest: {path}", got=found, expected=(FORMAT, VERSION))
+        raise UserError(f"not a shard manifest: {name}", got=found, expected=(FORMAT, VERSION))
     try:
         shards = tuple(ShardRecord(**shard) for shard in content["shards"])
         fields = {name: content[name] for name in ("config", "config_digest", "schema", "totals")}
         return Manifest(shards=shards, classes=tuple(content["classes"]), **fields)
     except (KeyError, TypeError) as error:
-        raise UserError(f"manifest {path} lacks or misspells a field", got=error, remedy="pack again") from None
+        raise UserError(f"manifest {name} lacks or misspells a field", got=error, remedy="pack again") from None

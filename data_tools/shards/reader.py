@@ -1,15 +1,22 @@
 """Random access to samples: one `pread` of the whole sample through the memory-mapped index."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.shards.corpus import Corpus
 from data_tools.shards.index import Index, index_path, key_hash, open_index
 from data_tools.shards.tar import TarDamageError, first_name, split_name
+
+if TYPE_CHECKING:
+    from data_tools.remote.cache import Cache
+
+REMOTE_OPEN = 8
 
 
 class Sample(NamedTuple):
@@ -21,15 +28,24 @@ class Sample(NamedTuple):
 
 
 class _OpenShard:
-    """One open tar with its index; its last user closes it, so eviction never takes a file from a reading thread."""
+    """One open tar with its index; its last user closes it, so eviction never takes a file from a reading thread.
 
-    def __init__(self, path: str, samples: int, tar_bytes: int):
+    Args:
+        path: how errors name the shard.
+        tar: where it lies.
+        file: the descriptor that leases it, of a shard in the cache; this object closes it.
+    """
+
+    def __init__(self, path: str, tar: Path, samples: int, tar_bytes: int, file: int | None = None):
         self.path = path
-        self.index = open_index(index_path(Path(path)))
-        try:
-            self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise UserError(f"missing shard {path}", remedy="copy the shard back") from None
+        if file is not None:
+            self.file = file
+        self.index = open_index(index_path(tar))
+        if file is None:
+            try:
+                self.file = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise UserError(f"missing shard {path}", remedy="copy the shard back") from None
         size = os.fstat(self.file).st_size
         remedy = f"run `python -m data_tools verify {path}`"
         if size > tar_bytes or self.index.tar_bytes != tar_bytes:
@@ -65,7 +81,8 @@ class ShardReader:
     """Reads samples of a corpus by (shard, index in shard).
 
     Opens shards on first use and keeps at most `max_open` of them; safe to share between threads; pickles as the corpus
-    alone, so each worker process opens its own files.
+    alone, so each worker process opens its own files. Of remote shards, which the cache cannot evict while they are
+    open, it keeps at most REMOTE_OPEN.
     """
 
     def __init__(self, corpus: Corpus, max_open: int = 64):
@@ -73,11 +90,12 @@ class ShardReader:
         self.max_open = max_open
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._cache: Cache | None = None
 
     def __reduce__(self):
         return ShardReader, (self.corpus, self.max_open)
 
-    def __enter__(self) -> "ShardReader":
+    def __enter__(self) -> ShardReader:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -101,14 +119,26 @@ class ShardReader:
         with self._lock:
             opened = self._opened.get(shard)
             if opened is None:
-                corpus = self.corpus
-                opened = _OpenShard(corpus.paths[shard], int(corpus.counts[shard]), corpus.tar_bytes[shard])
-                self._opened[shard] = opened
-                if len(self._opened) > self.max_open:
+                limit = self.max_open if self.corpus.cache is None else min(self.max_open, REMOTE_OPEN)
+                while len(self._opened) >= limit:
                     self._opened.popitem(last=False)
+                opened = self._opened[shard] = self._open_anew(shard)
             else:
                 self._opened.move_to_end(shard)
             return opened
+
+    def _open_anew(self, shard: int) -> _OpenShard:
+        corpus = self.corpus
+        path, samples, size = corpus.paths[shard], int(corpus.counts[shard]), corpus.tar_bytes[shard]
+        remote = corpus.remote(shard)
+        if remote is None or corpus.cache is None:
+            return _OpenShard(path, Path(path), samples, size)
+        if self._cache is None:
+            from data_tools.remote.cache import Cache  # it needs this package
+
+            self._cache = Cache(corpus.cache)
+        lease = self._cache.lease(remote, self._opened.clear)
+        return _OpenShard(path, lease.tar, samples, size, lease.file)
 
 
 def _key(data: bytes) -> str | None:

@@ -165,7 +165,7 @@ def test_sources_that_are_no_shards_are_refused(tmp_path):
         (folder / "s-9.tar", r"missing shard .*s-9.tar"),
         (f"{folder}/s-{{0..9}}.tar", r"missing shard .*s-3.tar"),
         (f"{folder}/s-{{0..9.tar", "bad brace pattern"),
-        ("s3://bucket/s-0.tar", "cannot read s3://bucket/s-0.tar"),
+        ("nowhere://bucket/s-0.tar", "cannot read nowhere://bucket/s-0.idx"),
         ([tmp_path / "c", other], "class names of .* differ"),
     ):
         with pytest.raises(UserError, match=message):

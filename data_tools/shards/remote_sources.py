@@ -1,0 +1,101 @@
+"""Sources that are URLs, resolved with as few requests as can be: a manifest is one, a tar's index one of 64 bytes."""
+
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from data_tools.errors import UserError
+from data_tools.progress import Progress
+from data_tools.remote.retry import DeniedError, MissingError
+from data_tools.remote.settings import CacheSettings
+from data_tools.remote.store import read_bytes
+from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, redact, split_query
+from data_tools.shards import manifest as manifests
+from data_tools.shards.index import HEADER_BYTES, parse_header
+
+
+class ShardEntry(NamedTuple):
+    """A shard as its manifest or index has it: path or URL, samples, bytes of the tar, its xxh3-128, whether it was
+    found shorter."""
+
+    place: str
+    samples: int
+    tar_bytes: int
+    digest: bytes
+    cut: bool = False
+
+
+_REQUESTS, _WALKS = 16, 4
+
+
+def resolve_url(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple[str, ...]]:
+    """The shards of a remote manifest, folder, tar or brace pattern of tars, and the class names.
+
+    A tar without an index beside it is brought into the cache and walked, once per node.
+    """
+    if name_of(url) == manifests.FILE_NAME:
+        return _from_manifest(url, cache)
+    if not name_of(url).endswith(".tar"):
+        return _from_manifest(child(url, manifests.FILE_NAME), cache)
+    tars = expand_braces(url)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        headers = list(pool.map(lambda tar: _header(tar, cache), tars))
+    unknown = [tar for tar, header in zip(tars, headers, strict=True) if header is None]
+    walked = iter(_identify(unknown, cache))
+    shards = [
+        next(walked) if header is None else ShardEntry(tar, *header) for tar, header in zip(tars, headers, strict=True)
+    ]
+    for shard in shards:
+        if shard.samples == 0:
+            remedy = "leave this tar out"
+            raise UserError(
+                f"no samples in {redact(shard.place)}", expected="members named KEY.EXTENSION", remedy=remedy
+            )
+    return shards, ()
+
+
+def _from_manifest(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple[str, ...]]:
+    try:
+        data = read_bytes(url, cache.limits)
+    except MissingError:
+        remedy = "upload the manifest of the packed folder, or name tars or a brace pattern instead of a folder"
+        raise UserError(f"no {manifests.FILE_NAME} in {redact(parent(url))}", remedy=remedy) from None
+    manifest = manifests.parse_manifest(data, redact(url))
+    folder, query = split_query(parent(url))
+    shards = [
+        ShardEntry(f"{folder}/{record.name}.tar{query}", record.samples, record.bytes, bytes.fromhex(record.xxh3_128))
+        for record in manifest.shards
+        if record.samples  # every row of a shard may have been skipped
+    ]
+    return shards, manifest.classes
+
+
+def _header(tar: str, cache: CacheSettings) -> tuple[int, int, bytes] | None:
+    """What the index beside a tar says of it; None where there is none."""
+    url = index_url(tar)
+    try:
+        return parse_header(read_bytes(url, cache.limits, 0, HEADER_BYTES), redact(url))
+    except (MissingError, DeniedError):  # object stores deny what is missing to those who may not list
+        return None
+
+
+def _identify(tars: list[str], cache: CacheSettings) -> Iterable[ShardEntry]:
+    if not tars:
+        return []
+    from data_tools.remote.cache import Cache  # it needs this package
+
+    hint = "`python -m data_tools index` writes indexes beside the tars, for good"
+    print(f"{len(tars)} remote tars without an index are read whole to count their samples; {hint}", file=sys.stderr)
+    opened = Cache(cache)
+
+    def identify(tar: str) -> ShardEntry:
+        samples, shard = opened.identify(tar)
+        return ShardEntry(tar, samples, shard.size, shard.hash)
+
+    shards = []
+    with Progress("indexing", len(tars), "tars") as progress, ThreadPoolExecutor(_WALKS) as pool:
+        for shard in pool.map(identify, tars):
+            shards.append(shard)
+            progress.update(len(shards))
+    return shards
