@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,21 @@ class _Jobs(Dataset):
             return UserError(str(error))
 
 
-_open_iterators: "weakref.WeakSet[BatchIterator]" = weakref.WeakSet()
+_open: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def close_at_exit(owner: Any) -> None:
+    """Call `owner.close()` at the end of this process, unless nobody holds it any more.
+
+    It comes before multiprocessing's own clean-up, which would wait for the grace of each worker.
+    """
+    _open.add(owner)
 
 
 @atexit.register
 def _close_all() -> None:
-    """Before multiprocessing's own clean-up, which would wait for the grace of each worker."""
-    for iterator in list(_open_iterators):
-        iterator.close()
+    for owner in list(_open):
+        owner.close()
 
 
 class BatchIterator(Iterator[Any]):
@@ -85,7 +93,7 @@ class BatchIterator(Iterator[Any]):
         )
         with _without_main_module():
             self._source: Iterator[Any] | None = iter(loader)
-        _open_iterators.add(self)
+        close_at_exit(self)
 
     def __next__(self) -> Any:
         if self._source is None:
@@ -117,11 +125,25 @@ class BatchIterator(Iterator[Any]):
         self.close()
 
 
+def start_process(run: Callable[..., None], *args: Any) -> BaseProcess:
+    """A process beside the loader workers that runs `run(*args)`; like them it ends with this one."""
+    _start_server(None)
+    process = multiprocessing.get_context("forkserver").Process(target=_run_beside, args=(run, args), daemon=True)
+    with _without_main_module():
+        process.start()
+    return process
+
+
+def _run_beside(run: Callable[..., None], args: tuple) -> None:
+    _start_worker(0)
+    run(*args)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _start_server(build: Callable[[int], Any]) -> None:
+def _start_server(build: Callable[[int], Any] | None) -> None:
     """Start the fork server, unless it runs: it imports the heavy modules once for all workers of this rank.
 
     It is born with the signals blocked that a scheduler sends to every process of a job, else it would die of them and
