@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data_tools.errors import UserError
+from data_tools.remote.settings import CacheSettings, default_settings
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
@@ -32,7 +33,17 @@ Config = PretrainConfig | FinetuneConfig
 
 def train_sources(data: DataConfig) -> list[StreamSource]:
     """The sources of `data.train` with their shares of a global batch: `weight`, or else size times `repeat`."""
-    return [_source(source, open_corpus(source.urls)) for source in data.train]
+    return [_source(source, open_corpus(source.urls, cache_settings(data))) for source in data.train]
+
+
+def eval_corpus(urls: str, data: DataConfig) -> Corpus:
+    """A corpus to evaluate on; remote shards share the cache of the training ones."""
+    return open_corpus(urls, cache_settings(data))
+
+
+def cache_settings(data: DataConfig) -> CacheSettings:
+    """Where remote shards are kept."""
+    return default_settings(data.cache_dir, data.cache_gib)
 
 
 def _source(source: Source, corpus: Corpus) -> StreamSource:

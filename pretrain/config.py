@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars.
+    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars; local, or a URL.
 
     Several sources are mixed in every global batch: by `weight` (relative to the others'), or else by size times
     `repeat`, which makes an epoch count a source so often. `image`: extensions of the image member, `;` between; null:
@@ -48,6 +48,8 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image area kept by the random crop
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01
+    cache_dir: str | None = None  # remote shards, on a disk of the node; null: dualstream/shards in the user's cache
+    cache_gib: float = 64.0  # at most; what was used least recently makes room
 
 
 @dataclass(frozen=True)

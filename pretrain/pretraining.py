@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from data_tools.shards import open_corpus
 from pretrain import assemble
 from pretrain.config import PretrainConfig
 from pretrain.engine.checkpoint import Extras
@@ -82,8 +81,8 @@ class Evaluations:
 
     def __init__(self, config: PretrainConfig, model: DualEncoder, runtime: Runtime):
         self.config, self.model, self.runtime = config, model, runtime
-        self._retrieval = config.eval.retrieval and open_corpus(config.eval.retrieval)
-        self._classes = config.eval.classification and open_corpus(config.eval.classification)
+        self._retrieval = config.eval.retrieval and assemble.eval_corpus(config.eval.retrieval, config.data)
+        self._classes = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
         self._templates = load_templates(config.eval.templates)
 
     def __call__(self, engine: Engine) -> dict[str, float]:

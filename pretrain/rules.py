@@ -50,6 +50,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
     "data.max_bad_ratio": (lambda v: 0 <= v < 1, "0 <= ratio < 1", None),
     "data.workers": (lambda v: v >= 0, ">= 0", "0 decodes in the training process"),
+    "data.cache_gib": (lambda v: v > 0, "> 0", "the shards that the ranks of a node read at a time must fit"),
     "data.window": (lambda v: v > 0, "> 0", None),
     "model.text_buckets": (lambda v: v > 0, "> 0", None),
     "train.global_batch": (lambda v: v > 0, "> 0", None),

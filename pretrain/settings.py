@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
+from data_tools.remote.urls import redact_text
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig
 from pretrain.rules import validate
 
@@ -47,8 +48,8 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
 
 
 def dump_config(config: PretrainConfig | FinetuneConfig) -> str:
-    """The resolved tree as YAML, readable by `load_config`."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    """The resolved tree as YAML, readable by `load_config`. It is printed and kept, so URLs lose their credentials."""
+    return redact_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 def _override(raw, word: str) -> None:

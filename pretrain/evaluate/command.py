@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.progress import Progress
+from data_tools.remote.urls import redact_text
 from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
 from pretrain.engine.weights import load_trained
@@ -108,7 +109,7 @@ def _describe(options: argparse.Namespace, model: DualEncoder, corpus: Corpus) -
     return {
         "task": options.task,
         "model": {"path": options.model, "name": spec.name, "digest": digest},
-        "dataset": {"path": options.data, "digest": corpus.digest},
+        "dataset": {"path": redact_text(options.data), "digest": corpus.digest},
         "settings": settings,
         "seed": options.seed,
         "key": result_key(options.task, digest, corpus.digest, decisive),

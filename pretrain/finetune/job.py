@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UserError
-from data_tools.shards import join_corpora, open_corpus
+from data_tools.remote.urls import redact_text
+from data_tools.shards import join_corpora
 from pretrain import assemble
 from pretrain.config import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
@@ -96,10 +97,10 @@ class FinetuneJob:
         self.engine.backward(loss)
 
     def _labelled(self, urls: str):
-        corpus = open_corpus(urls)
+        corpus = assemble.eval_corpus(urls, self.config.data)
         if corpus.classes != self.classes:
             raise UserError(
-                f"eval.classification {urls} has other classes than the training corpus",
+                f"eval.classification {redact_text(urls)} has other classes than the training corpus",
                 got=", ".join(corpus.classes) or "none",
                 expected=", ".join(self.classes),
                 remedy="pack both with the same classes",

@@ -77,6 +77,17 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
     assert caught.value.exit_code == 2
 
 
+def test_a_dump_holds_no_credentials(load):
+    text = dump_config(
+        load(BASE, "data.train.0.urls=https://me:pass-word@h/s-{0..9}.tar?sig=se-cret", "data.cache_gib=0.5")
+    )
+    assert "pass-word" not in text
+    assert "se-cret" not in text
+    assert load(text).data.train[0].urls == "https://***@h/s-{0..9}.tar?***"
+    with pytest.raises(UsageError, match=r"data\.cache_gib breaks its rule; got 0.0; expected > 0"):
+        load(BASE, "data.cache_gib=0")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"none\.yaml is missing"):
         load_config(PretrainConfig, tmp_path / "none.yaml")
