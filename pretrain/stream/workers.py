@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -78,7 +79,7 @@ class BatchIterator(Iterator[Any]):
             _start_server(build)
             options = {
                 "multiprocessing_context": multiprocessing.get_context("forkserver"),
-                "worker_init_fn": _start_worker,
+                "worker_init_fn": partial(_start_worker, dict(os.environ)),
                 "prefetch_factor": PREFETCH,
             }
         loader = DataLoader(
@@ -128,14 +129,16 @@ class BatchIterator(Iterator[Any]):
 def start_process(run: Callable[..., None], *args: Any) -> BaseProcess:
     """A process beside the loader workers that runs `run(*args)`; like them it ends with this one."""
     _start_server(None)
-    process = multiprocessing.get_context("forkserver").Process(target=_run_beside, args=(run, args), daemon=True)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run_beside, args=(dict(os.environ), run, args), daemon=True
+    )
     with _without_main_module():
         process.start()
     return process
 
 
-def _run_beside(run: Callable[..., None], args: tuple) -> None:
-    _start_worker(0)
+def _run_beside(environment: dict[str, str], run: Callable[..., None], args: tuple) -> None:
+    _start_worker(environment)
     run(*args)
 
 
@@ -178,7 +181,9 @@ def _without_main_module() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(environment: dict[str, str], _: int = 0) -> None:
+    """`environment` is the rank's of now: credentials may have been set after the fork server was started."""
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
