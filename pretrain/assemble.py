@@ -90,6 +90,7 @@ def train_stream(
         workers=0 if look_only else config.data.workers,
         max_bad_ratio=config.data.max_bad_ratio,
         quarantine=None if look_only else Path(config.run.dir) / f"quarantine-{runtime.rank}.jsonl",
+        node_ranks=runtime.node_ranks if runtime.local_rank == 0 and not look_only else None,
     )
 
 

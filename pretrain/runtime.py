@@ -24,13 +24,20 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its defa
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands. `threads`: CPU threads that torch uses in it."""
+    """Where this process stands. `threads`: CPU threads that torch uses in it; `local_size`: ranks of this node."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     threads: int
+    local_size: int = 1
+
+    @property
+    def node_ranks(self) -> range:
+        """The ranks of this node; launchers number them one after the other."""
+        first = self.rank - self.local_rank
+        return range(first, min(first + self.local_size, self.world_size))
 
     @property
     def is_main(self) -> bool:
@@ -55,13 +62,14 @@ def start(distributed: bool | None = None) -> Runtime:
     )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    threads = max(1, len(os.sched_getaffinity(0)) // (local_size or int(os.environ.get("LOCAL_SIZE", 0)) or size))
+    local_size = local_size or int(os.environ.get("LOCAL_SIZE", 0)) or size
+    threads = max(1, len(os.sched_getaffinity(0)) // local_size)
     torch.set_num_threads(threads)
     if cuda:
         torch.cuda.set_device(device)
     if distributed or (distributed is None and size > 1):
         _join(rank, size, "nccl" if cuda else "gloo")
-    return Runtime(rank, size, local_rank, device, threads)
+    return Runtime(rank, size, local_rank, device, threads, local_size)
 
 
 def _join(rank: int, size: int, backend: str) -> None:

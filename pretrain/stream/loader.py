@@ -17,6 +17,7 @@ from pretrain.stream.members import PLAIN, Fields, Target
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position
+from pretrain.stream.prefetch import NodeShards, Prefetcher
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
@@ -52,6 +53,8 @@ class TrainStream:
         workers: loader processes; 0 builds batches in this process.
         max_bad_ratio: share of bad samples above which `too_many_bad` says so.
         quarantine: JSON-lines file that bad samples are appended to.
+        node_ranks: the ranks of this node, given to one of them: it fills the shard cache ahead for all. None: readers
+            bring remote shards when they need them.
 
     Raises:
         UserError: a batch that does not fit the corpus or the world size, or a source whose first shard holds no image,
@@ -73,6 +76,7 @@ class TrainStream:
         workers: int = 0,
         max_bad_ratio: float = 0.01,
         quarantine: str | Path | None = None,
+        node_ranks: range | None = None,
     ):
         if target not in get_args(Target):
             raise UsageError("unknown target", got=target, expected=" or ".join(get_args(Target)))
@@ -99,6 +103,8 @@ class TrainStream:
         self.account = BadSampleAccount()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._source: BatchIterator | None = None
+        self._node_ranks = node_ranks
+        self._prefetcher: Prefetcher | None = None
 
     def _mixture(self, streams: int, anchor: Anchor) -> Mixture:
         mixed = len(self.sources) > 1
@@ -161,6 +167,9 @@ class TrainStream:
         self.account = BadSampleAccount()
         pin = torch.cuda.is_available()
         self._source = BatchIterator(self._build, count(first_step), self.workers, pin_memory=pin)
+        if self._node_ranks is not None and self.corpus.cache is not None:
+            needed = NodeShards(self.mixture, self._build.first_shards, self._build.world_size, self._node_ranks)
+            self._prefetcher = Prefetcher(self.corpus, self.corpus.cache, needed, first_step)
         return self._accounted(self._source)
 
     def _accounted(self, source: BatchIterator) -> Iterator[Batch]:
@@ -169,6 +178,8 @@ class TrainStream:
                 self.account.add(batch.step, len(batch.keys), batch.bad)
                 if self._quarantine:
                     self._quarantine.write(batch.step, batch.epoch, batch.bad)
+                if self._prefetcher:
+                    self._prefetcher.advance(batch.step)
                 yield batch
 
     def position(self, step: int) -> Position:
@@ -190,6 +201,9 @@ class TrainStream:
         if self._source is not None:
             self._source.close()
         self._source = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+        self._prefetcher = None
         self._build.reader.close()
 
     def __enter__(self) -> "TrainStream":

@@ -9,12 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
 
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError
 from data_tools.shards import Corpus
+from pretrain.stream.mixture import Mixture
 from pretrain.stream.workers import close_at_exit, start_process
 
 ShardsOfStep = Callable[[int], Iterable[int]]
@@ -28,6 +32,22 @@ _TOUCH_EVERY = 5.0
 _FORGIVE_AFTER = 30.0  # seconds before a shard that could not be brought is tried again
 
 _GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class NodeShards:
+    """Step -> the shards that `ranks`, those of one node, need in it; `first_shards`: where each source's begin."""
+
+    mixture: Mixture
+    first_shards: tuple[int, ...]
+    world_size: int
+    ranks: range
+
+    def __call__(self, step: int) -> list[int]:
+        """Distinct shard numbers, ascending."""
+        slots = [self.mixture.batch(step, self.world_size, rank) for rank in self.ranks]
+        shards = [np.array(self.first_shards)[slot.sources] + slot.shards for slot in slots]
+        return np.unique(np.concatenate(shards)).tolist()
 
 
 class Prefetcher:
