@@ -20,6 +20,19 @@ def _no_signal_handlers(monkeypatch):
     monkeypatch.setattr(train, "StopRequest", lambda: SimpleNamespace(reason=None))
 
 
+def idle_stream(global_batch: int) -> SimpleNamespace:
+    """What the loop asks of a stream of a hundred steps."""
+    return SimpleNamespace(
+        steps_per_epoch=100,
+        sources=[None],
+        mixture=SimpleNamespace(epochs_at=lambda step: step / 100, samples_seen=lambda step: step * global_batch),
+        describe=list,
+        steps_until=lambda *_: 100,
+        too_many_bad=lambda *_: False,
+        close=lambda: None,
+    )
+
+
 def idle_run(folder, rank: int = 0) -> Run:
     """A run of one-step logging intervals whose steps cost nothing."""
     config = PretrainConfig(
@@ -29,7 +42,7 @@ def idle_run(folder, rank: int = 0) -> Run:
         config=config,
         runtime=Runtime(rank, 1, 0, torch.device("cpu"), 1),
         engine=SimpleNamespace(grad_norm=0.0, logit_scale=lambda: None),
-        stream=SimpleNamespace(steps_per_epoch=100, check_bad_ratio=lambda *_: None, close=lambda: None),
+        stream=idle_stream(config.train.global_batch),
         state=TrainState(),
         resumed_from=None,
     )
