@@ -13,12 +13,13 @@ VERBS = {
     "index": ("data_tools.index", "write the index of tars made by other tools"),
     "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
     "preview": ("data_tools.preview", "a contact sheet of images with captions, PNG or HTML"),
+    "plan-stream": ("data_tools.plan_stream", "what training on shards will fetch, keep and shuffle"),
     "scenes": ("data_tools.scenes.command", "generate a captioned corpus of coloured shapes"),
 }
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<9} {summary}" for verb, (_, summary) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11} {summary}" for verb, (_, summary) in VERBS.items())
     hint = "`python -m data_tools VERB --help` has options and examples."
     return f"usage: python -m data_tools VERB ...\n\n{verbs}\n\n{hint}"
 

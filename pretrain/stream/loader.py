@@ -84,8 +84,7 @@ class TrainStream:
         self.corpus = join_corpora([source.corpus for source in self.sources])
         self.global_batch, self.workers, self.max_bad_ratio = global_batch, workers, max_bad_ratio
         self._seed, self._window = seed, window
-        start = Anchor(0, 0, ((0, 0),) * len(self.sources))
-        mixture = self._mixture(canonical_streams(global_batch), start)
+        mixture = self._mixture()
         check_world_size(global_batch, world_size)
         for source in self.sources:
             check_first_shard(source.corpus, source.fields, target)
@@ -106,14 +105,8 @@ class TrainStream:
         self._node_ranks = node_ranks
         self._prefetcher: Prefetcher | None = None
 
-    def _mixture(self, streams: int, anchor: Anchor) -> Mixture:
-        mixed = len(self.sources) > 1
-        orders = [
-            Order(counts, self._seed, source_streams(int(counts.sum()), streams) if mixed else streams, self._window)
-            for counts in (source.corpus.counts for source in self.sources)
-        ]
-        samples = round(sum(source.repeat * source.corpus.num_samples for source in self.sources))
-        return Mixture(orders, [source.weight for source in self.sources], self.global_batch, samples, anchor)
+    def _mixture(self, streams: int | None = None, anchor: Anchor | None = None) -> Mixture:
+        return make_mixture(self.sources, self._seed, self.global_batch, self._window, streams, anchor)
 
     @property
     def mixture(self) -> Mixture:
@@ -211,6 +204,26 @@ class TrainStream:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def make_mixture(
+    sources: Sequence[StreamSource],
+    seed: int,
+    global_batch: int,
+    window: int,
+    streams: int | None = None,
+    anchor: Anchor | None = None,
+) -> Mixture:
+    """The order of a run over `sources`, from its start or from where it stands, with the C that it began with."""
+    streams = streams or canonical_streams(global_batch)
+    mixed = len(sources) > 1
+    orders = [
+        Order(counts, seed, source_streams(int(counts.sum()), streams) if mixed else streams, window)
+        for counts in (source.corpus.counts for source in sources)
+    ]
+    samples = round(sum(source.repeat * source.corpus.num_samples for source in sources))
+    start = anchor or Anchor(0, 0, ((0, 0),) * len(sources))
+    return Mixture(orders, [source.weight for source in sources], global_batch, samples, start)
 
 
 def source_streams(num_samples: int, streams: int) -> int:

@@ -61,6 +61,16 @@ class _Line:
         place = np.searchsorted(self.edges, samples, side="right") - 1
         return self.shards[place], samples - self.edges[place]
 
+    def overlapped(self, first: int, count: int) -> np.ndarray:
+        """Distinct shards that hold the positions first .. first + count."""
+        sample = (first + self.start) % self.edges[-1]
+        low, high = np.searchsorted(self.edges, (sample, sample + count - 1), side="right") - 1
+        places = np.arange(low, min(high, len(self.shards) - 1) + 1)
+        beyond = sample + count - self.edges[-1]  # past the end of the ring
+        if beyond > 0:
+            places = np.union1d(places, np.arange(np.searchsorted(self.edges, beyond, side="left")))
+        return self.shards[places]
+
     def position(self, shard: int, index: int) -> int:
         """The inverse of `locate`, for one sample."""
         place = np.flatnonzero(self.shards == shard)[0]
@@ -109,6 +119,20 @@ class Order:
         by_stream = np.argsort((numbers % self.streams).astype(np.uint8), kind="stable")
         places, stream = np.divmod(numbers[by_stream[start:stop]], self.streams)
         return self._line(epoch).locate(self._positions(epoch, stream, places))
+
+    def window_shards(self, epoch: int, stream: int, window: int) -> np.ndarray:
+        """Distinct shards that a window of a stream takes its samples from."""
+        first = stream * self.stream_length + window * self.window
+        return self._line(epoch).overlapped(first, self._window_length(window))
+
+    def stream_shards(self, epoch: int, stream: int) -> np.ndarray:
+        """Distinct shards that a whole stream takes its samples from."""
+        return self._line(epoch).overlapped(stream * self.stream_length, self.stream_length)
+
+    @property
+    def windows(self) -> int:
+        """Shuffle windows in a stream."""
+        return -(-self.stream_length // self.window)
 
     def _positions(self, epoch: int, stream: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Line positions [n] of the `place`-th samples of streams, window by window."""
