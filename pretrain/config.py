@@ -122,6 +122,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What a run does about faults. `max_skipped`: steps of the whole run whose loss or gradient is not finite that are
+    left out on all ranks, listed in skipped.jsonl; one more ends the run."""
+
+    max_skipped: int = 0
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Settings of `launch/pretrain.py`."""
 
@@ -135,6 +143,7 @@ class PretrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 @dataclass(frozen=True)
@@ -156,3 +165,4 @@ class FinetuneConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)

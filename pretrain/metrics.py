@@ -31,7 +31,7 @@ class Metrics:
 
         self.folder = Path(run_dir)
         self._path = self.folder / "metrics.jsonl"
-        _forget_after(self._path, first_step)
+        forget_after(self._path, first_step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
         self._started = time.monotonic()
@@ -107,7 +107,8 @@ def write_status(run_dir: str | Path, state: str, step: int, checkpoint: Path | 
         file.write(json.dumps(status, indent=1).encode())
 
 
-def _forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that are of later steps, and what a crash left of a line."""
     if path.is_file():
         rows = [line for line in path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in rows if json.loads(line)["step"] <= step]

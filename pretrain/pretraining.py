@@ -45,7 +45,7 @@ class PretrainJob:
         self.engine = Engine(self.model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
-            restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
+            restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
         self._loss = LOSSES[config.loss.name]
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:

@@ -60,6 +60,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
     "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
     "eval.batch": (lambda v: v > 0, "> 0", None),
+    "guard.max_skipped": (lambda v: v >= 0, ">= 0", "0 ends the run at the first"),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
 _DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every")

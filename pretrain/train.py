@@ -17,6 +17,7 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
+from pretrain.guard import Journal
 from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
 from pretrain.rules import duration_steps
@@ -92,6 +93,7 @@ class Run:
         for line in job.stream.describe():
             self.metrics.note(line)
         self.data_watch = DataWatch()
+        self.skips = Journal(Path(config.run.dir) / "skipped.jsonl", job.runtime, state.step)
         self.stop = StopRequest()
         self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
@@ -106,21 +108,25 @@ class Run:
             batch = next(stream)
             yield batch, time.perf_counter() - before
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """One update; returns the rank-local loss. A non-finite loss or gradient ends all ranks before it."""
+    def step(self, batch: Batch) -> torch.Tensor | None:
+        """One update; returns the rank-local loss. A non-finite loss or gradient leaves the step out on all ranks
+        (None), or ends them, before the update."""
         job, state = self.job, self.job.state
         seed_step(job.config.seed, state.step, job.runtime.rank)
-        loss = job.forward_backward(batch)
+        loss: torch.Tensor | None = job.forward_backward(batch)
         try:
             job.engine.update(self.schedule.lr(state.samples_seen, batch_of(job.config)))
         except NonFiniteError as error:
-            raise self._explain(error, batch, loss) from None
+            if state.skipped >= job.config.guard.max_skipped:
+                raise self._explain(error, batch, loss) from None
+            self._skip(error, batch, loss)
+            loss = None
         state.step += 1
         state.samples_seen += batch_of(job.config)
         state.position = job.stream.position(state.step).to_dict()
         return loss
 
-    def account(self, batch: Batch, loss: torch.Tensor, waited: float) -> str:
+    def account(self, batch: Batch, loss: torch.Tensor | None, waited: float) -> str:
         """Count bad samples, log, and agree on stopping; returns the reason to stop, or ''."""
         state = self.job.state
         bad, stopping = agree([len(batch.bad), self.stop.reason is not None])
@@ -169,18 +175,19 @@ class Run:
         self.job.stream.close()
         self.metrics.close()
 
-    def _log(self, loss: torch.Tensor) -> None:
+    def _log(self, loss: torch.Tensor | None) -> None:
         job, state, now = self.job, self.job.state, time.perf_counter()
-        mean_loss, waited = (v / job.runtime.world_size for v in agree([float(loss), self._since.waited]))
+        own_loss = 0.0 if loss is None else float(loss)
+        mean_loss, waited = (v / job.runtime.world_size for v in agree([own_loss, self._since.waited]))
         seconds = max(now - self._since.started, 1e-9)
-        values = {
-            "loss": mean_loss,
+        values = {} if loss is None else {"loss": mean_loss, "grad_norm": job.engine.grad_norm}
+        values |= {
             "lr": self.schedule.lr(state.samples_seen - batch_of(job.config), batch_of(job.config)),
-            "grad_norm": job.engine.grad_norm,
             "samples_per_second": (state.samples_seen - self._since.samples) / seconds,
             "data_wait": min(1.0, waited / seconds),
             "bad_samples": state.bad_samples,
             "epoch": job.stream.mixture.epochs_at(state.step),
+            "skipped_steps": state.skipped,
         }
         if len(job.stream.sources) > 1:
             values |= {f"share_{n}": share for n, share in enumerate(job.stream.mixture.shares(state.step).tolist())}
@@ -192,6 +199,14 @@ class Run:
             data, cores = job.config.data, len(os.sched_getaffinity(0))
             self.metrics.note(starvation_advice(values["data_wait"], data.workers, cores, data.scaled_decode))
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
+
+    def _skip(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> None:
+        state, limit = self.job.state, self.job.config.guard.max_skipped
+        state.skipped += 1
+        self.skips.write({"step": state.step + 1, "epoch": batch.epoch}, float(loss), batch.keys)
+        self.metrics.note(
+            f"step {state.step + 1} left out on all ranks ({state.skipped} of {limit}): {error}; see skipped.jsonl"
+        )
 
     def _explain(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> NonFiniteError:
         losses, keys = gather(float(loss)), gather(self.job.diagnose(batch))

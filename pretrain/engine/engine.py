@@ -38,8 +38,6 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
         )
-        if self.stage == 0:
-            self.optimizer.register_step_pre_hook(self._before_plain_update)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
         )
@@ -70,10 +68,13 @@ class Engine:
         """Clip, step, and clamp the logit scale where the fp32 master sees it.
 
         Raises:
-            NonFiniteError: on all ranks, the parameters untouched.
+            NonFiniteError: on all ranks; parameters and optimizer states are untouched, the gradients are gone, and
+                training can go on with another batch.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.stage == 0:
+            self._before_plain_update()
         self.deepspeed.step()
         if self.stage > 0:
             if self.deepspeed.optimizer.overflow:  # agreed by DeepSpeed over the norms of all partitions
@@ -81,16 +82,16 @@ class Engine:
             self._grad_norm = self.deepspeed.get_global_grad_norm()
         self._clamp_logit_scale()
 
-    def _before_plain_update(self, *_ignored) -> None:
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        self._grad_norm = norm
+    def _before_plain_update(self) -> None:
+        """What the ZeRO optimizers do within their step; the gradients are those of all ranks already."""
+        trained = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         if not math.isfinite(norm):
+            self.deepspeed.zero_grad()
             raise NonFiniteError("a gradient is not finite")
+        self._grad_norm = norm
         if self._clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for p in self.module.parameters() if p.grad is not None], self._clip, norm
-            )
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
 
     @torch.no_grad()
     def _clamp_logit_scale(self) -> None:

@@ -11,7 +11,7 @@ VERSION = 1
 
 @dataclass
 class TrainState:
-    """Where a run stands after `step` optimizer updates.
+    """Where a run stands after `step` steps, of which `skipped` made no update (guard.max_skipped).
 
     Random numbers need no state: every step seeds its own from (seed, step, rank). `position` is the data stream's
     (pretrain/stream/position.py), derived from samples seen, never from prefetched batches.
@@ -21,6 +21,12 @@ class TrainState:
     samples_seen: int = 0
     position: dict = field(default_factory=dict)
     bad_samples: int = 0
+    skipped: int = 0
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates made."""
+        return self.step - self.skipped
 
     def to_dict(self) -> dict:
         """JSON-ready."""

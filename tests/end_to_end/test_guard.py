@@ -1,0 +1,67 @@
+"""Faults in the middle of a run, on real ranks: what is left out, what is written down, when it ends."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import runs
+from pretrain.config import PretrainConfig
+from pretrain.engine.engine import NonFiniteError
+from pretrain.pretraining import PretrainJob
+from pretrain.runtime import start
+from pretrain.settings import load_config
+from pretrain.train import train
+from ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return runs.make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def trained(rank, world_size, workspace, folder, poisoned, overrides):
+    """A run with rank 1's image tower broken at the steps `poisoned`: (exit code or error, train state)."""
+    words = [f"run.dir={folder}", "data.workers=0", "eval.retrieval=null", "eval.classification=null", *overrides]
+    config = load_config(PretrainConfig, workspace / "config.yaml", words)
+    job = PretrainJob(config, start(distributed=True))
+    hooked = job.model.clip.visual.ln_post
+    hooked.register_forward_hook(lambda *a: a[2] * (math.nan if rank == 1 and job.state.step + 1 in poisoned else 1.0))
+    try:
+        return train(job), job.state.to_dict()
+    except NonFiniteError as error:
+        return str(error), job.state.to_dict()
+
+
+def skipped(folder):
+    return [json.loads(line) for line in (Path(folder) / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_the_run_goes_on_and_says_which_samples(workspace, tmp_path):
+    outcomes = run_ranks(2, trained, workspace, tmp_path, {2, 5}, ["guard.max_skipped=2"])
+    assert [code for code, _ in outcomes] == [0, 0]
+    for _, state in outcomes:
+        assert (state["step"], state["skipped"], state["samples_seen"]) == (6, 2, 6 * runs.BATCH)
+    first, second = skipped(tmp_path)
+    assert (first["step"], first["epoch"], second["step"], second["epoch"]) == (2, 0, 5, 1)
+    assert [len(keys) for keys in first["keys_by_rank"]] == [runs.BATCH // 2] * 2
+    assert not set(first["keys_by_rank"][0]) & set(first["keys_by_rank"][1])
+    assert "nan" in first["loss_by_rank"]
+    rows = {row["step"]: row for row in runs.rows(tmp_path, "train")}
+    assert "loss" not in rows[2]
+    assert math.isfinite(rows[3]["loss"])
+    assert rows[6]["skipped_steps"] == 2
+
+
+def test_the_count_survives_a_resume_and_then_the_run_stops(workspace, tmp_path):
+    words = ["guard.max_skipped=1"]
+    outcomes = run_ranks(2, trained, workspace, tmp_path, {2}, [*words, "train.duration=4 steps"])
+    assert [code for code, _ in outcomes] == [0, 0]
+    outcomes = run_ranks(2, trained, workspace, tmp_path, {6}, words)
+    for message, state in outcomes:
+        assert "step 6 was stopped before its update" in message
+        assert "ranks [" in message
+        assert (state["step"], state["skipped"]) == (5, 1)
+    assert [row["step"] for row in skipped(tmp_path)] == [2]
+    assert runs.status(tmp_path)["state"] == "failed"
