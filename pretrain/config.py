@@ -124,9 +124,11 @@ class LogConfig:
 @dataclass(frozen=True)
 class GuardConfig:
     """What a run does about faults. `max_skipped`: steps of the whole run whose loss or gradient is not finite that are
-    left out on all ranks, listed in skipped.jsonl; one more ends the run."""
+    left out on all ranks, listed in skipped.jsonl; one more ends the run. `spike`: a finite loss this many deviations
+    above the recent ones is listed in spikes.jsonl and changes nothing; null: no watch (pretrain/guard.py)."""
 
     max_skipped: int = 0
+    spike: float | None = 6.0
 
 
 @dataclass(frozen=True)

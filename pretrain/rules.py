@@ -61,6 +61,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
     "eval.batch": (lambda v: v > 0, "> 0", None),
     "guard.max_skipped": (lambda v: v >= 0, ">= 0", "0 ends the run at the first"),
+    "guard.spike": (lambda v: v is None or v > 0, "> 0 or null", "null switches the watch off"),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
 _DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every")

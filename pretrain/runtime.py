@@ -118,6 +118,22 @@ def gather(value: object) -> list:
     return values
 
 
+class OnHost:
+    """A device scalar on its way to the host: the copy starts at once, and `float()` waits for that copy alone."""
+
+    def __init__(self, value: torch.Tensor):
+        self._value = value.detach().to("cpu", non_blocking=True)
+        self._copied = None
+        if value.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def __float__(self) -> float:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._value)
+
+
 def together(action: Callable[[], object], what: str) -> object:
     """Run `action` on this rank; if it raised OSError or UserError on any, raise on all. All ranks must call it.
 

@@ -17,11 +17,11 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
-from pretrain.guard import Journal
+from pretrain.guard import Journal, spike
 from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
 from pretrain.rules import duration_steps
-from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, Runtime, StopRequest, agree, finish, gather, start
+from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, OnHost, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import FOREVER, TrainStream
 
@@ -94,6 +94,7 @@ class Run:
             self.metrics.note(line)
         self.data_watch = DataWatch()
         self.skips = Journal(Path(config.run.dir) / "skipped.jsonl", job.runtime, state.step)
+        self.spikes = Journal(Path(config.run.dir) / "spikes.jsonl", job.runtime, state.step)
         self.stop = StopRequest()
         self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
@@ -108,12 +109,12 @@ class Run:
             batch = next(stream)
             yield batch, time.perf_counter() - before
 
-    def step(self, batch: Batch) -> torch.Tensor | None:
+    def step(self, batch: Batch) -> OnHost | None:
         """One update; returns the rank-local loss. A non-finite loss or gradient leaves the step out on all ranks
         (None), or ends them, before the update."""
         job, state = self.job, self.job.state
         seed_step(job.config.seed, state.step, job.runtime.rank)
-        loss: torch.Tensor | None = job.forward_backward(batch)
+        loss: OnHost | None = OnHost(job.forward_backward(batch))  # here in time: the update waits for the gradients
         try:
             job.engine.update(self.schedule.lr(state.samples_seen, batch_of(job.config)))
         except NonFiniteError as error:
@@ -126,16 +127,20 @@ class Run:
         state.position = job.stream.position(state.step).to_dict()
         return loss
 
-    def account(self, batch: Batch, loss: torch.Tensor | None, waited: float) -> str:
-        """Count bad samples, log, and agree on stopping; returns the reason to stop, or ''."""
-        state = self.job.state
-        bad, stopping = agree([len(batch.bad), self.stop.reason is not None])
+    def account(self, batch: Batch, loss: OnHost | None, waited: float) -> str:
+        """Count bad samples, watch the loss, log, and agree on stopping; returns the reason to stop, or ''."""
+        job, state = self.job, self.job.state
+        own_loss = 0.0 if loss is None else float(loss)
+        bad, stopping, total = agree([len(batch.bad), self.stop.reason is not None, own_loss])
+        mean_loss = None if loss is None else total / job.runtime.world_size
         state.bad_samples += int(bad)
         self.ledger.check()
         self.ledger.settle(state.step == self.total_steps)
+        if mean_loss is not None and job.config.guard.spike is not None:
+            self._watch_loss(batch, own_loss, mean_loss)
         self._since.waited += waited
         if self.due("log"):
-            self._log(loss)
+            self._log(mean_loss)
         return next(filter(None, gather(self.stop.reason))) if stopping else ""
 
     def due(self, what: str) -> bool:
@@ -175,12 +180,11 @@ class Run:
         self.job.stream.close()
         self.metrics.close()
 
-    def _log(self, loss: torch.Tensor | None) -> None:
+    def _log(self, loss: float | None) -> None:
         job, state, now = self.job, self.job.state, time.perf_counter()
-        own_loss = 0.0 if loss is None else float(loss)
-        mean_loss, waited = (v / job.runtime.world_size for v in agree([own_loss, self._since.waited]))
+        waited = agree([self._since.waited])[0] / job.runtime.world_size
         seconds = max(now - self._since.started, 1e-9)
-        values = {} if loss is None else {"loss": mean_loss, "grad_norm": job.engine.grad_norm}
+        values = {} if loss is None else {"loss": loss, "grad_norm": job.engine.grad_norm}
         values |= {
             "lr": self.schedule.lr(state.samples_seen - batch_of(job.config), batch_of(job.config)),
             "samples_per_second": (state.samples_seen - self._since.samples) / seconds,
@@ -200,7 +204,7 @@ class Run:
             self.metrics.note(starvation_advice(values["data_wait"], data.workers, cores, data.scaled_decode))
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
 
-    def _skip(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> None:
+    def _skip(self, error: NonFiniteError, batch: Batch, loss: OnHost) -> None:
         state, limit = self.job.state, self.job.config.guard.max_skipped
         state.skipped += 1
         self.skips.write({"step": state.step + 1, "epoch": batch.epoch}, float(loss), batch.keys)
@@ -208,7 +212,17 @@ class Run:
             f"step {state.step + 1} left out on all ranks ({state.skipped} of {limit}): {error}; see skipped.jsonl"
         )
 
-    def _explain(self, error: NonFiniteError, batch: Batch, loss: torch.Tensor) -> NonFiniteError:
+    def _watch_loss(self, batch: Batch, own_loss: float, loss: float) -> None:
+        state = self.job.state
+        found = spike(loss, state.recent_losses, self.job.config.guard.spike)
+        if found is not None:
+            expected, threshold = found
+            row = {"step": state.step, "epoch": batch.epoch, "loss": loss, "expected": expected, "threshold": threshold}
+            self.spikes.write(row, own_loss, batch.keys)
+            text = f"loss {loss:.4g} where {expected:.4g} was expected, at most {threshold:.4g}"
+            self.metrics.note(f"loss spike at step {state.step}: {text}; its samples are in spikes.jsonl")
+
+    def _explain(self, error: NonFiniteError, batch: Batch, loss: OnHost) -> NonFiniteError:
         losses, keys = gather(float(loss)), gather(self.job.diagnose(batch))
         ranks = [rank for rank, value in enumerate(losses) if not math.isfinite(value)]
         samples = [f"{key} (rank {rank})" for rank, own in enumerate(keys) for key in own][:5]

@@ -22,6 +22,7 @@ class TrainState:
     position: dict = field(default_factory=dict)
     bad_samples: int = 0
     skipped: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # what guard.spike compares with
 
     @property
     def updates(self) -> int:
