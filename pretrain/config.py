@@ -123,12 +123,17 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What a run does about faults. `max_skipped`: steps of the whole run whose loss or gradient is not finite that are
-    left out on all ranks, listed in skipped.jsonl; one more ends the run. `spike`: a finite loss this many deviations
-    above the recent ones is listed in spikes.jsonl and changes nothing; null: no watch (pretrain/guard.py)."""
+    """What a run does about faults.
+
+    `max_skipped`: steps of the whole run whose loss or gradient is not finite that are left out on all ranks and listed
+    in skipped.jsonl; one more ends the run. `spike`: a loss this many deviations above the recent ones is listed in
+    spikes.jsonl and changes nothing (pretrain/guard.py); null: no watch. `hang_timeout`: a rank that makes no progress
+    for so long (pretrain/watchdog.py) prints its stacks and ends the run; null: never.
+    """
 
     max_skipped: int = 0
     spike: float | None = 6.0
+    hang_timeout: str | None = "20 minutes"
 
 
 @dataclass(frozen=True)

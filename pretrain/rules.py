@@ -13,6 +13,8 @@ from data_tools.errors import UsageError
 from pretrain.config import FinetuneConfig, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
+_SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
+_TIME = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(seconds|minutes|hours)\s*$")
 _DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
 FOREVER = "forever"
 
@@ -35,6 +37,16 @@ def duration_steps(text: str, where: str, steps_per_epoch: int, global_batch: in
     scale = {"epochs": steps_per_epoch, "steps": 1, "samples": 1 / global_batch}[unit]
     steps = number * scale
     return int(steps) if steps == int(steps) else int(steps) + 1
+
+
+def parse_seconds(text: str, where: str) -> float:
+    """`"20 minutes"` -> 1200.0; units are seconds, minutes and hours."""
+    match = _TIME.match(str(text))
+    if not match:
+        raise UsageError(
+            f"{where} is not a time", got=repr(text), expected="a number and one of " + ", ".join(_SECONDS)
+        )
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 _CHOICES: dict[str, tuple] = {
@@ -62,6 +74,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "eval.batch": (lambda v: v > 0, "> 0", None),
     "guard.max_skipped": (lambda v: v >= 0, ">= 0", "0 ends the run at the first"),
     "guard.spike": (lambda v: v is None or v > 0, "> 0 or null", "null switches the watch off"),
+    "guard.hang_timeout": (
+        lambda v: v is None or 0 < parse_seconds(v, "guard.hang_timeout") <= 1500,
+        "more than 0, at most 25 minutes, or null",
+        "collectives end by themselves after 30 minutes, without stacks",
+    ),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
 _DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every")

@@ -20,10 +20,12 @@ from pretrain.engine.state import TrainState
 from pretrain.guard import Journal, spike
 from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
-from pretrain.rules import duration_steps
+from pretrain.peers import HANGS, Peers
+from pretrain.rules import duration_steps, parse_seconds
 from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, OnHost, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import FOREVER, TrainStream
+from pretrain.watchdog import Watchdog, beat, end_process, phase, print_stacks
 
 
 class Job(Protocol):
@@ -72,8 +74,11 @@ def train(job: Job) -> int:
                 return run.end(stop)
         return run.end("")
     except BaseException as error:
-        write_status(job.config.run.dir, FAILED, job.state.step, run.checkpoint, str(error) or type(error).__name__)
-        raise
+        cause = run.peers.explain(error)
+        run.write_failed(str(cause) or type(cause).__name__)
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         run.close()
 
@@ -99,6 +104,9 @@ class Run:
         self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
         self._status(RUNNING)
+        self.peers = Peers(job.runtime, self._print_stacks, lambda reason: end_process(reason, self.write_failed))
+        limit = config.guard.hang_timeout
+        self.watchdog = Watchdog(limit and parse_seconds(limit, "guard.hang_timeout"), self._hangs)
 
     def batches(self) -> Iterator[tuple[Batch, float]]:
         """(batch, seconds waited for it) from the run's step to its last; none where the run is complete."""
@@ -106,6 +114,7 @@ class Run:
         stream = iter(self.job.stream.iterate(self.job.state.step))
         for _ in range(remaining):
             before = time.perf_counter()
+            beat("waiting for data")
             batch = next(stream)
             yield batch, time.perf_counter() - before
 
@@ -113,6 +122,7 @@ class Run:
         """One update; returns the rank-local loss. A non-finite loss or gradient leaves the step out on all ranks
         (None), or ends them, before the update."""
         job, state = self.job, self.job.state
+        beat("a training step")
         seed_step(job.config.seed, state.step, job.runtime.rank)
         loss: OnHost | None = OnHost(job.forward_backward(batch))  # here in time: the update waits for the gradients
         try:
@@ -151,6 +161,7 @@ class Run:
     def evaluate(self, batch: Batch) -> None:
         """Evaluate, record, and show a few of the batch's pairs."""
         started = time.perf_counter()
+        beat("an evaluation")
         values = self.job.evaluate()
         if values:
             self.metrics.write("eval", self.job.state.step, self.job.state.samples_seen, values)
@@ -162,6 +173,7 @@ class Run:
     def save(self) -> None:
         """Commit a checkpoint."""
         started = time.perf_counter()
+        beat("saving a checkpoint")
         self.checkpoint = self.checkpoints.save(self.job.engine, self.job.state, self.job.extras)
         self._status(RUNNING)
         self._since.started += time.perf_counter() - started
@@ -176,7 +188,9 @@ class Run:
         return EXIT_DONE if complete else EXIT_STOPPED
 
     def close(self) -> None:
-        """Release the loader and the writers."""
+        """Release the loader and the writers; from here on nobody watches this rank."""
+        self.watchdog.close()
+        self.peers.leave()
         self.job.stream.close()
         self.metrics.close()
 
@@ -242,6 +256,22 @@ class Run:
             for name, text in every.items()
         }
         return {**steps, "eval": steps["eval"] or self.total_steps}
+
+    def write_failed(self, reason: str) -> None:
+        """The status of a run that fails here: any rank may be the one that can still write it."""
+        write_status(self.job.config.run.dir, FAILED, self.job.state.step, self.checkpoint, reason)
+
+    def _hangs(self) -> None:
+        reason = f"no progress for {self.job.config.guard.hang_timeout}: {self._whereabouts()}"
+        self.peers.tell(HANGS, reason)
+        self._print_stacks()
+        end_process(reason, self.write_failed)
+
+    def _print_stacks(self) -> None:
+        print_stacks(f"stacks of all threads of {self._whereabouts()}:")
+
+    def _whereabouts(self) -> str:
+        return f"{self.peers.name} in {phase()} after step {self.job.state.step}"
 
     def _status(self, state: str, reason: str = "") -> None:
         if self.job.runtime.is_main:

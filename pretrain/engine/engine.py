@@ -14,6 +14,7 @@ from pretrain.config import OptimConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE
+from pretrain.watchdog import beat
 
 
 class NonFiniteError(UserError):
@@ -45,7 +46,8 @@ class Engine:
         self._scale = dict(model.named_parameters()).get("clip.logit_scale")
 
     def __call__(self, *inputs):
-        """The model's forward, under the configured precision."""
+        """The model's forward, under the configured precision. Each one counts as progress of the run."""
+        beat()
         return self.deepspeed(*inputs)
 
     def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:

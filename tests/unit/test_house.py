@@ -22,7 +22,7 @@ TOP_LEVEL = {
 # From the bottom. A folder of pretrain imports from itself and from lower floors; modules beside each other may meet.
 FLOORS = (
     ("data_tools",),
-    ("config", "entry", "guard", "metrics", "provenance", "rules", "runtime", "settings"),
+    ("config", "entry", "guard", "metrics", "peers", "provenance", "rules", "runtime", "settings", "watchdog"),
     ("losses", "towers"),
     ("engine", "stream"),
     ("assemble", "ledger"),

@@ -1,0 +1,176 @@
+"""Which ranks are still there. A rank that dies, however it dies, is named on all others within seconds.
+
+Every rank keeps a TCP connection to rank 0. The kernel closes it with the process, also after SIGKILL or when memory
+ran out, and a rank that ends by itself says so first: an end of the connection without a word is a death. There is no
+time limit that a slow or stopped process could exceed. A host that loses power is noticed by TCP's keep-alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from data_tools.errors import UserError
+from pretrain.runtime import Runtime, gather, together
+
+LEFT, FAILED, HANGS, DIED = "left", "failed", "hangs", "died"
+_CONNECT = 60.0  # seconds to reach rank 0 at the start
+_PATIENCE = 3.0  # seconds that a rank whose collective broke waits to hear of a death
+_GRACE = 10.0  # seconds that a rank gets to end by itself, once it heard that another is gone
+_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+
+
+class Peers:
+    """This rank's connections. All ranks must build one, and `leave` at a good end.
+
+    Args:
+        on_hang: called at once when another rank reports that it hangs.
+        on_loss: called with the reason when another rank is gone and this one did not end by itself; ends the process.
+    """
+
+    def __init__(self, runtime: Runtime, on_hang: Callable[[], None], on_loss: Callable[[str], None]):
+        self._rank, self._on_hang, self._on_loss = runtime.rank, on_hang, on_loss
+        self._reason, self._heard, self._left = "", threading.Event(), False
+        self._lines: dict[socket.socket, bytearray] = {}
+        self._ranks: dict[socket.socket, int] = {}
+        self._names = [f"rank {rank} (process {pid} on {host})" for rank, (host, pid) in enumerate(gather(_place()))]
+        if runtime.world_size > 1:
+            self._connect(runtime)
+            threading.Thread(target=self._listen, daemon=True, name="peer-watch").start()
+
+    @property
+    def name(self) -> str:
+        """This rank, its process and its host."""
+        return self._names[self._rank]
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Why this rank fails: `error`, or the loss of another rank that broke the collective it was in. Tells the
+        others."""
+        if self._ranks and not isinstance(error, UserError) and self._heard.wait(_PATIENCE):
+            return UserError(self._reason)
+        self.tell(FAILED, f"rank {self._rank} failed: {error or type(error).__name__}")
+        return error
+
+    def tell(self, event: str, reason: str = "") -> None:
+        """Send word to rank 0, or as rank 0 to all."""
+        self._send({"event": event, "reason": reason}, list(self._ranks))
+
+    def leave(self) -> None:
+        """End as agreed: from here on nobody watches this rank."""
+        self._left = True
+        self.tell(LEFT)
+
+    def _connect(self, runtime: Runtime) -> None:
+        one_host = len({name.rpartition(" on ")[2] for name in self._names}) == 1
+        server, offer = None, None
+        if runtime.is_main:
+            server = _server(one_host)
+            offer = (server.getsockname()[1], secrets.token_hex(16))
+        port, token = gather(offer)[0]
+        if server is None:
+            address = "127.0.0.1" if one_host else os.environ["MASTER_ADDR"]
+            together(lambda: self._join(address, port, token), "connecting the ranks")
+        else:
+            together(lambda: self._accept(server, token, runtime.world_size - 1), "connecting the ranks")
+
+    def _join(self, address: str, port: int, token: str) -> None:
+        connection = socket.create_connection((address, port), timeout=_CONNECT)
+        self._add(connection, 0)
+        self._send({"rank": self._rank, "token": token}, [connection])
+
+    def _accept(self, server: socket.socket, token: str, count: int) -> None:
+        with server:
+            while len(self._ranks) < count:
+                connection, _ = server.accept()
+                connection.settimeout(_CONNECT)
+                try:
+                    hello = json.loads(connection.makefile("rb").readline())
+                    known = hello["token"] == token
+                except (OSError, ValueError, LookupError, TypeError):
+                    known = False
+                if known:
+                    self._add(connection, hello["rank"])
+                else:  # not one of ours
+                    connection.close()
+
+    def _add(self, connection: socket.socket, rank: int) -> None:
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._ranks[connection] = rank
+        self._lines[connection] = bytearray()
+
+    def _send(self, message: dict, to: list[socket.socket]) -> None:
+        for connection in to:
+            with contextlib.suppress(OSError):  # gone: the listener sees it
+                connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for connection in self._ranks:
+                selector.register(connection, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = [key.fileobj for key, _ in selector.select()]
+                for connection, message in [(c, m) for c in ready for m in self._read(c)]:
+                    self._handle(message, connection, selector)
+
+    def _handle(self, message: dict, connection: socket.socket, selector: selectors.BaseSelector) -> None:
+        if message["event"] in (LEFT, DIED):
+            selector.unregister(connection)
+        if message["event"] != LEFT:
+            self._lose(message, connection)
+
+    def _read(self, connection: socket.socket) -> Iterator[dict]:
+        """Messages that arrived; the end of the connection is one of them, unless another came before."""
+        try:
+            data = connection.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            name = self._names[self._ranks[connection]]
+            reason = f"{name} died without a word: killed from outside, perhaps because the memory ran out"
+            yield {"event": DIED, "reason": reason}
+            return
+        buffer = self._lines[connection]
+        buffer += data
+        *lines, rest = bytes(buffer).split(b"\n")
+        buffer[:] = rest
+        yield from map(json.loads, lines)
+
+    def _lose(self, message: dict, source: socket.socket) -> None:
+        """Another rank is gone: pass it on, and end this process unless it ends by itself."""
+        if self._left:
+            return
+        hangs = message["event"] == HANGS
+        if self._rank == 0:
+            others = [connection for connection in self._ranks if connection is not source]
+            self._send({"event": HANGS if hangs else FAILED, "reason": message["reason"]}, others)
+        if hangs:
+            self._on_hang()
+        self._reason = message["reason"]
+        self._heard.set()
+        time.sleep(_GRACE)
+        self._on_loss(self._reason)
+
+
+def _place() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _server(one_host: bool) -> socket.socket:
+    if one_host:
+        server = socket.create_server(("127.0.0.1", 0))
+    elif socket.has_dualstack_ipv6():
+        server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        server = socket.create_server(("", 0))
+    server.settimeout(_CONNECT)
+    return server

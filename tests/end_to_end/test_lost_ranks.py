@@ -1,0 +1,115 @@
+"""Ranks that die, stop or hang in the middle of a run: all end within a bound, and the run says which one it was."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import runs
+from pretrain.config import PretrainConfig
+from pretrain.pretraining import PretrainJob
+from pretrain.runtime import start
+from pretrain.settings import load_config
+from pretrain.train import train
+from ranks import RankError, run_ranks
+
+ENDLESS = ("data.workers=0", "train.duration=100000 steps", "checkpoint.every=null", "log.every=1 steps")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return runs.make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def processes(mark):
+    """Rank (None: the launcher) by process, of everything that was started with LOST_RANKS_TEST=mark."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"LOST_RANKS_TEST={mark}".encode() in words:
+            ranks = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
+            found[int(path.parent.name)] = ranks[0] if ranks else None
+    return found
+
+
+def strike(workspace, folder, victim, number, *overrides):
+    """Two ranks under the launcher; `number` to rank `victim` after three steps. Its process, output, seconds to the
+    end of the last process."""
+    words = runs.command(workspace, folder, *ENDLESS, *overrides, ranks=2)
+    env = runs.ENV | {"LOST_RANKS_TEST": str(folder)}
+    with (folder.parent / f"{folder.name}.out").open("w+") as output:
+        launcher = subprocess.Popen(words, cwd="/", env=env, stdout=output, stderr=output, start_new_session=True)
+        try:
+            wait(lambda: launcher.poll() is not None or any(row["step"] >= 3 for row in runs.rows(folder)), 150)
+            assert launcher.poll() is None, Path(output.name).read_text()
+            process = min(pid for pid, rank in processes(folder).items() if rank == victim)
+            started = time.monotonic()
+            os.kill(process, number)
+            code = launcher.wait(timeout=120)
+            wait(lambda: not processes(folder), 60)
+            seconds = time.monotonic() - started
+        finally:
+            for pid in processes(folder):
+                os.kill(pid, signal.SIGKILL)
+        output.seek(0)
+        text = output.read()
+    assert code != 0
+    return process, text, seconds
+
+
+def wait(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_run_with_its_name(workspace, tmp_path, victim):
+    process, output, seconds = strike(workspace, tmp_path / "run", victim, signal.SIGKILL)
+    assert seconds < 30
+    line = next(line for line in output.splitlines() if line.startswith("error"))
+    for text in (line, runs.status(tmp_path / "run")["reason"]):
+        assert f"rank {victim} (process {process} on " in text
+        assert "died without a word" in text
+    assert runs.status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_stopped_rank_is_left_to_the_launcher_by_one_that_ends(workspace, tmp_path):
+    """SIGSTOP: it cannot end itself. The other one does, and then the launcher kills it after 30 seconds."""
+    _, output, seconds = strike(workspace, tmp_path / "run", 1, signal.SIGSTOP, "guard.hang_timeout=8 seconds")
+    assert seconds < 60
+    assert "no progress for 8 seconds: rank 0 (process" in output
+    assert "stacks of all threads of rank 0" in output
+    assert "in a training step after step" in output
+    assert runs.status(tmp_path / "run")["state"] == "failed"
+
+
+def sleeping(rank, world_size, workspace, folder):
+    """Rank 1 sleeps inside its fourth step."""
+    errors = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(errors, 2)
+    words = [f"run.dir={folder}", "guard.hang_timeout=3 seconds", *ENDLESS]
+    job = PretrainJob(load_config(PretrainConfig, workspace / "config.yaml", words), start(distributed=True))
+    plain = job.forward_backward
+    job.forward_backward = lambda batch: plain(batch) if rank == 0 or batch.step < 3 else time.sleep(60)
+    train(job)
+
+
+def test_a_rank_that_hangs_ends_all_with_their_stacks(workspace, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        run_ranks(2, sleeping, workspace, tmp_path)
+    assert time.monotonic() - started < 45
+    assert all("exit code 1" in text or "no progress" in text for text in caught.value.tracebacks.values())
+    assert len(caught.value.tracebacks) == 2
+    for rank in (0, 1):
+        assert f"stacks of all threads of rank {rank}" in (tmp_path / f"stderr-{rank}").read_text()
+    assert ", line " in (tmp_path / "stderr-1").read_text()
+    assert "no progress for 3 seconds" in runs.status(tmp_path)["reason"]
