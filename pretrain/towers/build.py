@@ -108,11 +108,11 @@ def _build_clip(spec: ModelSpec) -> nn.Module:
         clip = kind(**cfg, nonscalar_logit_scale=True)
     except TypeError as error:
         raise UserError(f"model {spec.name} is not an open_clip architecture", got=str(error)) from None
-    frozen = [name for name, module in clip.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if frozen:
+    normed = [name for name, module in clip.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if normed:
         raise UserError(
             f"model {spec.name} has batch normalisation",
-            got=f"{len(frozen)} layers, the first is {frozen[0]}",
+            got=f"{len(normed)} layers: {', '.join(normed[:3])}{', ...' if len(normed) > 3 else ''}",
             expected="towers whose features do not depend on the rest of the rank's batch",
             remedy="use a ViT or ConvNeXt",
         )

@@ -183,7 +183,7 @@ def test_weights_that_do_not_fit_are_refused_by_name():
         ("xlm-roberta-base-ViT-B-32", ("text tower", "not on this machine", "local folder")),
         ("ViT-B-16-SigLIP", ("tokenizer", "not on this machine")),
         ("coca_ViT-B-32", ("not a plain dual encoder",)),
-        ("RN50", ("batch normalisation",)),
+        ("RN50", ("batch normalisation", "visual.bn1, visual.bn2")),
         ("none.json", ("cannot be read",)),
     ],
 )
