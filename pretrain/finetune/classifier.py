@@ -62,7 +62,7 @@ def build_classifier(
     classifier = Classifier(towers, head.cpu(), scale, config.mode == "full")
     trained = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
     lines.append(f"mode {config.mode}: {trained} parameters learn")
-    return classifier, lines
+    return classifier.train(), lines  # the towers gave class weights in evaluation mode
 
 
 def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
