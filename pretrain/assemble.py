@@ -21,11 +21,14 @@ from pretrain.provenance import git_commit, package_versions
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, gather, together
 from pretrain.settings import dump_config
+from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.members import IMAGE_EXTENSIONS, Fields
 from pretrain.stream.position import Position
+from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.stream.transform import ImageSettings
+from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
 Config = PretrainConfig | FinetuneConfig
@@ -189,6 +192,13 @@ def _print_changes(before: str, after: str) -> None:
     ]
     if changes:
         print("settings changed since that checkpoint:\n  " + "\n  ".join(changes), flush=True)
+
+
+def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:
+    """What the towers draw the kept patches of each sample from, int64 `[b]`; None where they drop none."""
+    if towers.patch_dropout is None:
+        return None
+    return torch.from_numpy(sample_bits(seed, batch.epoch, batch.ids, Purpose.PATCHES)).to(towers.pixel_mean.device)
 
 
 def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:

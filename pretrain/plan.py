@@ -79,7 +79,7 @@ def _saved_bytes(model: DualEncoder, bf16: bool, pairs: int) -> int:
     tokens = torch.zeros(pairs, context, dtype=torch.long)
     tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
-        outputs = model(images, model.cut(tokens, 1))
+        outputs = model(images, model.cut(tokens, 1), torch.arange(pairs))
     total = sum(seen.values())
     del outputs  # held until here, so that no address was used twice
     return total

@@ -65,10 +65,12 @@ class PretrainJob:
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         device = self.runtime.device
+        bits = assemble.patch_bits(self.model, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             parts = self.model.cut(batch.texts[rows], self.model.text_buckets)
-            yield batch.images[rows].to(device, non_blocking=True), parts.to(device)
+            images = batch.images[rows].to(device, non_blocking=True)
+            yield images, parts.to(device), None if bits is None else bits[rows]
 
 
 def make_model(config: PretrainConfig) -> DualEncoder:

@@ -16,7 +16,7 @@ from pretrain.engine.engine import Engine
 from pretrain.towers.text import TextParts
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-MicroBatch = tuple[torch.Tensor, TextParts]
+MicroBatch = tuple[torch.Tensor, TextParts, torch.Tensor | None]  # what the towers' forward takes
 
 
 def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], loss_fn: Loss) -> torch.Tensor:

@@ -33,9 +33,9 @@ class Classifier(nn.Module):
         for parameter in towers.parameters():
             parameter.requires_grad_(train_tower and id(parameter) in visual)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """fp32 logits `[n, classes]` of uint8 images `[n, 3, h, w]`."""
-        features = self.towers(images, None)[0]
+    def forward(self, images: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+        """fp32 logits `[n, classes]` of uint8 images `[n, 3, h, w]`. `bits`: see `DualEncoder.forward`."""
+        features = self.towers(images, None, bits)[0]
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * self.head(features)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,7 @@ class FinetuneJob:
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean cross-entropy of the global batch."""
         losses: list[torch.Tensor] = []
-        starts = range(0, len(batch.images), self.micro_batch)
-        parts = [functools.partial(self._backward, batch, start, losses) for start in starts]
+        parts = [functools.partial(self._backward, *part, losses) for part in self._micro_batches(batch)]
         if len(parts) == 1:
             parts[0]()
         else:
@@ -69,8 +69,7 @@ class FinetuneJob:
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""
         with torch.no_grad():
-            parts = batch.images.split(self.micro_batch)
-            scores = [self.engine(images.to(self.runtime.device, non_blocking=True)) for images in parts]
+            scores = [self.engine(images, bits) for images, _, bits in self._micro_batches(batch)]
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:
@@ -88,11 +87,20 @@ class FinetuneJob:
         counts.merge(self.runtime.world_size)
         return counts.metrics()
 
-    def _backward(self, batch: Batch, start: int, losses: list[torch.Tensor]) -> None:
-        rows = slice(start, start + self.micro_batch)
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Images, labels and random bits (or None) on the device."""
         device = self.runtime.device
-        scores = self.engine(batch.images[rows].to(device, non_blocking=True))
-        loss = F.cross_entropy(scores, batch.labels[rows].to(device), reduction="sum") / len(batch.images)
+        bits = assemble.patch_bits(self.engine.module.towers, self.config.seed, batch)
+        for start in range(0, len(batch.images), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            images = batch.images[rows].to(device, non_blocking=True)
+            yield images, batch.labels[rows].to(device), None if bits is None else bits[rows]
+
+    def _backward(
+        self, images: torch.Tensor, labels: torch.Tensor, bits: torch.Tensor | None, losses: list[torch.Tensor]
+    ) -> None:
+        share = self.config.train.global_batch // self.runtime.world_size
+        loss = F.cross_entropy(self.engine(images, bits), labels, reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)
 

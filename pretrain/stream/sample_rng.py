@@ -3,6 +3,7 @@
 import struct
 from enum import IntEnum
 
+import numpy as np
 import xxhash
 
 _WORDS = struct.Struct("<5Q")
@@ -14,6 +15,7 @@ class Purpose(IntEnum):
     CAPTION = 1
     CROP = 2
     SUBSTITUTE = 3
+    PATCHES = 4
 
 
 def random_bits(seed: int, epoch: int, sample: int, purpose: Purpose, draw: int = 0) -> int:
@@ -30,3 +32,10 @@ def random_pair(seed: int, epoch: int, sample: int, purpose: Purpose, draw: int 
     """Two independent uniform numbers in [0, 1), of 32 bits each."""
     bits = random_bits(seed, epoch, sample, purpose, draw)
     return (bits >> 32) * 2.0**-32, (bits & 0xFFFFFFFF) * 2.0**-32
+
+
+def sample_bits(seed: int, epochs: int | np.ndarray, samples: np.ndarray, purpose: Purpose) -> np.ndarray:
+    """`random_bits` of each of `samples`, uint64 [n], as int64 [n]. `epochs`: one of all, or one of each."""
+    epochs = np.broadcast_to(epochs, samples.shape).tolist()
+    bits = [random_bits(seed, *pair, purpose) for pair in zip(epochs, samples.tolist(), strict=True)]
+    return np.array(bits, dtype=np.uint64).view(np.int64)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
+from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import TextCut, TextParts, text_features
 
@@ -32,18 +33,22 @@ class DualEncoder(nn.Module):
         self.text_buckets = text_buckets
         self.tokenize = tokenizer_of(spec)
         self.clip = _build_clip(spec)
+        self.patch_dropout = replace_patch_dropout(self.clip.visual)
         self.cut = TextCut(self.clip)
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
 
     def forward(
-        self, images: torch.Tensor | None, texts: TextParts | None
+        self, images: torch.Tensor | None, texts: TextParts | None, bits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
         """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, and the logit scale `[1]`.
 
-        Under ZeRO-3 all ranks must call it equally often, with equally many text parts.
+        Under ZeRO-3 all ranks must call it equally often, with equally many text parts. `bits`: int64 `[n]`, random for
+        each image; towers with patch dropout need them in training.
         """
+        if self.patch_dropout is not None:
+            self.patch_dropout.bits = bits
         with _attention_kernel(self.pixel_mean.device):
             image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
             text = None if texts is None else _unit(text_features(self.clip, texts, self.cut))

@@ -1,0 +1,72 @@
+"""Patch dropout (arXiv 2212.00794) that no world size, micro-batch or replay changes.
+
+open_clip and timm draw the kept patches from the rank's generator, so that they depend on how the batch is split. Here
+they follow from 64 random bits of each sample, a hash of (seed, epoch, sample id) that travels with the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+
+class PatchDropout(nn.Module):
+    """Keeps a share of `1 - prob` of each sample's patches, at least one, in their order; in training only.
+
+    `bits`, int64 `[n]`, are set before each forward: the samples' random bits. `with_indices`: return what is kept too,
+    as towers with rotary positions ask for.
+    """
+
+    def __init__(self, prob: float, prefix_tokens: int, with_indices: bool = False):
+        super().__init__()
+        self.prob, self.prefix_tokens, self.with_indices = prob, prefix_tokens, with_indices
+        self.bits: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor):
+        """`[n, prefix + patches, width]` -> `[n, prefix + kept, width]`."""
+        kept = None
+        if self.training:
+            if self.bits is None:
+                raise ValueError("patch dropout needs the random bits of the samples: pass them to the towers' forward")
+            prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+            kept = kept_patches(self.bits, patches.shape[1], self.prob)
+            patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+            x = torch.cat((prefix, patches), dim=1)
+        return (x, kept) if self.with_indices else x
+
+
+def kept_patches(bits: torch.Tensor, patches: int, prob: float) -> torch.Tensor:
+    """Ascending indices `[n, kept]` of the patches that samples with random `bits` `[n]` keep of `patches`.
+
+    SplitMix64's outputs number 1 .. patches of the generator that starts at a sample's bits rank its patches.
+    """
+    steps = torch.arange(1, patches + 1, device=bits.device) * _INCREMENT
+    state = bits.unsqueeze(1) + steps
+    state = (state ^ _shift(state, 30)) * _MULTIPLIERS[0]
+    state = (state ^ _shift(state, 27)) * _MULTIPLIERS[1]
+    state = state ^ _shift(state, 31)
+    kept = max(1, int(patches * (1 - prob)))
+    return state.topk(kept, dim=1).indices.sort(dim=1).values
+
+
+def _shift(value: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical right shift; torch's is arithmetic."""
+    return (value >> by) & ((1 << (64 - by)) - 1)
+
+
+def replace_patch_dropout(tower: nn.Module) -> PatchDropout | None:
+    """Put ours in the place of the patch dropout that open_clip or timm built; None where the tower has none."""
+    for parent in tower.modules():
+        for name, child in parent.named_children():
+            kind = type(child).__name__
+            if kind in ("PatchDropout", "PatchDropoutWithIndices"):
+                first_only = getattr(child, "exclude_first_token", False)  # open_clip's word for one prefix token
+                prefix_tokens = getattr(child, "num_prefix_tokens", int(first_only))
+                ours = PatchDropout(child.prob, prefix_tokens, with_indices=kind == "PatchDropoutWithIndices")
+                setattr(parent, name, ours)
+                return ours
+    return None

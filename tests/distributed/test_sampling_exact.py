@@ -1,0 +1,101 @@
+"""Random numbers inside the towers: patch dropout is the same at any world size, dropout the same cached or not."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from pretrain.engine.engine import Engine
+from pretrain.engine.gradcache import contrastive_backward
+from pretrain.losses.contrastive import infonce
+from pretrain.runtime import start
+from pretrain.stream.sample_rng import Purpose, sample_bits
+from pretrain.towers.build import DualEncoder
+from ranks import run_ranks
+
+PAIRS = 16
+IDS = np.random.default_rng(0).integers(0, 2**64, PAIRS, dtype=np.uint64)
+TIMM = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+
+
+def build(vision_cfg):
+    """The tiny towers with another image tower, always of the same weights."""
+    cfg = copy.deepcopy(tiny.MODEL_CFG)
+    cfg["vision_cfg"] = vision_cfg if "timm_model_name" in vision_cfg else cfg["vision_cfg"] | vision_cfg
+    torch.manual_seed(0)
+    return DualEncoder(replace(tiny.SPEC, model_cfg=cfg), text_buckets=2)
+
+
+def micro_batches(model, rows, size):
+    images, tokens = tiny.batch(model, PAIRS)
+    bits = torch.from_numpy(sample_bits(7, 3, IDS, Purpose.PATCHES))[rows]
+    parts = tiny.micro_batches(model, images[rows], tokens[rows], size)
+    return [(*part, bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
+
+
+def gradients(rank, world_size, vision_cfg, configurations):
+    """Full gradients for every (stage, micro-batch), and of a second forward of the same batch."""
+    from deepspeed.utils import safe_get_full_grad
+
+    runtime = start(distributed=True)
+    torch.set_num_threads(1)
+    local = PAIRS // world_size
+    rows, results = slice(rank * local, (rank + 1) * local), []
+    for stage, micro in configurations:
+        model = build(vision_cfg)
+        engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
+        torch.manual_seed(100 + rank)  # what the rank's own generator holds must not matter
+        contrastive_backward(engine, micro_batches(model, rows, micro or local), infonce)
+        results.append({name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()})
+    return results
+
+
+def whole_batch(model, parts):
+    """Gradients of plain autograd: every part forward with its graph, in order, then one loss and one backward."""
+    outputs = [model(*part) for part in parts]
+    images, texts = (torch.cat([output[i] for output in outputs]) for i in (0, 1))
+    infonce(images, texts, outputs[0][2]).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def close(got, want):
+    for name, grad in got.items():
+        error = (grad - want[name]).norm() / want[name].norm().clamp_min(1e-12)
+        assert error < 1e-5, f"{name} is off by {error:.1e}"
+
+
+PATCHES = {"image_size": 32, "patch_size": 8, "patch_dropout": 0.5}  # keeps 8 of 16
+
+
+@pytest.fixture(scope="module")
+def want():
+    return whole_batch(model := build(PATCHES), micro_batches(model, slice(None), PAIRS))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_patch_dropout_is_the_same_at_any_world_size_and_micro_batch(world_size, want):
+    configurations = [(1, None), (3, 2)]
+    (results, *_) = run_ranks(world_size, gradients, PATCHES, configurations)
+    for got in results:
+        close(got, want)
+    undropped = whole_batch(model := build({**PATCHES, "patch_dropout": 0.0}), micro_batches(model, slice(None), PAIRS))
+    with pytest.raises(AssertionError, match="is off by"):
+        close(results[0], undropped)
+
+
+def test_dropout_is_exact_under_the_cache():
+    """Exact: the gradients of an uncached forward of the same micro-batches that draws the same random numbers."""
+    vision_cfg = {**TIMM, "timm_drop": 0.2, "timm_drop_path": 0.1, "patch_dropout": 0.25}
+    ((cached, again),) = run_ranks(1, gradients, vision_cfg, [(1, 4), (0, 4)])
+    model = build(vision_cfg)
+    torch.manual_seed(100)
+    uncached = whole_batch(model, micro_batches(model, slice(None), 4))
+    close(cached, uncached)
+    close(again, uncached)
+    torch.manual_seed(101)
+    other = whole_batch(model := build(vision_cfg), micro_batches(model, slice(None), 4))
+    with pytest.raises(AssertionError, match="is off by"):
+        close(cached, other)

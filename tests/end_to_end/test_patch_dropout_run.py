@@ -1,0 +1,50 @@
+"""Patch dropout in whole runs: the jobs hand the samples' bits on, so the number of ranks changes nothing."""
+
+import json
+
+import pytest
+import yaml
+
+import runs
+import tiny
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.finetune.job import FinetuneJob
+from pretrain.pretraining import PretrainJob
+from pretrain.runtime import start
+from pretrain.settings import load_config
+from pretrain.train import train
+from ranks import run_ranks
+
+PRETRAIN = ["optim.warmup=0 steps", "train.micro_batch=4"]
+FINETUNE = ["optim.warmup=0 steps", "zero_shot_head=false"]
+
+
+def trained(rank, world_size, job, config, path, overrides):
+    words = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "train.duration=4 steps", *overrides]
+    built = job(load_config(config, path, words), start(distributed=True))
+    assert all(module.training for module in built.engine.module.modules())
+    assert train(built) == 0
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = runs.make_workspace(tmp_path_factory.mktemp("workspace"))
+    dropping = tiny.MODEL_CFG["vision_cfg"] | {"patch_size": 8, "patch_dropout": 0.5}
+    (folder / "tiny.json").write_text(json.dumps(tiny.MODEL_CFG | {"vision_cfg": dropping}))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["model"]
+    (folder / "finetune.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_losses_are_those_of_one_rank(workspace):
+    for world_size in (1, 2):
+        words = [f"run.dir={workspace / f'pretrain-{world_size}'}", *PRETRAIN]
+        run_ranks(world_size, trained, PretrainJob, PretrainConfig, workspace / "config.yaml", words)
+    one, two = (runs.losses(workspace / f"pretrain-{world_size}") for world_size in (1, 2))
+    assert one == pytest.approx(two, rel=1e-5)
+    for world_size in (1, 2):
+        words = [f"run.dir={workspace / f'finetune-{world_size}'}", f"init={workspace / 'pretrain-1'}", *FINETUNE]
+        run_ranks(world_size, trained, FinetuneJob, FinetuneConfig, workspace / "finetune.yaml", words)
+    one, two = (runs.losses(workspace / f"finetune-{world_size}") for world_size in (1, 2))
+    assert one == pytest.approx(two, rel=1e-5)

@@ -1,0 +1,69 @@
+"""Which patches are kept: a hash of the sample, fair over patches, in place of the tower's own draw."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from pretrain.stream.sample_rng import Purpose, random_bits, sample_bits
+from pretrain.towers.build import DualEncoder
+from pretrain.towers.patch_dropout import PatchDropout, kept_patches
+
+IDS = np.arange(4000, dtype=np.uint64)
+BITS = torch.from_numpy(sample_bits(1, 0, IDS, Purpose.PATCHES))
+
+
+def test_every_patch_is_kept_as_often_and_pairs_are_independent():
+    kept = kept_patches(BITS, 49, 0.5)
+    assert kept.shape == (4000, 24)
+    assert (kept[:, 1:] > kept[:, :-1]).all()
+    chosen = torch.zeros(4000, 49).scatter_(1, kept, 1.0)
+    deviation = (24 / 49 * 25 / 49 / 4000) ** 0.5
+    assert (chosen.mean(dim=0) - 24 / 49).abs().max() < 4.5 * deviation
+    pairs = torch.corrcoef(chosen.T) + torch.eye(49).mul(-1 - 1 / 48) + 1 / 48  # without replacement: -1/48
+    assert pairs.abs().max() < 5.5 / 4000**0.5
+    neighbours = (chosen[1:] * chosen[:-1]).sum(dim=1).mean()  # of samples with ids beside each other
+    assert abs(neighbours - 24 * 24 / 49) < 0.3
+
+
+def test_the_hash_is_frozen():
+    assert kept_patches(BITS[:2], 16, 0.5).tolist() == [[0, 4, 6, 7, 9, 10, 12, 13], [0, 6, 7, 8, 10, 12, 13, 14]]
+
+
+def test_epochs_and_seeds_differ_and_may_be_given_by_sample():
+    assert not torch.equal(BITS, torch.from_numpy(sample_bits(1, 1, IDS, Purpose.PATCHES)))
+    assert not torch.equal(BITS, torch.from_numpy(sample_bits(2, 0, IDS, Purpose.PATCHES)))
+    mixed = sample_bits(1, np.array([0, 5]), IDS[:2], Purpose.PATCHES).view(np.uint64).tolist()
+    assert mixed == [random_bits(1, 0, 0, Purpose.PATCHES), random_bits(1, 5, 1, Purpose.PATCHES)]
+
+
+@pytest.mark.parametrize(
+    "vision_cfg",
+    [
+        {"patch_dropout": 0.5},
+        {"timm_model_name": "test_vit", "image_size": 64, "timm_pool": "avg", "timm_proj": "linear"},
+        {"timm_model_name": "eva02_tiny_patch14_224", "image_size": 224, "timm_pool": "token", "timm_proj": "linear"},
+    ],
+)
+def test_ours_stands_in_every_kind_of_tower(vision_cfg):
+    cfg = copy.deepcopy(tiny.MODEL_CFG)
+    cfg["vision_cfg"] = {**({} if "timm_model_name" in vision_cfg else cfg["vision_cfg"]), **vision_cfg}
+    cfg["vision_cfg"]["patch_dropout"] = 0.5
+    size = cfg["vision_cfg"]["image_size"]
+    preprocess = {**tiny.SPEC.preprocess_cfg, "size": size}
+    model = DualEncoder(replace(tiny.SPEC, model_cfg=cfg, preprocess_cfg=preprocess))
+    assert isinstance(model.patch_dropout, PatchDropout)
+    assert model.patch_dropout.prefix_tokens == 1
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = model(images, None, BITS[:2])[0]
+        halves = torch.cat([model(images[row : row + 1], None, BITS[row : row + 1])[0] for row in (0, 1)])
+        torch.testing.assert_close(whole, halves)
+        assert not torch.allclose(whole, model(images, None, BITS[2:4])[0])
+        with pytest.raises(ValueError, match="random bits"):
+            model(images, None)
+        model.eval()
+        torch.testing.assert_close(model(images, None)[0], model(images, None, BITS[:2])[0])
