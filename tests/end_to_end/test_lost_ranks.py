@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import runs
+from pretrain import peers
 from pretrain.config import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
@@ -91,25 +92,74 @@ def test_a_stopped_rank_is_left_to_the_launcher_by_one_that_ends(workspace, tmp_
     assert runs.status(tmp_path / "run")["state"] == "failed"
 
 
-def sleeping(rank, world_size, workspace, folder):
-    """Rank 1 sleeps inside its fourth step."""
-    errors = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
-    os.dup2(errors, 2)
+def hang(rank):
+    """Rank 1 sleeps, rank 0 waits for it in a collective."""
+    if rank == 1:
+        time.sleep(60)
+
+
+def fail(rank):
+    """Rank 1 meets a fault of its own."""
+    if rank == 1:
+        raise OSError("the disk is full")
+
+
+def die_beside_a_stuck_rank(rank):
+    """Rank 0 does not notice that rank 1 is gone, as in a collective on GPUs."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def faulty(rank, world_size, workspace, folder, fault):
+    """A run in whose fourth step every rank meets `fault`."""
+    os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    peers._GRACE = 1.0
     words = [f"run.dir={folder}", "guard.hang_timeout=3 seconds", *ENDLESS]
     job = PretrainJob(load_config(PretrainConfig, workspace / "config.yaml", words), start(distributed=True))
     plain = job.forward_backward
-    job.forward_backward = lambda batch: plain(batch) if rank == 0 or batch.step < 3 else time.sleep(60)
+
+    def step(batch):
+        if batch.step == 3:
+            fault(rank)
+        return plain(batch)
+
+    job.forward_backward = step
     train(job)
 
 
-def test_a_rank_that_hangs_ends_all_with_their_stacks(workspace, tmp_path):
+def ended(workspace, folder, fault):
+    """How each rank ended, its stderr, and the reason in status.json."""
     started = time.monotonic()
     with pytest.raises(RankError) as caught:
-        run_ranks(2, sleeping, workspace, tmp_path)
-    assert time.monotonic() - started < 45
-    assert all("exit code 1" in text or "no progress" in text for text in caught.value.tracebacks.values())
-    assert len(caught.value.tracebacks) == 2
-    for rank in (0, 1):
-        assert f"stacks of all threads of rank {rank}" in (tmp_path / f"stderr-{rank}").read_text()
-    assert ", line " in (tmp_path / "stderr-1").read_text()
-    assert "no progress for 3 seconds" in runs.status(tmp_path)["reason"]
+        run_ranks(2, faulty, workspace, folder, fault)
+    assert time.monotonic() - started < 50
+    assert sorted(caught.value.tracebacks) == [0, 1]
+    status = runs.status(folder)
+    assert status["state"] == "failed"
+    return caught.value.tracebacks, [(folder / f"stderr-{rank}").read_text() for rank in (0, 1)], status["reason"]
+
+
+def test_a_rank_that_hangs_ends_all_with_their_stacks(workspace, tmp_path):
+    ends, errors, reason = ended(workspace, tmp_path, hang)
+    assert all("exit code 1" in text or "no progress" in text for text in ends.values())
+    for rank, text in enumerate(errors):
+        assert f"stacks of all threads of rank {rank}" in text
+    assert "in hang" in errors[1]
+    assert "no progress for 3 seconds" in reason
+    assert "in a training step after step 3" in reason
+
+
+def test_a_rank_that_fails_is_named_by_the_others(workspace, tmp_path):
+    ends, _, reason = ended(workspace, tmp_path, fail)
+    assert "UserError: rank 1 failed: the disk is full" in ends[0]
+    assert "OSError: the disk is full" in ends[1]
+    assert "the disk is full" in reason
+
+
+def test_a_rank_that_waits_for_a_dead_one_is_ended(workspace, tmp_path):
+    ends, errors, reason = ended(workspace, tmp_path, die_beside_a_stuck_rank)
+    assert "exit code 1 " in ends[0]
+    assert "exit code -9" in ends[1]
+    assert "error: rank 1 (process" in errors[0]
+    assert "died without a word" in reason
