@@ -19,7 +19,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-_PRELOAD = ["torch", "torch.distributed", "open_clip", "deepspeed"]
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"  # the first engine imports it, and with it the compiler: 4 s
+_PRELOAD = ["torch", "torch.distributed", "open_clip", "deepspeed", _MUON, "torch.utils.tensorboard"]
 _CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 _GRACE = 5.0  # seconds that the other ranks get to report after the first one failed
 
