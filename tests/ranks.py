@@ -45,21 +45,45 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises:
         RankError: a rank raised, died or did not end within `timeout` seconds. No process is left running.
     """
+    return _run(range(world_size), world_size, function, args, timeout)
+
+
+def run_warm(function: Callable[..., Any], *args: Any, timeout: float = 300) -> Any:
+    """The value of `function(*args)` in one process that is no rank and has imported everything: `fork_ranks` there
+    costs a fork and a meeting."""
+    return _run([0], 0, function, args, timeout)[0]
+
+
+def fork_ranks(world_size: int, function: Callable[..., Any], args: tuple, folder: Path) -> list[int]:
+    """Process ids of ranks that run `function` as in `run_ranks`, forked from this process, the one of `run_warm`.
+    They meet and report in `folder`, a new one; the caller waits for them."""
+    call = pickle.dumps((function, args))
+    pids = []
+    for rank in range(world_size):
+        pid = os.fork()
+        if pid == 0:
+            _rank_main(rank, world_size, call, str(folder), {}, 60)
+            os._exit(0)
+        pids.append(pid)
+    return pids
+
+
+def _run(ranks, world_size: int, function: Callable[..., Any], args: tuple, timeout: float) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     _start_server(context)
     call = pickle.dumps((function, args))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        ranks = [
+        processes = [
             context.Process(target=_rank_main, args=(rank, world_size, call, folder, dict(os.environ), timeout))
-            for rank in range(world_size)
+            for rank in ranks
         ]
         try:
-            for process in ranks:
+            for process in processes:
                 process.start()
-            _join(ranks, timeout)
-            return _collect(ranks, Path(folder), timeout)
+            _join(processes, timeout)
+            return _collect(processes, Path(folder), timeout)
         finally:
-            for process in ranks:
+            for process in processes:
                 process.kill()
                 process.join()
 
@@ -119,13 +143,16 @@ def _rank_main(rank: int, world_size: int, call: bytes, folder: str, environment
 
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(str(Path(folder) / "store"), world_size)
-        limit = timedelta(seconds=timeout)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
         function, args = pickle.loads(call)
-        outcome = pickle.dumps((True, function(rank, world_size, *args)))
-        dist.barrier()  # nobody leaves while another still talks to it
-        dist.destroy_process_group()
+        if world_size:
+            store = dist.FileStore(str(Path(folder) / "store"), world_size)
+            limit = timedelta(seconds=timeout)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
+            args = (rank, world_size, *args)
+        outcome = pickle.dumps((True, function(*args)))
+        if world_size:
+            dist.barrier()  # nobody leaves while another still talks to it
+            dist.destroy_process_group()
     except BaseException:
         outcome = pickle.dumps((False, traceback.format_exc()))
     path = Path(folder) / f"rank-{rank}"
