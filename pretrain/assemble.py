@@ -13,6 +13,7 @@ from data_tools.errors import UserError
 from data_tools.remote.settings import CacheSettings, default_settings
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
+from pretrain import run_lock
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.state import TrainState
@@ -111,13 +112,15 @@ def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool,
 
 
 def claim_run_dir(config: Config, runtime: Runtime) -> None:
-    """Make run.dir, see that all ranks share it, and write the resolved settings there. All ranks must call it."""
+    """Make run.dir, lock it, see that all ranks share it, and write the resolved settings there. All ranks must call
+    it, once."""
     folder = Path(config.run.dir)
     token = gather(secrets.token_hex(8))[0]
     probe = folder / f".shared-{token}"
 
     def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        run_lock.hold(folder)
         probe.touch()
         with atomic_write(folder / "config.yaml") as file:
             file.write(resolved(config).encode())

@@ -1,10 +1,17 @@
 """run.dir: shared by all ranks or refused on all of them, and what a failure on one rank tells the others."""
 
+import os
+import pickle
+import signal
+import socket
+import time
+
 from data_tools.errors import UserError
 from pretrain import assemble
 from pretrain.config import PretrainConfig, RunConfig
+from pretrain.run_lock import LOCK
 from pretrain.runtime import start, together
-from ranks import run_ranks
+from ranks import fork_ranks, run_ranks, run_warm
 
 
 def claim(rank, world_size, folders):
@@ -17,7 +24,7 @@ def claim(rank, world_size, folders):
 
 def test_a_shared_folder_is_claimed_and_left_clean(tmp_path):
     assert run_ranks(2, claim, [tmp_path / "run"] * 2) == [None, None]
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", LOCK}
 
 
 def test_folders_that_are_not_shared_are_refused_on_every_rank(tmp_path):
@@ -27,6 +34,49 @@ def test_folders_that_are_not_shared_are_refused_on_every_rank(tmp_path):
     assert first == second
     assert "is not shared by all hosts" in first
     assert "remedy: set run.dir to a shared file system" in first
+
+
+def claim_and_live(rank, world_size, folders):
+    """Claims the folder and lives until it is killed; as a run does, with a child that outlives it."""
+    claim(rank, world_size, folders)
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    (folders[0] / "claimed").touch()
+    time.sleep(60)
+
+
+def claim_twice(folder):
+    """What a second run hears while the first one lives, and after it was killed."""
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir()
+    run = folder / "run"
+    (first,) = fork_ranks(1, claim_and_live, ([run],), folder / "a")
+    while not (run / "claimed").exists():
+        time.sleep(0.01)
+    (second,) = fork_ranks(1, claim, ([run],), folder / "b")
+    os.waitpid(second, 0)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    (third,) = fork_ranks(1, claim, ([run],), folder / "c")
+    os.waitpid(third, 0)
+    return first, *(pickle.loads((folder / name / "rank-0").read_bytes())[1] for name in ("b", "c"))
+
+
+def test_a_folder_in_use_is_refused_by_name_until_its_run_is_dead(tmp_path):
+    pid, refused, after = run_warm(claim_twice, tmp_path)
+    assert f"{tmp_path / 'run'} is in use by another run" in refused
+    assert f"host {socket.gethostname()}, process {pid}, started 20" in refused
+    assert "choose another run.dir" in refused
+    assert after is None
+
+
+def test_a_folder_that_cannot_be_written_is_refused_on_every_rank(tmp_path):
+    (tmp_path / "file").touch()
+    first, second = run_ranks(2, claim, [tmp_path / "file" / "run"] * 2)
+    assert first == second
+    assert "preparing run.dir" in first
+    assert "failed on rank 0" in first
 
 
 def fail_alone(rank, world_size):
