@@ -107,10 +107,13 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save (besides the end and a signal) and how many committed checkpoints to keep."""
+    """When to save (besides the end and a signal) and which committed checkpoints stay: the newest `keep`, and those
+    that the other two rules name."""
 
     every: str | None = "1 epochs"
     keep: int = 2
+    keep_every: str | None = None  # save at every multiple of this duration too, and never delete those
+    keep_best: str | None = None  # metric of the evaluation, -NAME where lower is better: save and keep the best one
 
 
 @dataclass(frozen=True)

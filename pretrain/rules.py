@@ -71,6 +71,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
     "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
     "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
+    "checkpoint.keep_best": (
+        lambda v: v is None or v.startswith("-") or not v.endswith("loss"),
+        "a metric of which more is better, or - and one of which less is",
+        "put a minus before a loss: checkpoint.keep_best=-validation_loss",
+    ),
     "eval.batch": (lambda v: v > 0, "> 0", None),
     "guard.max_skipped": (lambda v: v >= 0, ">= 0", "0 ends the run at the first"),
     "guard.spike": (lambda v: v is None or v > 0, "> 0 or null", "null switches the watch off"),
@@ -81,7 +86,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     ),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
-_DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every")
+_DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every", "checkpoint.keep_every")
 
 
 def validate(config: PretrainConfig | FinetuneConfig) -> None:
@@ -104,6 +109,9 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
                 _break(name, text, "a number and one of " + ", ".join(_UNITS))
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
         _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
+    best = config.checkpoint.keep_best
+    if best is not None and config.eval.retrieval is None and config.eval.classification is None:
+        _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
     _validate_sources(config.data.train)
 
 

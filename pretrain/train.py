@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 
 from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.engine.checkpoint import Checkpoints, Extras
+from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
+from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
@@ -68,7 +69,7 @@ def train(job: Job) -> int:
             stop = run.account(batch, loss, waited)
             if run.due("eval"):
                 run.evaluate(batch)
-            if stop or run.due("checkpoint"):
+            if stop or run.save_due():
                 run.save()
             if stop:
                 return run.end(stop)
@@ -89,9 +90,13 @@ class Run:
     def __init__(self, job: Job):
         config, state = job.config, job.state
         self.job, self.checkpoint = job, job.resumed_from
+        self._saved_step = state.step if job.resumed_from else None  # of the last save, committed or in the making
+        self._stall, self._values = 0.0, {}  # seconds the last save stopped training; this step's evaluation
         self.total_steps = run_steps(config, job.stream)
         self.schedule = make_schedule(config, job.stream)
-        self.checkpoints = Checkpoints(config.run.dir, job.runtime, config.checkpoint.keep)
+        self._every = self._intervals()
+        retention = Retention(config.checkpoint.keep, self._every["keep"], config.checkpoint.keep_best)
+        self.checkpoints = Checkpoints(config.run.dir, job.runtime, retention)
         end = None if self.total_steps == FOREVER else self.total_steps
         self.metrics = Metrics(config.run.dir, job.runtime.is_main, end, state.step)
         self.ledger = Ledger(job.stream, state, self.metrics)
@@ -101,7 +106,6 @@ class Run:
         self.skips = Journal(Path(config.run.dir) / "skipped.jsonl", job.runtime, state.step)
         self.spikes = Journal(Path(config.run.dir) / "spikes.jsonl", job.runtime, state.step)
         self.stop = StopRequest()
-        self._every = self._intervals()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
         self._status(RUNNING)
         self.peers = Peers(job.runtime, self._print_stacks, lambda reason: end_process(reason, self.write_failed))
@@ -123,6 +127,7 @@ class Run:
         (None), or ends them, before the update."""
         job, state = self.job, self.job.state
         beat("a training step")
+        self._values = {}
         seed_step(job.config.seed, state.step, job.runtime.rank)
         loss: OnHost | None = OnHost(job.forward_backward(batch))  # here in time: the update waits for the gradients
         try:
@@ -138,10 +143,13 @@ class Run:
         return loss
 
     def account(self, batch: Batch, loss: OnHost | None, waited: float) -> str:
-        """Count bad samples, watch the loss, log, and agree on stopping; returns the reason to stop, or ''."""
+        """Count bad samples, watch the loss, log, agree on stopping and on the save under way; returns the reason to
+        stop, or ''."""
         job, state = self.job, self.job.state
         own_loss = 0.0 if loss is None else float(loss)
-        bad, stopping, total = agree([len(batch.bad), self.stop.reason is not None, own_loss])
+        progress = self.checkpoints.progress()
+        bad, stopping, total, *saving = agree([len(batch.bad), self.stop.reason is not None, own_loss, *progress])
+        self._saved(self.checkpoints.advance(*saving))
         mean_loss = None if loss is None else total / job.runtime.world_size
         state.bad_samples += int(bad)
         self.ledger.check()
@@ -154,15 +162,19 @@ class Run:
         return next(filter(None, gather(self.stop.reason))) if stopping else ""
 
     def due(self, what: str) -> bool:
-        """Whether log, eval or checkpoint falls on the current step."""
+        """Whether log, eval, checkpoint or keep (a checkpoint that stays) falls on the current step."""
         step, every = self.job.state.step, self._every[what]
-        return every is not None and (step % every == 0 or (what != "checkpoint" and step == self.total_steps))
+        return every is not None and (step % every == 0 or (what in ("log", "eval") and step == self.total_steps))
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint of the current step is wanted: for its step, or for being the best evaluated one."""
+        return self.due("checkpoint") or self.due("keep") or self.checkpoints.is_best(self._values)
 
     def evaluate(self, batch: Batch) -> None:
         """Evaluate, record, and show a few of the batch's pairs."""
         started = time.perf_counter()
         beat("an evaluation")
-        values = self.job.evaluate()
+        values = self._values = self.job.evaluate()
         if values:
             self.metrics.write("eval", self.job.state.step, self.job.state.samples_seen, values)
         shown = self.job.config.log.images
@@ -171,18 +183,20 @@ class Run:
         self._since.started += time.perf_counter() - started  # evaluation is not training time
 
     def save(self) -> None:
-        """Commit a checkpoint."""
+        """Begin a checkpoint of this step; it is written while training goes on. Waits for the one before."""
         started = time.perf_counter()
         beat("saving a checkpoint")
-        self.checkpoint = self.checkpoints.save(self.job.engine, self.job.state, self.job.extras)
-        self._status(RUNNING)
-        self._since.started += time.perf_counter() - started
+        self._saved(self.checkpoints.wait())
+        self.checkpoints.begin(self.job.engine, self.job.state, self.job.extras, self._values)
+        self._saved_step, self._stall = self.job.state.step, time.perf_counter() - started
+        self._since.started += self._stall
 
     def end(self, stop: str) -> int:
-        """Leave a checkpoint of the last step and the final status; returns the exit code."""
+        """Leave a committed checkpoint of the last step and the final status; returns the exit code."""
         complete = self.job.state.step >= self.total_steps  # more: a longer run was resumed as a shorter one
-        if self.checkpoint is None or self.checkpoint.name != f"step-{self.job.state.step:09d}":
+        if self._saved_step != self.job.state.step:
             self.save()
+        self._saved(self.checkpoints.wait())
         self._status(DONE if complete else STOPPED, stop)
         self.metrics.note(f"{'done' if complete else 'stopped'} at step {self.job.state.step}: {self.checkpoint}")
         return EXIT_DONE if complete else EXIT_STOPPED
@@ -193,6 +207,19 @@ class Run:
         self.peers.leave()
         self.job.stream.close()
         self.metrics.close()
+
+    def _saved(self, saved: Saved | None) -> None:
+        """Report a checkpoint that is committed now; its save may have begun some steps ago."""
+        if saved is None:
+            return
+        self.checkpoint = saved.folder
+        self._status(RUNNING)
+        values = {
+            "checkpoint_stall": self._stall,
+            "checkpoint_bytes": saved.num_bytes,
+            "checkpoint_seconds": saved.seconds,
+        }
+        self.metrics.write("checkpoint", saved.step, saved.samples_seen, values)
 
     def _log(self, loss: float | None) -> None:
         job, state, now = self.job, self.job.state, time.perf_counter()
@@ -237,6 +264,7 @@ class Run:
             self.metrics.note(f"loss spike at step {state.step}: {text}; its samples are in spikes.jsonl")
 
     def _explain(self, error: NonFiniteError, batch: Batch, loss: OnHost) -> NonFiniteError:
+        self._saved(self.checkpoints.wait())  # it holds an earlier step, a good one
         losses, keys = gather(float(loss)), gather(self.job.diagnose(batch))
         ranks = [rank for rank, value in enumerate(losses) if not math.isfinite(value)]
         samples = [f"{key} (rank {rank})" for rank, own in enumerate(keys) for key in own][:5]
@@ -250,7 +278,8 @@ class Run:
 
     def _intervals(self) -> dict[str, int | None]:
         config, per_epoch = self.job.config, self.job.stream.steps_per_epoch
-        every = {"log": config.log.every, "eval": config.eval.every, "checkpoint": config.checkpoint.every}
+        save = config.checkpoint
+        every = {"log": config.log.every, "eval": config.eval.every, "checkpoint": save.every, "keep": save.keep_every}
         steps = {
             name: None if text is None else max(1, duration_steps(text, f"{name}.every", per_epoch, batch_of(config)))
             for name, text in every.items()

@@ -13,7 +13,7 @@ from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
 from pretrain.benchmark.throughput import Bench
 from pretrain.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
-from pretrain.engine.checkpoint import FOLDER
+from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate.runner import evaluate_retrieval
 from pretrain.runtime import Runtime

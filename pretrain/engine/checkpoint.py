@@ -1,36 +1,31 @@
-"""Checkpoints that exist whole or not at all, and load at any world size and ZeRO stage.
+"""Checkpoints that exist whole or not at all, load at any world size and ZeRO stage, and hardly stop the training.
 
-`checkpoints/step-000001200/`
-    rank-00000-of-00002.safetensors   fragments of weights and optimizer states (fragments.py)
-    state.json                        TrainState
-    model.json                        what rebuilds the model (architecture, preprocessing, head)
-    config.yaml                       resolved settings
-    manifest.json                     name, bytes and xxh3-128 of every file above
-
-All ranks write into a hidden folder; when every file is on disk, rank 0 writes the manifest, renames the folder and
-moves the `latest` pointer. A crash at any point leaves the last committed checkpoint in force. Nothing is unpickled.
+A save begins with a copy of this rank's fragments to host memory, all that training waits for. A thread per rank writes
+and hashes the copy; when the ranks have agreed, at a step's end, that all files are on disk, a thread of rank 0 writes
+the manifest, renames the folder and moves the pointers (committed.py); at a later step's end all learn of it. No thread
+calls a collective: agreement rides on the one that every step has anyway. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
+import torch
 from safetensors.torch import save_file
 
 from data_tools.errors import UserError
-from data_tools.shards.commit import atomic_write, sync_folder
+from pretrain.engine import committed
+from pretrain.engine.committed import FOLDER, METRICS, Retention
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
-from pretrain.runtime import Runtime, gather, together
-
-FOLDER, POINTER, MANIFEST = "checkpoints", "latest", "manifest.json"
+from pretrain.runtime import Runtime, agree, gather, together
 
 
 @dataclass(frozen=True)
@@ -41,29 +36,104 @@ class Extras:
     config: str
 
 
-def commit_point(name: str) -> None:
-    """Passed at every point where a crash leaves another state behind; the crash tests put their kill here."""
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint: `num_bytes` over all ranks, written in `seconds` from the begin of the save."""
+
+    folder: Path
+    step: int
+    samples_seen: int
+    num_bytes: int
+    seconds: float
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Methods are collective: all ranks must call them."""
+    """The checkpoints of one run folder, at most one in the making. Methods are collective: all ranks must call them,
+    but for `progress`."""
 
-    def __init__(self, run_dir: str | Path, runtime: Runtime, keep: int = 2):
+    def __init__(self, run_dir: str | Path, runtime: Runtime, retention: Retention | None = None):
         self.folder = Path(run_dir) / FOLDER
         self.runtime = runtime
-        self.keep = keep
+        self.retention = retention or Retention()
+        self._copy = HostCopy()
+        self._save: _Save | None = None
+        self._task: _Task | None = None
+        best = self.retention.best(self.folder) if runtime.is_main else None
+        self._best_score = gather(best and best[0])[0]
 
-    def save(self, engine: Engine, state: TrainState, extras: Extras) -> Path:
-        """Commit a checkpoint of `state.step`; returns its folder. UserError on all ranks if any cannot write."""
-        final = self.folder / f"step-{state.step:09d}"
-        temporary = self.folder / f".writing-{final.name}"
-        self._on_main(lambda: _fresh(temporary), "preparing a checkpoint")
-        name = f"rank-{self.runtime.rank:05d}-of-{self.runtime.world_size:05d}.safetensors"
-        entry = together(lambda: self._write_rank(temporary / name, engine), "saving a checkpoint")
-        entries = gather(entry)
-        small = {"state.json": state.to_dict(), "model.json": extras.model, "config.yaml": extras.config}
-        self._on_main(lambda: self._commit(temporary, final, entries, small), "committing a checkpoint")
-        return final
+    def save(
+        self, engine: Engine, state: TrainState, extras: Extras, values: Mapping[str, float] | None = None
+    ) -> Path:
+        """`begin` and `wait`: commit a checkpoint of `state.step`; returns its folder."""
+        self.begin(engine, state, extras, values)
+        saved = self.wait()
+        assert saved is not None
+        return saved.folder
+
+    def begin(
+        self, engine: Engine, state: TrainState, extras: Extras, values: Mapping[str, float] | None = None
+    ) -> None:
+        """Copy what a checkpoint of `state.step` holds to host memory and start writing it. `values`: the evaluation of
+        that step. UserError on all ranks if the folder cannot be made."""
+        assert self._save is None, "one save at a time: wait for the one before"
+        started = time.perf_counter()
+        final = committed.step_folder(self.folder, state.step)
+        temporary = committed.temporary_folder(final)
+        prepare = (lambda: committed.prepare(temporary)) if self.runtime.is_main else (lambda: None)
+        together(prepare, f"preparing checkpoint {final}")
+        small = {"state.json": _dump(state.to_dict()), "model.json": _dump(extras.model), "config.yaml": extras.config}
+        if values:
+            small[METRICS] = _dump(dict(values))
+        tensors, index = self._copy.take(engine, self.runtime)
+        self._save = _Save(final, temporary, small, state.step, state.samples_seen, started)
+        committed.commit_point("copied")
+        self._task = _Task(lambda: self._write_rank(temporary, tensors, index))
+
+    def progress(self) -> tuple[bool, bool]:
+        """Whether this rank's thread is at work, and whether it has failed: to be summed over ranks for `advance`."""
+        task = self._task
+        busy = task is not None and task.is_alive()
+        return busy, task is not None and not busy and task.fault is not None
+
+    def advance(self, busy: float, failed: float) -> Saved | None:
+        """Take the save one stage further unless a rank is busy with it; returns the checkpoint once it is committed.
+
+        Raises:
+            UserError: on all ranks, a rank could not write; the committed checkpoints are untouched.
+        """
+        save = self._save
+        if save is None or busy:
+            return None
+        if failed:
+            self._abandon(save)
+        if save.entries is None:
+            save.entries = gather(self._task and self._task.value)
+            committed.commit_point("all-written")
+            self._task = _Task(lambda: self._commit(save)) if self.runtime.is_main else None
+            return None
+        self._save = self._task = None
+        num_bytes = sum(entry["bytes"] for entry in save.entries)
+        return Saved(save.final, save.step, save.samples_seen, num_bytes, time.perf_counter() - save.started)
+
+    def wait(self) -> Saved | None:
+        """End the save in the making, if there is one; returns what it committed."""
+        saved = None
+        while self._save is not None:
+            if self._task is not None:
+                self._task.join()
+            saved = self.advance(*agree(self.progress()))
+        return saved
+
+    def is_best(self, values: Mapping[str, float]) -> bool:
+        """Whether an evaluation beats, by `checkpoint.keep_best`, all others of the run."""
+        score = self.retention.score(values)
+        if score is None and self.retention.keep_best and values:
+            name = self.retention.keep_best.removeprefix("-")
+            raise UserError(f"checkpoint.keep_best names no metric of this run: {name}", expected=", ".join(values))
+        better = score is not None and (self._best_score is None or score > self._best_score)
+        if better:
+            self._best_score = score
+        return better
 
     def find(self) -> Path | None:
         """The newest intact checkpoint, verified by rank 0, or None. A damaged one is reported and passed over.
@@ -72,7 +142,7 @@ class Checkpoints:
         """
         found, notes = None, []
         if self.runtime.is_main:
-            found, notes = newest_intact(self.folder)
+            found, notes = committed.newest_intact(self.folder)
             for note in notes:
                 print(f"warning: {note}; falling back to the one before", flush=True)
         found, notes = gather((found, notes))[0]
@@ -84,102 +154,87 @@ class Checkpoints:
             )
         return found
 
-    def _on_main(self, action: Callable[[], None], what: str) -> None:
-        together(action if self.runtime.is_main else lambda: None, what)
-
-    def _write_rank(self, path: Path, engine: Engine) -> dict:
-        tensors, index = {}, {}
-        for fragment in local_fragments(engine, self.runtime.rank, self.runtime.world_size):
-            index[fragment.name] = {"start": fragment.start, "numel": fragment.numel, "shape": fragment.shape}
-            for key, value in fragment.values.items():
-                tensors[f"{fragment.name}|{key}"] = value.cpu().contiguous()
-        commit_point("before-rank-file")
+    def _write_rank(self, temporary: Path, tensors: dict[str, torch.Tensor], index: dict) -> dict:
+        if self.runtime.is_main:
+            committed.clear(self.folder, temporary)
+        path = temporary / f"rank-{self.runtime.rank:05d}-of-{self.runtime.world_size:05d}.safetensors"
+        committed.commit_point("before-rank-file")
         save_file(tensors, path, metadata={"fragments": json.dumps(index)})
-        commit_point("rank-file-unsynced")
-        _sync(path)
-        commit_point("rank-file-synced")
-        return file_entry(path)
+        committed.commit_point("rank-file-unsynced")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        committed.commit_point("rank-file-synced")
+        return committed.file_entry(path)
 
-    def _commit(self, temporary: Path, final: Path, entries: list[dict], small: dict) -> None:
-        for name, content in small.items():
-            _write(temporary / name, content if isinstance(content, str) else json.dumps(content, indent=1))
-            entries.append(file_entry(temporary / name))
-        commit_point("before-manifest")
-        _write(temporary / MANIFEST, json.dumps({"files": entries}, indent=1))
-        commit_point("before-rename")
-        if final.exists():  # a damaged or abandoned one of the same step
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync_folder(self.folder)
-        commit_point("before-pointer")
-        _write(self.folder / POINTER, final.name + "\n")
-        commit_point("before-pruning")
-        for old in committed(self.folder)[: -self.keep]:
-            _remove(old)
+    def _commit(self, save: _Save) -> None:
+        committed.commit(save.temporary, save.final, save.entries or [], save.small, self.retention)
 
-
-def committed(folder: Path) -> list[Path]:
-    """Checkpoint folders with a manifest, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).is_file())
+    def _abandon(self, save: _Save) -> None:
+        """Raise what went wrong, on all ranks; what was written makes room."""
+        faults = gather(self._task and self._task.fault)
+        self._save = self._task = None
+        if self.runtime.is_main:
+            committed.clear(self.folder, self.folder)
+        rank, fault = next((rank, fault) for rank, fault in enumerate(faults) if fault is not None)
+        raise UserError(
+            f"saving {save.final} failed on rank {rank}",
+            got=fault,
+            remedy="make room or restore the disk, then start the run again: the checkpoints before it are untouched",
+        )
 
 
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and what is wrong with the newer ones."""
-    notes = []
-    for path in reversed(committed(folder)):
-        fault = fault_of(path)
-        if fault is None:
-            return path, notes
-        notes.append(f"checkpoint {path} is damaged: {fault}")
-    return None, notes
+class HostCopy:
+    """A copy of this rank's fragments in host memory. The next one goes into the same buffers, so that page-locked
+    memory is asked for once."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, engine: Engine, runtime: Runtime) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+        """Flat tensors by `parameter|kind`, and where in its parameter each fragment lies. It is complete on return."""
+        tensors, index = {}, {}
+        for fragment in local_fragments(engine, runtime.rank, runtime.world_size):
+            index[fragment.name] = {"start": fragment.start, "numel": fragment.numel, "shape": fragment.shape}
+            for kind, value in fragment.values.items():
+                key = f"{fragment.name}|{kind}"
+                if key not in self._buffers:
+                    self._buffers[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                tensors[key] = self._buffers[key].copy_(value, non_blocking=True)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
+        return tensors, index
 
 
-def fault_of(checkpoint: Path) -> str | None:
-    """What differs from the manifest of a checkpoint, or None."""
-    try:
-        entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError, OSError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for want in entries:
-        path = checkpoint / want["name"]
-        if not path.is_file():
-            return f"{want['name']} is missing"
-        got = file_entry(path)
-        if got != want:
-            field = "bytes" if got["bytes"] != want["bytes"] else "xxh3_128"
-            return f"{want['name']} has {field} {got[field]}, expected {want[field]}"
-    return None
+@dataclass
+class _Save:
+    """The save in the making. `entries`: the ranks' files, once all are on disk."""
+
+    final: Path
+    temporary: Path
+    small: dict[str, str]
+    step: int
+    samples_seen: int
+    started: float
+    entries: list[dict] | None = None
 
 
-def file_entry(path: Path) -> dict:
-    """Name, bytes and xxh3-128 of a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+class _Task(threading.Thread):
+    """A piece of a save beside the training. Whatever it raises is told to all ranks at the next agreement."""
+
+    def __init__(self, action: Callable[[], object]):
+        super().__init__(daemon=True, name="checkpoint")  # a rank that fails does not wait for a save nobody commits
+        self._action = action
+        self.value: object = None
+        self.fault: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The piece, until it ends or fails."""
+        try:
+            self.value = self._action()
+        except Exception as error:
+            self.fault = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _fresh(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in temporary.parent.glob(".writing-*"):
-        shutil.rmtree(leftover)
-    temporary.mkdir()
-
-
-def _remove(checkpoint: Path) -> None:
-    """Delete a committed checkpoint: first it stops counting as one."""
-    doomed = checkpoint.with_name(f".writing-{checkpoint.name}-removed")
-    checkpoint.rename(doomed)
-    commit_point("while-pruning")
-    shutil.rmtree(doomed)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _dump(values: dict) -> str:
+    return json.dumps(values, indent=1)

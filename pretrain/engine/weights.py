@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from data_tools.errors import UserError
-from pretrain.engine.checkpoint import FOLDER, MANIFEST, newest_intact
+from pretrain.engine.committed import FOLDER, MANIFEST, newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import Fragment, create_optimizer_state, local_fragments
 from pretrain.engine.state import TrainState

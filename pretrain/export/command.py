@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pretrain.engine.checkpoint import FOLDER
+from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained, resolve_checkpoint
 from pretrain.export.open_clip_format import CONFIG
 from pretrain.export.verify import TOLERANCE

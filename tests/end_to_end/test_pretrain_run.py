@@ -32,6 +32,11 @@ def test_a_run_reports_itself(undisturbed):
     assert {"lr", "grad_norm", "logit_scale", "samples_per_second", "data_wait", "bad_samples"} <= set(train)
     assert {"image_to_text_recall@10", "validation_loss", "zero_shot_top1"} <= set(evaluation)
     assert list((undisturbed / "tensorboard").glob("events*"))
+    saves = runs.rows(undisturbed, "checkpoint")
+    assert [row["step"] for row in saves] == [2, 4, 6]
+    newest = (undisturbed / "checkpoints" / "step-000000006").glob("rank-*")
+    assert saves[-1]["checkpoint_bytes"] == sum(path.stat().st_size for path in newest)
+    assert all(0 < row["checkpoint_stall"] <= row["checkpoint_seconds"] for row in saves[:1])
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(workspace, undisturbed):
@@ -94,6 +99,21 @@ def test_bf16_cached_stage_3_trains(workspace):
     done = runs.run(words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert runs.status(folder)["state"] == "done"
+
+
+def test_the_best_and_the_multiples_stay(workspace):
+    folder = workspace / "retention"
+    rules = ("checkpoint.every=null", "checkpoint.keep_every=2 steps", "checkpoint.keep_best=-validation_loss")
+    done = runs.run(runs.command(workspace, folder, *rules, "eval.every=1 steps", "train.duration=9 steps"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = {row["step"]: row["validation_loss"] for row in runs.rows(folder, "eval")}
+    best = min(losses, key=lambda step: losses[step])
+    assert (folder / "checkpoints" / "best").read_text() == f"step-{best:09d}\n"
+    left = {int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")}
+    assert {2, 4, 6, 8, 9, best} <= left
+    unknown = runs.run(runs.command(workspace, workspace / "unknown", "checkpoint.keep_best=recall@11"))
+    assert unknown.returncode == 1
+    assert "recall@11; expected" in unknown.stderr
 
 
 def test_dry_run_writes_nothing(workspace):
