@@ -205,6 +205,7 @@ class Run:
         """Release the loader and the writers; from here on nobody watches this rank."""
         self.watchdog.close()
         self.peers.leave()
+        self.checkpoints.close()
         self.job.stream.close()
         self.metrics.close()
 

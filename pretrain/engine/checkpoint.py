@@ -27,6 +27,8 @@ from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
 from pretrain.runtime import Runtime, agree, gather, together
 
+_PATIENCE = 60  # seconds; a disk that hangs must not keep a failed rank from ending
+
 
 @dataclass(frozen=True)
 class Extras:
@@ -49,7 +51,7 @@ class Saved:
 
 class Checkpoints:
     """The checkpoints of one run folder, at most one in the making. Methods are collective: all ranks must call them,
-    but for `progress`."""
+    but for `progress` and `close`."""
 
     def __init__(self, run_dir: str | Path, runtime: Runtime, retention: Retention | None = None):
         self.folder = Path(run_dir) / FOLDER
@@ -123,6 +125,12 @@ class Checkpoints:
                 self._task.join()
             saved = self.advance(*agree(self.progress()))
         return saved
+
+    def close(self) -> None:
+        """Let this rank's thread come to its end, within reason: Python must not be torn down under it. Not collective,
+        and no commit: after a fault nobody knows whether the other ranks are there."""
+        if self._task is not None:
+            self._task.join(_PATIENCE)
 
     def is_best(self, values: Mapping[str, float]) -> bool:
         """Whether an evaluation beats, by `checkpoint.keep_best`, all others of the run."""
