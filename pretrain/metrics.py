@@ -18,9 +18,9 @@ RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 class Metrics:
     """Writers of one run, on rank 0; elsewhere every method does nothing.
 
-    `metrics.jsonl` has one JSON a line: {"kind": "train" | "eval", "step", "samples", "seconds", ...}. A resume drops
-    the lines behind the checkpoint's step, so the file reads as if the run had never stopped. `total_steps` is None
-    where the run has no end.
+    `metrics.jsonl` has one JSON a line: {"kind": "train" | "eval" | "data" | "checkpoint", "step", "samples",
+    "seconds", ...}. A resume drops the lines behind the checkpoint's step, so the file reads as if the run had never
+    stopped. `total_steps` is None where the run has no end.
     """
 
     def __init__(self, run_dir: str | Path, enabled: bool, total_steps: int | None, first_step: int):

@@ -42,7 +42,11 @@ def hold(run_dir: Path) -> None:
             raise
         print(f"warning: {run_dir} has no file locks ({error}); see to it that one run at a time uses it", flush=True)
         return
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": datetime.now().astimezone().isoformat()}
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 

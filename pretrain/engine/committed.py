@@ -138,7 +138,7 @@ def committed(folder: Path) -> list[Path]:
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and what is wrong with the newer ones."""
-    notes = []
+    notes: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         fault = fault_of(path)
         if fault is None:
