@@ -17,6 +17,8 @@ _EXAMPLES = """examples:
         --model configs/models/vit_micro_32.json --epochs 3 --seeds 0 1 2
   the loss curves of both from the same weights on the same batches, fp32
     python launch/benchmark.py train --loss-curve --shards data/photos_pairs --model configs/models/vit_micro_32.json
+  the loss curve of a run through random kills and changes of world size, laid over that of an undisturbed run
+    python launch/benchmark.py chaos --config configs/quickstart.yaml --zero-stage 3 --steps 200 --kills 8
 
 open_clip's trainer runs in an environment of its own, made on first use in .peers/open_clip. It reads one caption per
 sample: pack the shards with `--pairs`."""
@@ -35,7 +37,7 @@ def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|chaos")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
@@ -50,6 +52,7 @@ def build_parser() -> Parser:
     _add_loader(loader)
     for kind in (train, loader):
         _add_places(kind)
+    _add_chaos(kinds.add_parser("chaos", help="kill a run at random, resume it, compare it with an undisturbed one"))
     return parser
 
 
@@ -109,6 +112,20 @@ def _add_places(kind: argparse.ArgumentParser) -> None:
     add("--peer-env", type=Path, default=Path(".peers/open_clip"), help="environment of open_clip")
 
 
+def _add_chaos(chaos: argparse.ArgumentParser) -> None:
+    add = chaos.add_argument
+    add("--config", required=True, type=Path, help="YAML settings of a pretraining run; its evaluations are left out")
+    add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=1, help="default 1")
+    add("--steps", type=int, default=200, help="optimizer steps of the run (default 200)")
+    add("--kills", type=int, default=8, help="SIGKILLs of a random rank after a random step (default 8)")
+    add("--world-sizes", type=int, nargs="+", default=[2, 4, 1], help="ranks of each start, in turn (default 2 4 1)")
+    add("--save-every", type=int, default=10, help="steps between checkpoints (default 10)")
+    add("--delay", type=float, default=0.5, help="most seconds from the logged step to its kill (default 0.5)")
+    add("--seed", type=int, default=0, help="of the kills (default 0)")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="runs, picture, report (default runs/benchmark)")
+    add("--set", dest="overrides", nargs="+", default=[], metavar="section.key=value", help="settings over the file's")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     return run_entry(_main, arguments)
@@ -121,6 +138,11 @@ def _main(arguments: list[str]) -> int:
         from pretrain.benchmark.loader import run_loader  # late: it imports torch
 
         return run_loader(args)
+    if args.kind == "chaos":
+        from pretrain.benchmark.chaos import check_arguments, run_chaos
+
+        check_arguments(args)
+        return run_chaos(args)
     _check(args)
     from pretrain.benchmark.train import run_train  # late: it imports torch
 

@@ -79,7 +79,7 @@ def run_ours(trial: Trial, layout: Layout, folder: Path, limit: float) -> Outcom
     config.write_text(json.dumps(_our_settings(trial, folder), indent=2))  # JSON is YAML
     script = str(REPO_ROOT / "launch" / "pretrain.py")
     launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(layout.ranks)]
-    launcher += ["--master_port", str(_free_port())]  # another run on this machine may have the default one
+    launcher += ["--master_port", str(free_port())]  # another run on this machine may have the default one
     command = [sys.executable, *(launcher if layout.ranks > 1 else []), script]
     _run("dualstream", [*command, "--config", str(config)], {}, folder, limit)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -153,7 +153,8 @@ def _their_arguments(trial: Trial, layout: Layout, folder: Path) -> list[str]:
     return [str(trial.architecture), *words, "--local-loss", "--gather-with-grad"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

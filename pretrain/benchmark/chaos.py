@@ -1,0 +1,215 @@
+"""`benchmark.py chaos`: a run whose ranks are killed at random, restarted each time with another number of ranks, and
+whether its losses are those of a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from data_tools.errors import UsageError, UserError
+from pretrain.benchmark.report import machine, show_table, write_report
+from pretrain.benchmark.trainers import REPO_ROOT, free_port
+from pretrain.config import PretrainConfig
+from pretrain.engine.committed import FOLDER, newest_intact, step_of
+from pretrain.provenance import git_commit
+from pretrain.rules import check_world_size
+from pretrain.settings import load_config
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # relative, of the loss, between world sizes
+_SCRIPT = str(REPO_ROOT / "launch" / "pretrain.py")
+_LIMIT = 1800.0  # seconds without the awaited step
+_GRACE = 60.0  # seconds that a launcher gets to end the ranks that are left
+
+
+def run_chaos(args: argparse.Namespace) -> int:
+    """Disturb one run, leave the other alone, compare; returns the exit code."""
+    from pretrain.benchmark.chaos_picture import draw  # early: it needs a package of its own
+
+    folder = args.work_dir.resolve() / time.strftime("chaos-%Y%m%d-%H%M%S")
+    words = _words(args)
+    config = load_config(PretrainConfig, args.config, [*words, f"run.dir={folder}"])
+    for size in args.world_sizes:
+        check_world_size(config.train.global_batch, size)
+    kills, lives = disturb(args, words, folder / "disturbed")
+    print(f"the undisturbed run: {args.world_sizes[0]} ranks", flush=True)
+    _Attempt(args.world_sizes[0], [*_command(args, words), f"run.dir={folder / 'undisturbed'}"], folder).finish()
+    got, want = losses(folder / "disturbed"), losses(folder / "undisturbed")
+    gap = largest_gap(got, want, args.steps)
+    tolerance = TOLERANCE[config.train.precision]
+    draw(folder / "chaos.png", want, lives, kills, tolerance, f"ZeRO stage {args.zero_stage}, {args.steps} steps")
+    show_table("kills", ("after step", "rank", "of", "resumed from"), [tuple(kill.values()) for kill in kills])
+    print(f"largest relative difference of the loss over {args.steps} steps: {gap:.2e} (allowed {tolerance:.0e})")
+    print(f"picture: {folder / 'chaos.png'}")
+    report = {
+        "kind": "chaos",
+        "commit": git_commit(),
+        "machine": machine(),
+        "config": str(args.config),
+        "settings": words,
+        "kills": kills,
+        "largest_relative_gap": gap,
+        "losses": {"disturbed": got, "undisturbed": want},
+    }
+    write_report(folder / "report.json", report)
+    if gap > tolerance:
+        raise UserError("the disturbed run left the other's curve", got=f"{gap:.2e}", expected=f"{tolerance:.0e}")
+    return 0
+
+
+def disturb(args: argparse.Namespace, words: list[str], run_dir: Path) -> tuple[list[dict], list[dict]]:
+    """Train in `run_dir` to the last step through `args.kills` kills.
+
+    Returns the kills, and what each life of the run logged: its ranks and its losses by step.
+    """
+    rng = random.Random(args.seed)
+    moments = sorted(rng.sample(range(args.save_every, args.steps - args.save_every), args.kills))
+    sizes = itertools.cycle(args.world_sizes)
+    kills: list[dict] = []
+    lives: list[dict] = []
+    for moment in [*moments, None]:
+        size, resumed = next(sizes), _resume_step(run_dir)
+        attempt = _Attempt(size, [*_command(args, words), f"run.dir={run_dir}"], run_dir)
+        if moment is None:
+            print(f"from step {resumed}: {size} ranks, to the end", flush=True)
+            attempt.finish()
+        else:
+            rank = rng.randrange(size)
+            print(f"from step {resumed}: {size} ranks, rank {rank} dies after step {moment}", flush=True)
+            attempt.kill(rank, moment, rng.uniform(0, args.delay))
+        logged = losses(run_dir)
+        lives.append({"ranks": size, "losses": {step: loss for step, loss in logged.items() if step > resumed}})
+        if moment is not None:
+            died = max(logged, default=0)
+            kills.append({"step": died, "rank": rank, "ranks": size, "resumed_from": _resume_step(run_dir)})
+    return kills, lives
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Loss by step, as metrics.jsonl has it: a resume drops what its checkpoint does not know."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+
+
+def largest_gap(got: dict[int, float], want: dict[int, float], steps: int) -> float:
+    """The largest relative difference; UserError where a step is missing from either."""
+    for name, found in (("disturbed", got), ("undisturbed", want)):
+        if sorted(found) != list(range(1, steps + 1)):
+            raise UserError(f"the {name} run did not log every step once", got=len(found), expected=steps)
+    return max(abs(got[step] - want[step]) / abs(want[step]) for step in want)
+
+
+def rank_processes(group: int) -> dict[int, int]:
+    """Process id by rank, of the ranks that run in a process group."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit() or os.getpgid(int(entry.name)) != group:
+                continue
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            environment = dict(word.split(b"=", 1) for word in (entry / "environ").read_bytes().split(b"\0") if word)
+        except (OSError, ValueError):
+            continue
+        if b"RANK" in environment and _SCRIPT.encode() in command and b"deepspeed.launcher.launch" not in command:
+            found[int(environment[b"RANK"])] = int(entry.name)
+    return found
+
+
+class _Attempt:
+    """One start of a run under the deepspeed launcher, in a process group of its own."""
+
+    def __init__(self, ranks: int, command: list[str], folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.log = folder, folder / "output.log"
+        self._metrics_before = self._metrics_file()
+        launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
+        launcher += ["--master_port", str(free_port())]
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, *command], stdout=sink, stderr=sink, start_new_session=True
+            )
+
+    def finish(self) -> None:
+        """Wait for a good end."""
+        try:
+            code = self.process.wait(_LIMIT)
+        finally:
+            self._clean()
+        if code != 0:
+            raise UserError("a run failed that nothing disturbed", got=f"exit code {code}", remedy=f"see {self.log}")
+
+    def kill(self, rank: int, step: int, delay: float) -> None:
+        """SIGKILL `rank` `delay` seconds after `step` is logged; returns when no process of the run is left."""
+        deadline = time.monotonic() + _LIMIT
+        try:
+            while self._metrics_file() == self._metrics_before or max(losses(self.folder), default=0) < step:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise UserError(f"the run did not reach step {step}", remedy=f"see {self.log}")
+                time.sleep(0.05)
+            time.sleep(delay)
+            victim = rank_processes(self.process.pid).get(rank)
+            if victim is None:
+                raise UserError(f"rank {rank} was gone before its kill", remedy="more --steps or a shorter --delay")
+            os.kill(victim, signal.SIGKILL)
+            self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            pass  # then the launcher goes with the rest
+        finally:
+            self._clean()
+
+    def _metrics_file(self) -> int | None:
+        """A start writes the file anew, without the steps that its checkpoint does not know."""
+        path = self.folder / "metrics.jsonl"
+        return path.stat().st_ino if path.is_file() else None
+
+    def _clean(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    return [
+        *args.overrides,
+        f"train.zero_stage={args.zero_stage}",
+        f"train.duration={args.steps} steps",
+        f"checkpoint.every={args.save_every} steps",
+        "log.every=1 steps",
+        "eval.retrieval=null",
+        "eval.classification=null",
+        "checkpoint.keep_best=null",
+    ]
+
+
+def _command(args: argparse.Namespace, words: list[str]) -> list[str]:
+    return [_SCRIPT, "--config", str(args.config), *words]
+
+
+def _resume_step(run_dir: Path) -> int:
+    found, notes = newest_intact(run_dir / FOLDER)
+    if notes:
+        raise UserError("a kill has left a damaged checkpoint", got="; ".join(notes))
+    return step_of(found) if found else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UsageError for numbers that do not go together."""
+    room = args.steps - 2 * args.save_every  # the first kill after a checkpoint, the last well before the end
+    if args.kills < 0 or args.save_every < 1 or args.kills > room:
+        raise UsageError(
+            "--kills leaves no step to each kill",
+            got=f"{args.kills} kills in {args.steps} steps with a checkpoint every {args.save_every}",
+            expected=f"at most {max(0, room)}",
+        )
+    if min(args.world_sizes) < 1:
+        raise UsageError("--world-sizes has a size that is not positive", got=args.world_sizes)

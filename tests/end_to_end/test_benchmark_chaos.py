@@ -1,0 +1,61 @@
+"""`benchmark.py chaos`: kills of real ranks under the launcher, and what is made of two runs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import runs
+from data_tools.errors import UserError
+from pretrain.benchmark.chaos import largest_gap
+from pretrain.benchmark.chaos_picture import draw
+from pretrain.benchmark.cli import main
+
+
+def test_a_run_through_a_kill_and_another_world_size_keeps_its_curve(tmp_path):
+    workspace = runs.make_workspace(tmp_path / "workspace")
+    (workspace / "config.yaml").write_text((workspace / "config.yaml").read_text() + "run: {dir: unused}\n")
+    script = str(runs.ROOT / "launch" / "benchmark.py")
+    words = ["--config", str(workspace / "config.yaml"), "--steps", "12", "--save-every", "2", "--kills", "1"]
+    words += ["--world-sizes", "2", "1", "--zero-stage", "3", "--work-dir", str(tmp_path / "out"), "--delay", "0"]
+    done = subprocess.run(
+        [sys.executable, script, "chaos", *words],
+        cwd=tmp_path,
+        env=runs.ENV,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(next((tmp_path / "out").glob("chaos-*/report.json")).read_text())
+    (kill,) = report["kills"]
+    assert kill["ranks"] == 2
+    assert kill["resumed_from"] <= kill["step"] < 12
+    assert report["largest_relative_gap"] < 1e-5
+    assert set(report["losses"]["disturbed"]) == {str(step) for step in range(1, 13)}
+    log = next((tmp_path / "out").glob("chaos-*/disturbed/output.log")).read_text()
+    assert "exits with return code = -9" in log
+    assert f"(step {kill['resumed_from']}," in log
+    assert Image.open(next((tmp_path / "out").glob("chaos-*/chaos.png"))).width > 500
+
+
+def test_the_gap_is_relative_and_needs_every_step():
+    assert largest_gap({1: 2.0, 2: 1.1}, {1: 2.0, 2: 1.0}, 2) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="disturbed run did not log every step once; got 1; expected 2"):
+        largest_gap({1: 2.0}, {1: 2.0, 2: 1.0}, 2)
+
+
+def test_the_picture_shows_every_life(tmp_path):
+    lives = [{"ranks": 2, "losses": {1: 2.0, 2: 1.5}}, {"ranks": 1, "losses": {2: 1.5, 3: 1.0}}]
+    draw(tmp_path / "p.png", {1: 2.0, 2: 1.5, 3: 1.0}, lives, [{"step": 2}], 1e-5, "title")
+    picture = Image.open(tmp_path / "p.png").convert("RGB")
+    colors = {color for _, color in picture.getcolors(1 << 24)}
+    assert (0, 0, 0) in colors
+    assert len(colors) > 50
+
+
+def test_more_kills_than_steps_are_a_usage_error(tmp_path, capsys):
+    assert main(["chaos", "--config", str(tmp_path), "--steps", "30", "--kills", "11"]) == 2
+    assert "expected at most 10" in capsys.readouterr().err
