@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class HttpServer(ThreadingHTTPServer):
         self.sent = 0  # bytes of bodies that the network took
         self.closing = threading.Event()
         self.lock = threading.Lock()
+        self.connections: set[socket.socket] = set()
 
     def url(self, name: str, credentials: str = "") -> str:
         return f"http://{credentials}127.0.0.1:{self.server_port}/{name}"
@@ -50,6 +52,12 @@ class HttpServer(ThreadingHTTPServer):
         """Ranges asked of files that end in `suffix`; those of one byte (stat) left out."""
         return [(start, stop) for path, start, stop in self.requests if path.endswith(suffix) and stop - start > 1]
 
+    def hang_up(self) -> None:
+        """End connections that clients keep: a later server on this port would be taken for this one."""
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, *_: object) -> None:
         """Clients that hang up are part of the tests."""
 
@@ -57,6 +65,14 @@ class HttpServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: HttpServer
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -162,6 +178,7 @@ def http_server() -> Iterator[HttpServer]:
     finally:
         server.closing.set()
         server.shutdown()
+        server.hang_up()
         server.server_close()
 
 

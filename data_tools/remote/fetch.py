@@ -47,12 +47,15 @@ def fetch(url: str, found: Stat, descriptor: int, limits: Limits, part: int = PA
     spans = [Span(start, min(start + step, size), write) for start in range(0, size, step)]
     with ThreadPoolExecutor(max(1, min(CONNECTIONS, len(spans))), "fetch") as pool:
         parts = [pool.submit(read_span, url, span, limits, until) for span in spans]
-        done, _ = wait(parts, return_when=FIRST_EXCEPTION)
-        fault = next((part.exception() for part in done if part.exception()), None)
-        if fault is not None:
+        try:
+            done, _ = wait(parts, return_when=FIRST_EXCEPTION)
+            fault = next((part.exception() for part in done if part.exception()), None)
+            if fault is not None:
+                raise fault from None
+        except BaseException:  # an interrupt too, which would else wait for the deadline
             abandoned.set()
             pool.shutdown(cancel_futures=True)
-            raise fault from None
+            raise
 
 
 def _write(descriptor: int, at: int, data: bytes) -> None:

@@ -14,7 +14,7 @@ from data_tools.remote.retry import Limits, RemoteError, persist
 from data_tools.remote.urls import redact
 
 _REQUEST = 8 << 20  # bytes of one request where bodies cannot be streamed
-_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime")
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
 _PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
@@ -47,6 +47,7 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
     fs = _file_system(url, limits)
 
     def read(left: float) -> None:
+        span.put(b"")  # raises where nobody wants the rest any more
         if _is_http(url):
             _run(fs, read_http, left, fs, url, span, limits.idle)
             return

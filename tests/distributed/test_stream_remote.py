@@ -14,9 +14,11 @@ from data_tools.errors import UserError
 from data_tools.remote.settings import CacheSettings
 from data_tools.shards import open_corpus
 from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
+from pretrain.runtime import Runtime
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
+from ranks import run_ranks
 from remote_servers import HURRIED, http_server, s3_server, stall, upload
 from stream_corpora import characters, write_corpus
 
@@ -98,6 +100,32 @@ def test_remote_evaluation_is_the_local_one(url, folder, tmp_path):
     remote, local = (list(EvalReader(corpus, ImageSettings(16), characters, 8, workers=1)) for corpus in corpora)
     assert [batch.keys for batch in remote] == [batch.keys for batch in local]
     assert all(torch.equal(one.images, other.images) for one, other in zip(remote, local, strict=True))
+
+
+def _rank(rank, world_size, url, settings):
+    place = {"rank": rank, "world_size": world_size, "node_ranks": range(world_size) if rank == 0 else None}
+    found, _ = batches(open_corpus(url, settings), steps=6, workers=1, **place)
+    return [batch.keys for batch in found], [batch.images for batch in found]
+
+
+def test_ranks_of_a_node_bring_each_shard_once(folder, tmp_path):
+    whole, _ = batches(open_corpus(folder), steps=6)
+    with http_server() as server:
+        server.serve(folder)
+        results = run_ranks(2, _rank, server.url(""), cache_for(folder, tmp_path, 2))
+        assert {len(server.asked(f"s-{number:06d}.tar")) for number in range(len(COUNTS))} == {1}
+    for step, batch in enumerate(whole):
+        assert [key for keys, _ in results for key in keys[step]] == batch.keys
+        assert torch.equal(torch.cat([images[step] for _, images in results]), batch.images)
+
+
+def test_nodes_are_told_by_rank_and_local_rank():
+    def node(rank, local_rank, local_size, world_size):
+        return list(Runtime(rank, world_size, local_rank, torch.device("cpu"), 1, local_size).node_ranks)
+
+    assert node(0, 0, 2, 4) == node(1, 1, 2, 4) == [0, 1]
+    assert node(2, 0, 2, 4) == [2, 3]
+    assert node(2, 0, 4, 4) == [2, 3]  # a launcher that does not tell the ranks of a node
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -149,7 +149,7 @@ def test_prefetch_keeps_what_is_needed_sooner(tmp_path, server, shards):
 
 
 def altered(handler, content, start, stop):
-    in_order(handler, content[:700] + b"?" + content[701:], start, stop)
+    in_order(handler, content[:700] + bytes([content[700] ^ 1]) + content[701:], start, stop)
 
 
 def test_content_is_checked_before_it_counts(tmp_path, server, shards, folder):

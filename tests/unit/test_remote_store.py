@@ -118,6 +118,14 @@ def test_deadline_holds_for_bodies_that_never_come(server, tmp_path, fault):
     assert time.monotonic() - started < 3.5
 
 
+def test_parts_end_with_the_first_that_cannot_be_had(server, tmp_path):
+    server.faults, server.always = [in_order, status(403)], status(503, Retry_After="2")
+    started = time.monotonic()
+    with pytest.raises(DeniedError):
+        fetched(server.url("a.tar"), tmp_path / "a", HURRIED)
+    assert time.monotonic() - started < 3.5
+
+
 def test_what_no_repetition_mends_ends_at_once(server):
     for fault, kind, message in (
         (status(404), MissingError, "no such object"),
