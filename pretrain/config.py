@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from data_tools.remote.settings import DEFAULT_GIB
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,7 +51,7 @@ class DataConfig:
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01
     cache_dir: str | None = None  # remote shards, on a disk of the node; null: dualstream/shards in the user's cache
-    cache_gib: float = 64.0  # at most; what was used least recently makes room
+    cache_gib: float = DEFAULT_GIB  # at most; what was used least recently makes room
 
 
 @dataclass(frozen=True)

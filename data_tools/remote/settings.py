@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from data_tools.remote.retry import Limits
 
+DEFAULT_GIB = 64.0  # of disk
 _GIB = 1 << 30
 
 
@@ -32,7 +33,7 @@ class Shard(NamedTuple):
         return f"{self.hash.hex()}-{self.size:x}"
 
 
-def default_settings(folder: str | None = None, gib: float = 64.0) -> CacheSettings:
+def default_settings(folder: str | None = None, gib: float = DEFAULT_GIB) -> CacheSettings:
     """The cache in `folder`, or in the user's cache folder."""
     if folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
