@@ -68,14 +68,13 @@ class Peers:
         self.tell(LEFT)
 
     def _connect(self, runtime: Runtime) -> None:
-        one_host = len({name.rpartition(" on ")[2] for name in self._names}) == 1
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1")  # where the ranks have found each other already
         server, offer = None, None
         if runtime.is_main:
-            server = _server(one_host)
+            server = _server(address)
             offer = (server.getsockname()[1], secrets.token_hex(16))
         port, token = gather(offer)[0]
         if server is None:
-            address = "127.0.0.1" if one_host else os.environ["MASTER_ADDR"]
             together(lambda: self._join(address, port, token), "connecting the ranks")
         else:
             together(lambda: self._accept(server, token, runtime.world_size - 1), "connecting the ranks")
@@ -165,8 +164,8 @@ def _place() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
-def _server(one_host: bool) -> socket.socket:
-    if one_host:
+def _server(address: str) -> socket.socket:
+    if address in ("127.0.0.1", "localhost"):
         server = socket.create_server(("127.0.0.1", 0))
     elif socket.has_dualstack_ipv6():
         server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
