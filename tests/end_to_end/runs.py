@@ -66,14 +66,17 @@ def run(words: list[str], timeout: float = 180, **env: str) -> subprocess.Comple
     )
 
 
-def run_until(words: list[str], run_dir: Path, step: int, number: int, whole_group: bool = True) -> tuple[int, str]:
-    """Start, send signal `number` once `step` is logged, and wait; returns (exit code, output)."""
+def run_until(
+    words: list[str], run_dir: Path, step: int, number: int, whole_group: bool = True, kind: str | None = None
+) -> tuple[int, str]:
+    """Start, send signal `number` once a line of `kind` (None: any) at `step` is logged, and wait; returns (exit code,
+    output)."""
     process = subprocess.Popen(
         words, cwd="/", env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 150
-        while not any(row["step"] >= step for row in rows(run_dir)):
+        while not any(row["step"] >= step for row in rows(run_dir, kind)):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -7,7 +7,8 @@ import pytest
 
 import runs
 
-STEPS = 6
+STEPS = 12
+LONG = f"train.duration={STEPS} steps"  # so that a checkpoint is committed, beside the training, before the end
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def workspace(tmp_path_factory):
 def undisturbed(workspace):
     """The losses of a run on two ranks that nothing disturbs."""
     folder = workspace / "undisturbed"
-    done = runs.run(runs.command(workspace, folder, ranks=2))
+    done = runs.run(runs.command(workspace, folder, LONG, ranks=2))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -33,16 +34,16 @@ def test_a_run_reports_itself(undisturbed):
     assert {"image_to_text_recall@10", "validation_loss", "zero_shot_top1"} <= set(evaluation)
     assert list((undisturbed / "tensorboard").glob("events*"))
     saves = runs.rows(undisturbed, "checkpoint")
-    assert [row["step"] for row in saves] == [2, 4, 6]
-    newest = (undisturbed / "checkpoints" / "step-000000006").glob("rank-*")
+    assert [row["step"] for row in saves] == list(range(2, STEPS + 1, 2))
+    newest = (undisturbed / "checkpoints" / f"step-{STEPS:09d}").glob("rank-*")
     assert saves[-1]["checkpoint_bytes"] == sum(path.stat().st_size for path in newest)
     assert all(0 < row["checkpoint_stall"] <= row["checkpoint_seconds"] for row in saves[:1])
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(workspace, undisturbed):
     folder = workspace / "killed"
-    words = runs.command(workspace, folder, ranks=2)
-    runs.run_until(words, folder, 3, signal.SIGKILL)
+    words = runs.command(workspace, folder, LONG, ranks=2)
+    runs.run_until(words, folder, 2, signal.SIGKILL, kind="checkpoint")
     time.sleep(1)  # ranks are in the launcher's group, dead with it
     assert runs.status(folder)["state"] == "running"
     assert max(runs.losses(folder)) < STEPS
@@ -54,8 +55,9 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(workspace, undisturbe
 
 def test_resumed_on_one_rank_agrees(workspace, undisturbed):
     folder = workspace / "smaller"
-    runs.run_until(runs.command(workspace, folder, ranks=2), folder, 3, signal.SIGKILL)
-    done = runs.run(runs.command(workspace, folder))
+    words = runs.command(workspace, folder, LONG, ranks=2)
+    runs.run_until(words, folder, 2, signal.SIGKILL, kind="checkpoint")
+    done = runs.run(runs.command(workspace, folder, LONG))
     assert done.returncode == 0, done.stdout + done.stderr
     want, got = runs.losses(undisturbed), runs.losses(folder)
     assert got == pytest.approx(want, rel=1e-5)
