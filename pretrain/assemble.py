@@ -201,9 +201,8 @@ def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | N
     """What the towers draw the kept patches of each sample from, int64 `[b]`; None where they drop none."""
     if towers.patch_dropout is None:
         return None
-    return torch.from_numpy(sample_bits(seed, batch.slots.epochs, batch.ids, Purpose.PATCHES)).to(
-        towers.pixel_mean.device
-    )
+    bits = sample_bits(seed, batch.slots.epochs, batch.ids, Purpose.PATCHES)
+    return torch.from_numpy(bits).to(towers.pixel_mean.device)
 
 
 def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:
