@@ -8,6 +8,7 @@ from data_tools.errors import UserError
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 _AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _HIDDEN = "***"
+_SUSPECT = re.compile("[@?#]")
 
 
 def is_remote(source: str) -> bool:
@@ -61,7 +62,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 def redact(url: str) -> str:
     """The URL without user, password, query and fragment, each of which may be a credential."""
-    if not any(mark in url for mark in "@?#"):
+    if not _SUSPECT.search(url):
         return url  # the very same string: a corpus has many
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
