@@ -168,7 +168,8 @@ class Run:
 
     def save_due(self) -> bool:
         """Whether a checkpoint of the current step is wanted: for its step, or for being the best evaluated one."""
-        return self.due("checkpoint") or self.due("keep") or self.checkpoints.is_best(self._values)
+        best = self.checkpoints.is_best(self._values)  # asked at every step: it keeps the record
+        return best or self.due("checkpoint") or self.due("keep")
 
     def evaluate(self, batch: Batch) -> None:
         """Evaluate, record, and show a few of the batch's pairs."""
