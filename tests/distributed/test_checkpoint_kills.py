@@ -162,12 +162,12 @@ class PlainJob:
         self.extras = Extras({}, "")
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(192, 32), torch.nn.Linear(32, 1))
-        reader, self.state = assemble.open_checkpoint(self.config, {}, self.stream.position(0), runtime)
+        reader, self.state = assemble.open_checkpoint(self.config, {}, self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
         self.engine, self.resumed_from = PlainEngine(model), reader and reader.folder
         if reader is not None:
-            restore_optimizer(self.engine, reader, self.state.step, runtime.rank, runtime.world_size)
+            restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
         self._trail = os.open(folder / f"trail-{runtime.rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(self._trail, f'["start", {self.state.step}]\n'.encode())
 
