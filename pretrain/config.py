@@ -87,13 +87,17 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how large, how precise. `micro_batch`: pairs per forward; smaller than the rank's share turns on the
-    gradient cache (GradCache, arXiv 2101.06983): same gradients, less memory. null: the rank's share in one forward."""
+    gradient cache (GradCache, arXiv 2101.06983): same gradients, less memory. null: the rank's share in one forward.
+    `grad_checkpointing`: towers whose layers keep their input alone and run again in the backward: same gradients, less
+    memory, up to a third more work.
+    """
 
     duration: str = "1 epochs"  # epochs | steps | samples, or forever with optim.schedule=constant
     global_batch: int = 256
     micro_batch: int | None = None
     precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)
     zero_stage: int = 1
+    grad_checkpointing: str = "none"  # none | image | text | both
 
 
 @dataclass(frozen=True)

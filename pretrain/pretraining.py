@@ -75,7 +75,9 @@ class PretrainJob:
 
 def make_model(config: PretrainConfig) -> DualEncoder:
     """The towers of the settings, freshly initialised from the seed."""
-    return build_model(config.model.name, config.seed, config.model.text_buckets)
+    model = build_model(config.model.name, config.seed, config.model.text_buckets)
+    model.set_grad_checkpointing(config.train.grad_checkpointing)
+    return model
 
 
 class Evaluations:

@@ -53,6 +53,7 @@ _CHOICES: dict[str, tuple] = {
     "run.resume": ("auto", "never"),
     "train.precision": ("fp32", "bf16"),
     "train.zero_stage": (0, 1, 2, 3),
+    "train.grad_checkpointing": ("none", "image", "text", "both"),
     "optim.schedule": ("cosine", "constant"),
     "loss.name": ("infonce",),
     "mode": ("linear", "full"),

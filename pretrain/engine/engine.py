@@ -13,7 +13,7 @@ from data_tools.errors import UserError
 from pretrain.config import OptimConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.runtime import Runtime
-from pretrain.towers.build import MAX_LOGIT_SCALE
+from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
 from pretrain.watchdog import beat
 
 
@@ -64,7 +64,8 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a rank-local mean; the mean over ranks is taken when they are reduced."""
-        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        with attention_kernel(self.device):
+            self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:
         """Clip, step, and clamp the logit scale where the fp32 master sees it.

@@ -45,6 +45,7 @@ def build_classifier(
 ) -> tuple[Classifier, list[str]]:
     """The classifier of the settings and lines that say how it was initialised. All ranks must call it."""
     towers, lines = _towers(config)
+    towers.set_grad_checkpointing(config.train.grad_checkpointing)
     towers = towers.to(runtime.device).eval()
     scale = float(towers._scale().detach())
     if config.zero_shot_head and not config.random:

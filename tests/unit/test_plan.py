@@ -3,8 +3,13 @@
 import pytest
 
 import tiny
-from pretrain.config import TrainConfig
-from pretrain.plan import activation_bytes, state_bytes
+from pretrain.config import FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
+from pretrain.finetune.classifier import build_classifier
+from pretrain.plan import activation_bytes, memory, state_bytes
+from pretrain.pretraining import make_model
+from pretrain.runtime import start
+
+MODEL = "configs/models/vit_scenes_16.json"
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,20 @@ def test_activations_shrink_under_autocast():
     model = tiny.build()
     full, half = activation_bytes(model, bf16=False), activation_bytes(model, bf16=True)
     assert 0 < half < full
+
+
+def test_activations_shrink_where_the_settings_checkpoint_them():
+    def activations(towers):
+        config = PretrainConfig(model=ModelConfig(MODEL), train=TrainConfig(grad_checkpointing=towers))
+        return memory(config, make_model(config), start(distributed=False))["activations of a micro-batch"]
+
+    none, image, text, both = (activations(towers) for towers in ("none", "image", "text", "both"))
+    assert both < min(image, text) < max(image, text) < 0.9 * none
+    assert none - both == (none - image) + (none - text)
+
+
+def test_a_classifier_checkpoints_its_tower():
+    config = FinetuneConfig(init=MODEL, random=True, train=TrainConfig(grad_checkpointing="image"))
+    classifier, _ = build_classifier(config, ("cat", "dog"), start(distributed=False))
+    assert classifier.towers.clip.visual.transformer.grad_checkpointing
+    assert not classifier.towers.clip.transformer.grad_checkpointing

@@ -1,0 +1,48 @@
+"""Activation checkpointing (arXiv 1604.06174): a layer keeps its input alone and runs again in the backward.
+
+The layers are those of open_clip, timm and transformers, which bring it along; torch replays their random numbers and
+autocast. Patch dropout stands before the layers, so that nothing of it is drawn again.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from data_tools.errors import UserError
+
+_FLAGS = ("grad_checkpointing", "gradient_checkpointing")  # as open_clip and timm, and as transformers call it
+
+
+def set_grad_checkpointing(clip: nn.Module, towers: str) -> None:
+    """Switch it on in `towers`: none, image, text or both.
+
+    Raises:
+        UserError: such a tower cannot do it.
+    """
+    if towers in ("image", "both"):
+        trunk = getattr(clip.visual, "trunk", clip.visual)  # timm's: open_clip's wrapper only warns where it fails
+        _switch_on(trunk, lambda: trunk.set_grad_checkpointing(True), "image")
+    if towers in ("text", "both"):
+        tower = getattr(clip, "text", clip)
+        if hasattr(tower, "config"):  # transformers: its reentrant kind would not see the gradients of ZeRO-3
+            kind = {"use_reentrant": False}
+            enable = tower.transformer.gradient_checkpointing_enable
+            _switch_on(tower.transformer, lambda: enable(gradient_checkpointing_kwargs=kind), "text")
+        elif hasattr(tower, "visual"):  # open_clip.CLIP: its own switch is for both towers
+            tower.transformer.grad_checkpointing = True
+        else:
+            _switch_on(tower, lambda: tower.set_grad_checkpointing(True), "text")
+
+
+def _switch_on(tower: nn.Module, enable, which: str) -> None:
+    try:
+        enable()
+        reason = None
+    except (AssertionError, AttributeError, NotImplementedError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+    if reason or not any(getattr(module, flag, False) for module in tower.modules() for flag in _FLAGS):
+        raise UserError(
+            f"the {which} tower cannot checkpoint its activations",
+            got=reason or type(tower).__name__,
+            remedy="leave it out of train.grad_checkpointing; train.micro_batch saves memory too",
+        )
