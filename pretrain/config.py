@@ -89,7 +89,8 @@ class TrainConfig:
     """How long, how large, how precise. `micro_batch`: pairs per forward; smaller than the rank's share turns on the
     gradient cache (GradCache, arXiv 2101.06983): same gradients, less memory. null: the rank's share in one forward.
     `grad_checkpointing`: towers whose layers keep their input alone and run again in the backward: same gradients, less
-    memory, up to a third more work.
+    memory, up to a third more work. `offload_optimizer`: the optimizer's states, its fp32 master and its update live on
+    the host (ZeRO-Offload, arXiv 2101.06840), which frees the memory of GPUs; without GPUs it changes nothing.
     """
 
     duration: str = "1 epochs"  # epochs | steps | samples, or forever with optim.schedule=constant
@@ -98,6 +99,7 @@ class TrainConfig:
     precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)
     zero_stage: int = 1
     grad_checkpointing: str = "none"  # none | image | text | both
+    offload_optimizer: bool = False  # from stage 1
 
 
 @dataclass(frozen=True)

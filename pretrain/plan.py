@@ -35,6 +35,9 @@ def dry_run(config: PretrainConfig) -> int:
     print(f"model:    {model.spec.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
+    host = host_bytes(sum(p.numel() for p in model.parameters()), config.train, runtime.world_size)
+    if host:
+        print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
     return 0
 
 
@@ -51,14 +54,22 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
 
 def state_bytes(parameters: int, train: TrainConfig, world_size: int) -> dict[str, int]:
     """Bytes of fp32 weights, gradients and AdamW states; ZeRO shares what its stage shares. Stages 1 to 3 keep a master
-    beside the weights (ZeRO, arXiv 1910.02054)."""
+    beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the host's memory.
+    """
     stage, whole = train.zero_stage, 4 * parameters
     shared = whole // world_size
-    return {
+    parts = {
         "weights": shared if stage == 3 else whole,
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
-        "optimizer states and master": 2 * whole if stage == 0 else 3 * shared,
     }
+    if not train.offload_optimizer:
+        parts["optimizer states and master"] = 2 * whole if stage == 0 else 3 * shared
+    return parts
+
+
+def host_bytes(parameters: int, train: TrainConfig, world_size: int) -> int:
+    """Bytes of host memory that a rank's offloaded optimizer takes: master, two moments, gradients."""
+    return 4 * 4 * parameters // world_size if train.offload_optimizer else 0
 
 
 def activation_bytes(model: DualEncoder, bf16: bool) -> int:

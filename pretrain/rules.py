@@ -110,6 +110,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
                 _break(name, text, "a number and one of " + ", ".join(_UNITS))
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
         _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
+    if config.train.offload_optimizer and config.train.zero_stage == 0:
+        _break("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")

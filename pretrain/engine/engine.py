@@ -139,13 +139,17 @@ def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) ->
     Gradients communicate and accumulate in fp32 unless autocast asks otherwise; clipping is explicit, because DeepSpeed
     clips at 1.0 by default; elasticity, schedulers and saving stay off, the house has its own.
     """
+    zero: dict[str, object] = {"stage": train.zero_stage}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": train.global_batch // world_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.grad_clip if optim.grad_clip and train.zero_stage > 0 else 0.0,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded too it is torch's: bit for bit the same, and no compiler
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
     }

@@ -5,7 +5,7 @@ import pytest
 import tiny
 from pretrain.config import FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
-from pretrain.plan import activation_bytes, memory, state_bytes
+from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
 from pretrain.runtime import start
 
@@ -19,6 +19,13 @@ MODEL = "configs/models/vit_scenes_16.json"
 def test_states_of_a_thousand_parameters_on_four_ranks(stage, weights, gradients, states):
     parts = state_bytes(1000, TrainConfig(zero_stage=stage), 4)
     assert list(parts.values()) == [weights, gradients, states]
+
+
+def test_an_offloaded_optimizer_takes_memory_of_the_host():
+    offloaded = TrainConfig(zero_stage=2, offload_optimizer=True)
+    assert state_bytes(1000, offloaded, 4) == {"weights": 4000, "gradients": 1000}
+    assert host_bytes(1000, offloaded, 4) == 4000
+    assert host_bytes(1000, TrainConfig(zero_stage=2), 4) == 0
 
 
 def test_activations_shrink_under_autocast():
