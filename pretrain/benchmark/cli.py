@@ -19,6 +19,8 @@ _EXAMPLES = """examples:
     python launch/benchmark.py train --loss-curve --shards data/photos_pairs --model configs/models/vit_micro_32.json
   the loss curve of a run through random kills and changes of world size, laid over that of an undisturbed run
     python launch/benchmark.py chaos --config configs/quickstart.yaml --zero-stage 3 --steps 200 --kills 8
+  the peak memory of a training step by ZeRO stage, ranks, micro-batch and checkpointed towers, and what --dry-run says
+    python launch/benchmark.py memory --model configs/models/vit_micro_32.json
 
 open_clip's trainer runs in an environment of its own, made on first use in .peers/open_clip. It reads one caption per
 sample: pack the shards with `--pairs`."""
@@ -37,7 +39,7 @@ def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|chaos")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|chaos|memory")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
@@ -53,6 +55,7 @@ def build_parser() -> Parser:
     for kind in (train, loader):
         _add_places(kind)
     _add_chaos(kinds.add_parser("chaos", help="kill a run at random, resume it, compare it with an undisturbed one"))
+    _add_memory(kinds.add_parser("memory", help="peak memory of a training step, beside what --dry-run promises"))
     return parser
 
 
@@ -126,6 +129,17 @@ def _add_chaos(chaos: argparse.ArgumentParser) -> None:
     add("--set", dest="overrides", nargs="+", default=[], metavar="section.key=value", help="settings over the file's")
 
 
+def _add_memory(memory: argparse.ArgumentParser) -> None:
+    add = memory.add_argument
+    add("--model", type=Path, default=Path("configs/models/vit_micro_32.json"), help="architecture, an open_clip JSON")
+    add("--zero-stages", type=int, nargs="+", choices=(0, 1, 2, 3), default=[0, 1, 2, 3], help="default 0 1 2 3")
+    add("--world-sizes", type=int, nargs="+", default=[1, 2], help="ranks (default 1 2)")
+    add("--pairs", type=int, default=32, help="pairs of a rank and step (default 32)")
+    add("--micro-batch", type=int, default=8, help="pairs of a forward where the gradient cache is on (default 8)")
+    add("--precision", choices=("bf16", "fp32"), default="fp32", help="default fp32")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     return run_entry(_main, arguments)
@@ -143,6 +157,12 @@ def _main(arguments: list[str]) -> int:
 
         check_arguments(args)
         return run_chaos(args)
+    if args.kind == "memory":
+        _check_positive(args, "pairs", "micro_batch")
+        _check_model(args)
+        from pretrain.benchmark.memory import run_memory
+
+        return run_memory(args)
     _check(args)
     from pretrain.benchmark.train import run_train  # late: it imports torch
 
@@ -157,6 +177,10 @@ def _check(args: argparse.Namespace) -> None:
             "--skip-steps leaves nothing to measure", got=args.skip_steps, expected=f"0 .. {args.steps - 1}"
         )
     _check_positive(args, "pairs", "steps", "epochs", "global_batch")
+    _check_model(args)
+
+
+def _check_model(args: argparse.Namespace) -> None:
     if not args.model.is_file():
         raise UsageError(f"--model {args.model} is missing", expected="an open_clip architecture JSON")
 

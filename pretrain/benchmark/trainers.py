@@ -81,7 +81,7 @@ def run_ours(trial: Trial, layout: Layout, folder: Path, limit: float) -> Outcom
     launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(layout.ranks)]
     launcher += ["--master_port", str(free_port())]  # another run on this machine may have the default one
     command = [sys.executable, *(launcher if layout.ranks > 1 else []), script]
-    _run("dualstream", [*command, "--config", str(config)], {}, folder, limit)
+    run_logged("training by dualstream", [*command, "--config", str(config)], {}, folder, limit)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     ends = [0.0] + [line["seconds"] for line in steps]
@@ -95,7 +95,7 @@ def run_open_clip(trial: Trial, layout: Layout, folder: Path, limit: float, pyth
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(layout.ranks), "--standalone", "--"]
     script = str(Path(__file__).with_name("open_clip_main.py"))
     command = [str(python), *(launcher if layout.ranks > 1 else []), script, *_their_arguments(trial, layout, folder)]
-    _run("open_clip", command, {"OMP_NUM_THREADS": str(layout.threads)}, folder, limit)
+    run_logged("training by open_clip", command, {"OMP_NUM_THREADS": str(layout.threads)}, folder, limit)
     found = _STEP_LINE.findall((folder / "run" / "out.log").read_text())
     seconds = tuple(trial.global_batch / float(rate) for rate, _ in found)
     return _checked(trial, Outcome("open_clip", layout, folder, seconds, tuple(float(loss) for _, loss in found)))
@@ -160,7 +160,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _run(name: str, command: list[str], variables: dict[str, str], folder: Path, limit: float) -> None:
+def run_logged(name: str, command: list[str], variables: dict[str, str], folder: Path, limit: float) -> None:
+    """Run `command`, its output in output.log of `folder`; UserError where it fails or outlasts `limit` seconds."""
     log = folder / "output.log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
     with log.open("wb") as sink:
@@ -176,7 +177,7 @@ def _run(name: str, command: list[str], variables: dict[str, str], folder: Path,
     if code != 0:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         ended = f"exit code {code}" if code is not None else f"no end after {limit:.0f} s"
-        raise UserError(f"the training by {name} failed", got=f"{ended}, last line: {last}", remedy=f"see {log}")
+        raise UserError(f"the {name} failed", got=f"{ended}, last line: {last}", remedy=f"see {log}")
 
 
 def _checked(trial: Trial, outcome: Outcome) -> Outcome:

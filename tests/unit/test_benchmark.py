@@ -64,7 +64,7 @@ def test_steps_are_read_from_open_clips_log(trial, tmp_path, monkeypatch):
         (folder / "run" / "out.log").write_text("Model:\n" + _LINE * 3)
         assert variables == {"OMP_NUM_THREADS": "2"}
 
-    monkeypatch.setattr(trainers, "_run", write_log)
+    monkeypatch.setattr(trainers, "run_logged", write_log)
     outcome = trainers.run_open_clip(trial, Layout(1, 2), tmp_path / "run", 1, Path("python"))
     assert outcome.losses == (5.605,) * 3
     assert outcome.samples_per_second(8, skip=1) == pytest.approx(20.4358)
@@ -78,7 +78,7 @@ def test_steps_are_read_from_our_metrics(trial, tmp_path, monkeypatch):
         (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert "--num_accelerators" in command
 
-    monkeypatch.setattr(trainers, "_run", write_metrics)
+    monkeypatch.setattr(trainers, "run_logged", write_metrics)
     outcome = trainers.run_ours(trial, Layout(2, 1), tmp_path / "run", 1)
     assert outcome.step_seconds == (5.0, 1.0, 2.0)
     assert outcome.samples_per_second(8, skip=1) == pytest.approx(16 / 3)
@@ -97,7 +97,7 @@ def test_a_training_with_missing_steps_is_refused(trial, tmp_path):
 )
 def test_a_failed_training_says_how_it_ended(tmp_path, code, got):
     with pytest.raises(UserError, match=got):
-        trainers._run("open_clip", ["bash", "-c", f"echo oh no; {code}"], {}, tmp_path, 1)
+        trainers.run_logged("training by open_clip", ["bash", "-c", f"echo oh no; {code}"], {}, tmp_path, 1)
 
 
 def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path):

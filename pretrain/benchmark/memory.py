@@ -1,0 +1,98 @@
+"""`benchmark.py memory`: the peak memory of a training step beside what `--dry-run` promises, by ZeRO stage, ranks,
+micro-batch and checkpointed towers. Every figure is taken in fresh processes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data_tools.errors import UsageError
+from pretrain.benchmark.memory_trial import MemoryTrial
+from pretrain.benchmark.report import machine, show_table, write_report
+from pretrain.benchmark.train import announce
+from pretrain.benchmark.trainers import run_logged
+from pretrain.provenance import git_commit
+
+_MIB = 2**20
+_LIMIT = 600.0  # seconds that one trial may take
+_DEFINITION = (
+    "bytes of the rank that takes most, from before the model is built to the end of the second step, above what the "
+    "process held after its imports: the largest resident size on CPUs, the largest allocated on GPUs"
+)
+# Freed tensors go back to the system at once, so that the resident size is what is in use.
+_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run_memory(args: argparse.Namespace) -> int:
+    """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
+    folder = args.work_dir.resolve() / time.strftime("memory-%Y%m%d-%H%M%S")
+    rows = []
+    for number, trial in enumerate(trials(args, folder)):
+        announce(", ".join(_place(dataclasses.asdict(trial))))
+        rows.append(dataclasses.asdict(trial) | run_trial(trial, folder / str(number)))
+    title = f"{args.model}, {args.precision}, {args.pairs} pairs per rank: peak MiB per rank"
+    columns = ("stage", "ranks", "micro-batch", "checkpointed", "measured", "formula", "ratio")
+    show_table(title, columns, [(*_place(row), *_figures(row)) for row in rows])
+    report = {"kind": "memory", "definition": _DEFINITION, "rows": rows, "commit": git_commit()}
+    report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__}
+    write_report(folder / "report.json", report)
+    print(f"report: {folder / 'report.json'}")
+    return 0
+
+
+def trials(args: argparse.Namespace, folder: Path) -> list[MemoryTrial]:
+    """Whole batches at every stage and number of ranks; then, at the first of both, the ways to save activations."""
+    if args.pairs % args.micro_batch:
+        raise UsageError("--micro-batch does not divide --pairs", got=args.micro_batch, expected=f"of {args.pairs}")
+    gpus = torch.cuda.device_count()
+    if gpus and max(args.world_sizes) > gpus:
+        raise UsageError("more ranks than GPUs", got=max(args.world_sizes), expected=f"at most {gpus}")
+    whole = MemoryTrial(
+        model=str(args.model.resolve()),
+        zero_stage=args.zero_stages[0],
+        world_size=args.world_sizes[0],
+        pairs=args.pairs,
+        micro_batch=None,
+        grad_checkpointing="none",
+        precision=args.precision,
+        result="",
+    )
+    states = [
+        dataclasses.replace(whole, zero_stage=stage, world_size=size)
+        for size in args.world_sizes
+        for stage in args.zero_stages
+    ]
+    savings = [(None, "image"), (None, "text"), (None, "both"), (args.micro_batch, "none"), (args.micro_batch, "both")]
+    found = states + [
+        dataclasses.replace(whole, micro_batch=micro, grad_checkpointing=towers) for micro, towers in savings
+    ]
+    return [
+        dataclasses.replace(trial, result=str(folder / str(number) / "result.json"))
+        for number, trial in enumerate(found)
+    ]
+
+
+def run_trial(trial: MemoryTrial, folder: Path) -> dict:
+    """The figures of one trial, from processes of its own."""
+    folder.mkdir(parents=True)
+    words = ["-m", "pretrain.benchmark.memory_trial", json.dumps(dataclasses.asdict(trial))]
+    if trial.world_size > 1:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(trial.world_size), *words]
+    run_logged("memory trial", [sys.executable, *words], _VARIABLES, folder, _LIMIT)
+    return json.loads(Path(trial.result).read_text())
+
+
+def _place(row: dict) -> tuple[str, ...]:
+    ranks, micro_batch = row["world_size"], row["micro_batch"] or "whole"
+    return f"ZeRO-{row['zero_stage']}", str(ranks), str(micro_batch), row["grad_checkpointing"]
+
+
+def _figures(row: dict) -> tuple[str, ...]:
+    measured, formula = row["measured"], row["formula"]["total"]
+    return f"{measured / _MIB:.0f}", f"{formula / _MIB:.0f}", f"{measured / formula:.2f}"

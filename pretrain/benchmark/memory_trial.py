@@ -1,0 +1,118 @@
+"""One measurement of `benchmark.py memory`, as a rank of its own: `python -m pretrain.benchmark.memory_trial JSON`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.engine.gradcache import MicroBatch, contrastive_backward
+from pretrain.losses.contrastive import infonce
+from pretrain.plan import memory
+from pretrain.pretraining import make_model
+from pretrain.runtime import Runtime, finish, gather, start
+from pretrain.towers.build import DualEncoder
+
+_STEPS = 2  # the first makes the optimizer's states, the second has gradients beside them
+
+
+@dataclass(frozen=True)
+class MemoryTrial:
+    """A training step to measure; `pairs` and `micro_batch` are a rank's. `result`: the JSON file to write."""
+
+    model: str
+    zero_stage: int
+    world_size: int
+    pairs: int
+    micro_batch: int | None
+    grad_checkpointing: str
+    precision: str
+    result: str
+
+    def config(self) -> PretrainConfig:
+        """The settings that train so."""
+        train = TrainConfig(
+            global_batch=self.pairs * self.world_size,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
+            zero_stage=self.zero_stage,
+            grad_checkpointing=self.grad_checkpointing,
+        )
+        return PretrainConfig(model=ModelConfig(self.model), train=train)
+
+
+def measure(trial: MemoryTrial, runtime: Runtime) -> int:
+    """Peak bytes of the rank that takes most. All ranks must call it."""
+    config = trial.config()
+    _warm_up(config.train, runtime)
+    before = _reset_peak(runtime)
+    model = make_model(config)
+    engine = Engine(model, config.optim, config.train, runtime)
+    batch = _batch(model, trial)
+    for _ in range(_STEPS):
+        contrastive_backward(engine, [_on(runtime, part) for part in batch], infonce)
+        engine.update(1e-4)
+    return max(gather(_peak(runtime) - before))
+
+
+def _warm_up(train: TrainConfig, runtime: Runtime) -> None:
+    """A step of a model of no size, so that what the first engine imports and sets up is not counted."""
+    engine = Engine(torch.nn.Linear(8, 8), OptimConfig(), train, runtime)
+    engine.backward(engine(torch.ones(2, 8, device=runtime.device)).sum())
+    engine.update(0.0)
+    del engine
+    gc.collect()
+
+
+def _batch(model: DualEncoder, trial: MemoryTrial) -> list[MicroBatch]:
+    """Random images and texts of full length, in micro-batches."""
+    size, context = model.spec.image_size, model.spec.context_length
+    micro = trial.micro_batch or trial.pairs
+    images = torch.randint(0, 256, (trial.pairs, 3, size, size), dtype=torch.uint8)
+    tokens = torch.zeros(trial.pairs, context, dtype=torch.long)
+    tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
+    starts = range(0, trial.pairs, micro)
+    return [(images[i : i + micro], model.cut(tokens[i : i + micro], model.text_buckets), None) for i in starts]
+
+
+def _on(runtime: Runtime, part: MicroBatch) -> MicroBatch:
+    return part[0].to(runtime.device), part[1].to(runtime.device), part[2]
+
+
+def _reset_peak(runtime: Runtime) -> int:
+    """Bytes in use now; from here on the peak counts anew."""
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _peak(runtime: Runtime) -> int:
+    return torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    """Measure the trial of the command line; rank 0 writes the result."""
+    trial = MemoryTrial(**json.loads(sys.argv[1]))
+    runtime, config = start(distributed=True), trial.config()
+    measured = measure(trial, runtime)
+    if runtime.is_main:
+        figures = {"measured": measured, "formula": memory(config, make_model(config), runtime)}
+        Path(trial.result).write_text(json.dumps(figures))
+    finish()
+
+
+if __name__ == "__main__":
+    main()
