@@ -16,7 +16,7 @@ from data_tools.remote.retry import Limits
 from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
 from data_tools.shards.writer import write_shard
 
-HURRIED = Limits(idle=0.4, deadline=6.0, min_rate=1e9, attempts=4, backoff=0.01, max_backoff=0.05, space=0.5)
+HURRIED = Limits(idle=1.0, deadline=15.0, min_rate=1e9, attempts=4, backoff=0.01, max_backoff=0.05, space=2.0)
 BUCKET = "corpora"
 _CHUNK = 1 << 16
 _ENDLESS_SECONDS = 20.0
