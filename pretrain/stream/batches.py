@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 
 from data_tools.errors import UserError
 from data_tools.shards import Sample, ShardReader
@@ -37,11 +38,12 @@ class Batch:
     ids: np.ndarray  # uint64 [b]
     keys: list[str]
     captions: list[str]
+    identity: torch.Tensor | None = None  # int64 [b, 2]: a hash of each image's bytes and of each text's tokens
     bad: list[BadSample] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
         """The same batch with its tensors in page-locked memory; the loader calls it."""
-        tensors = {name: getattr(self, name) for name in ("images", "texts", "labels")}
+        tensors = {name: getattr(self, name) for name in ("images", "texts", "labels", "identity")}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items() if tensor is not None})
 
 
@@ -51,6 +53,7 @@ class _Row(NamedTuple):
     key: str
     caption: str
     label: int
+    image_hash: int
 
 
 @dataclass
@@ -89,16 +92,18 @@ class BatchBuilder:
                     bad.append(self._describe(place, error))
                     rows.append(self._load_substitute(place, picture))
         captions = [row.caption for row in rows] if self.target == "caption" else []
+        texts = self.tokenize(captions) if captions and self.tokenize else None
         return Batch(
             step=step,
             epoch=int(self.mixture.epochs_at(step)),
             slots=Slots(*np.array([row.place for row in rows]).T),
             images=images,
-            texts=self.tokenize(captions) if captions and self.tokenize else None,
+            texts=texts,
             labels=torch.tensor([row.label for row in rows]) if self.target == "label" else None,
             ids=np.array([row.id for row in rows], dtype=np.uint64),
             keys=[row.key for row in rows],
             captions=captions,
+            identity=None if texts is None else _identity(rows, texts),
             bad=bad,
         )
 
@@ -119,12 +124,13 @@ class BatchBuilder:
                 caption = fields.training_caption(sample, seed, place.epoch)
             else:
                 number = label(sample, len(self.reader.corpus.classes))
-            pixels = self.transform.train(fields.image_bytes(sample), seed, place.epoch, sample.id)
+            data = fields.image_bytes(sample)
+            pixels = self.transform.train(data, seed, place.epoch, sample.id)
             picture[:] = pixels.transpose(2, 0, 1)
         except BadSampleError as error:
             error.key = sample.key
             raise
-        return _Row(place, sample.id, sample.key, caption, number)
+        return _Row(place, sample.id, sample.key, caption, number, xxhash.xxh3_64_intdigest(data))
 
     def _load_substitute(self, place: Place, picture: np.ndarray) -> _Row:
         order, reason = self.mixture.orders[place.source], ""
@@ -145,6 +151,14 @@ class BatchBuilder:
 
     def _path(self, place: Place) -> str:
         return self.reader.corpus.paths[self.shard(place)]
+
+
+def _identity(rows: list[_Row], texts: torch.Tensor) -> torch.Tensor:
+    hashes = [
+        (row.image_hash, xxhash.xxh3_64_intdigest(text.tobytes()))
+        for row, text in zip(rows, texts.numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.array(hashes, dtype=np.uint64).view(np.int64))
 
 
 def refuse_foreign_shard(

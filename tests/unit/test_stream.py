@@ -383,3 +383,14 @@ def test_open_files_stay_flat(corpus):
         next(stream.iterate(0))
     stream.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_identity_is_that_of_bytes_and_of_tokens(tmp_path):
+    """Samples of one picture share its hash under any key, and equal texts theirs."""
+    change = {n: {"jpg": picture(n if n % 4 else 0), "txt": f"text {n // 2}".encode(), "json": None} for n in range(16)}
+    (batch,) = batches(write_corpus(tmp_path, [16], change), steps=1)
+    images, texts = batch.identity.T.tolist()
+    numbers = [int(key[-2:]) for key in batch.keys]
+    same = lambda values: [[one == other for other in values] for one in values]  # noqa: E731
+    assert same(images) == same([n if n % 4 else 0 for n in numbers])
+    assert same(texts) == same([n // 2 for n in numbers])
