@@ -65,9 +65,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The contrastive loss, by its name in pretrain/losses."""
+    """The contrastive loss, by its name in pretrain/losses: infonce (CLIP), multi_positive (InfoNCE in which pairs that
+    share an image or a text, by hash, are no negatives), sigmoid (SigLIP) or margin (VSE++).
+    """
 
     name: str = "infonce"
+    label_smoothing: float = 0.0  # infonce, multi_positive: share of the target that is spread over the batch
+    margin: float = 0.2  # margin: by how much the cosine of a pair must exceed that of its negatives
+    negatives: str = "sum"  # margin: of all negatives | the hardest of each image and of each text
+    temperature: float | None = None  # 1 / logit_scale at the start; null: the paper's, 0.07 (sigmoid: 0.1)
+    learn_temperature: bool = True
+    logit_bias: float | None = None  # sigmoid: at the start; null: -ln(global batch)
 
 
 @dataclass(frozen=True)

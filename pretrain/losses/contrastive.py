@@ -7,12 +7,22 @@ apart), holds one tile, and sends texts only. Memory-wise it stands beside Inf-C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from pretrain.losses.tiles import column_tiles, gather_rows, merge_log_sum_exp, scatter_sum, world
+from pretrain.losses.tiles import (
+    gather_rows,
+    mean_over_ranks,
+    merge_log_sum_exp,
+    own_columns,
+    pull_back,
+    similarity_tiles,
+    through_scale,
+)
 
 
-def infonce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def infonce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """Symmetric InfoNCE of this rank's pairs against all pairs of all ranks.
 
     All ranks must call it (forward and backward), each with the same number of pairs.
@@ -21,61 +31,103 @@ def infonce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> tor
         image: unit-norm features `[b, d]`, fp32 or fp64; row i belongs to row i of `text`.
         text: unit-norm features `[b, d]`.
         scale: the factor on cosine similarities, `[1]`, > 0.
+        label_smoothing: share of the target that is spread over all pairs of the global batch (arXiv 1512.00567).
 
     Returns:
         The mean over this rank's pairs, 0-dim. The mean over ranks is the loss of the global batch; and with gradients
         averaged over ranks, as DeepSpeed does, the gradients of towers and scale are those of the global batch.
     """
+    check_pairs(image, text)
+    with torch.autocast(image.device.type, enabled=False):
+        return _InfoNCE.apply(image, text, scale, label_smoothing)
+
+
+def check_pairs(image: torch.Tensor, text: torch.Tensor) -> None:
+    """Raises ValueError where images and texts do not come in pairs."""
     if image.shape != text.shape:
         raise ValueError(
             f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must have one shape"
         )
-    with torch.autocast(image.device.type, enabled=False):
-        return _InfoNCE.apply(image, text, scale)
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image, text, scale):
-        rank, _ = world()
-        b = image.shape[0]
+    def forward(ctx, image, text, scale, label_smoothing):
         texts = gather_rows(text)  # [B, d]
-        row, column = _log_sum_exps(image, texts, scale)  # [b], [B]
-        positive = scale * (image * text).sum(dim=1)  # [b]
-        own_column = column[rank * b : (rank + 1) * b]
+        row, column = log_sum_exps(image, texts, scale)  # [b], [B]
+        smoothing = Smoothing(image, texts, label_smoothing)
         ctx.save_for_backward(image, text, texts, scale, row, column)
-        return ((row - positive).mean() + (own_column - positive).mean()) / 2
+        ctx.smoothing = smoothing
+        positive = 2 * (1 - label_smoothing) * scale * (image * text).sum(dim=1)  # [b]
+        loss = (row + own_columns(column, len(image)) - positive).mean() / 2
+        return loss - smoothing.loss(image, text, scale)
 
     @staticmethod
     def backward(ctx, grad):
         image, text, texts, scale, row, column = ctx.saved_tensors
-        grad_image = image * 0  # [b, d]
-        grad_texts = torch.empty_like(texts)  # [B, d], this rank's rows' share
-        for tile in column_tiles(len(image), len(texts)):
-            similarity = (image @ texts[tile].T).mul_(scale)
-            weight = (similarity - row[:, None]).exp_()
-            weight += similarity.sub_(column[tile]).exp_()
-            torch.addmm(grad_image, weight, texts[tile], out=grad_image)
-            torch.mm(weight.T, image, out=grad_texts[tile])
-        grad_text = scatter_sum(grad_texts)
-        grad_image -= 2 * text
-        grad_text -= 2 * image
-        factor = grad / (2 * len(image))
-        grad_scale = (grad_image * image).sum().reshape(scale.shape) * factor
-        return grad_image * (scale * factor), grad_text * (scale * factor), grad_scale
+        grad_image, grad_text = pull_back(image, texts, softmax_weights(scale, row, column))
+        grad_image -= 2 * (1 - ctx.smoothing.share) * text
+        grad_text -= 2 * (1 - ctx.smoothing.share) * image
+        ctx.smoothing.subtract_from(grad_image, grad_text)
+        return *through_scale(image, scale, grad_image, grad_text, grad / (2 * len(image))), None
 
 
-def _log_sum_exps(image: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-sum-exp of every row `[b]` and, over all ranks, of every column `[B]` of the scaled similarities."""
+def log_sum_exps(
+    image: torch.Tensor,
+    texts: torch.Tensor,
+    scale: torch.Tensor,
+    visit: Callable[[slice, torch.Tensor], None] = lambda tile, similarity: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp of every row `[b]` and, over all ranks, of every column `[B]` of the scaled similarities.
+
+    `visit` sees each tile of scaled similarities on the way. All ranks must call it.
+    """
     row_max = image.new_full((len(image),), -torch.inf)
     row_sum = image.new_zeros(len(image))
     column_max = image.new_empty(len(texts))
     column_sum = image.new_empty(len(texts))
-    for tile in column_tiles(len(image), len(texts)):
-        similarity = (image @ texts[tile].T).mul_(scale)
+    for tile, similarity in similarity_tiles(image, texts):
+        similarity.mul_(scale)
+        visit(tile, similarity)
         new_max = torch.maximum(row_max, similarity.amax(dim=1))
         row_sum = row_sum * (row_max - new_max).exp() + (similarity - new_max[:, None]).exp_().sum(dim=1)
         row_max = new_max
         column_max[tile] = similarity.amax(dim=0)
         column_sum[tile] = similarity.sub_(column_max[tile]).exp_().sum(dim=0)
     return row_max + row_sum.log(), merge_log_sum_exp(column_max, column_sum)
+
+
+def softmax_weights(
+    scale: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+) -> Callable[[slice, torch.Tensor], torch.Tensor]:
+    """For `pull_back`: the probabilities that a tile's texts have for its images, and its images for its texts."""
+
+    def weigh(tile: slice, similarity: torch.Tensor) -> torch.Tensor:
+        similarity.mul_(scale)
+        weight = (similarity - row[:, None]).exp_()
+        weight += similarity.sub_(column[tile]).exp_()
+        return weight
+
+    return weigh
+
+
+class Smoothing:
+    """The `share` of the target that is spread over all pairs: it needs the mean image and text of all ranks alone, so
+    the sweep knows nothing of it. All ranks must make it."""
+
+    def __init__(self, image: torch.Tensor, texts: torch.Tensor, share: float):
+        self.share = share
+        self._means = (mean_over_ranks(image.mean(dim=0)), texts.mean(dim=0)) if share else None  # [d], [d]
+
+    def loss(self, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | float:
+        """What it takes off the loss, 0-dim."""
+        if self._means is None:
+            return 0.0
+        image_mean, text_mean = self._means
+        return self.share * scale.squeeze() * ((image @ text_mean).mean() + (text @ image_mean).mean()) / 2
+
+    def subtract_from(self, grad_image: torch.Tensor, grad_text: torch.Tensor) -> None:
+        """Its part of the gradients, before they go through the scale."""
+        if self._means is not None:
+            grad_text -= 2 * self.share * self._means[0]
+            grad_image -= 2 * self.share * self._means[1]

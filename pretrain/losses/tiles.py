@@ -6,7 +6,7 @@ process group (or at world size 1) every collective here is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,59 @@ def column_tiles(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(start + width, columns))
 
 
+def similarity_tiles(image: torch.Tensor, texts: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Each tile of columns with its cosine similarities `[b, n]`, the caller's to overwrite."""
+    for tile in column_tiles(len(image), len(texts)):
+        yield tile, image @ texts[tile].T
+
+
+def own_pairs(values: torch.Tensor, tile: slice) -> torch.Tensor:
+    """View of a tile's entries that belong to this rank's pairs (its diagonal, where the tile has any of it), 1-dim."""
+    first = world()[0] * len(values)
+    start, stop = max(tile.start, first), min(tile.stop, first + len(values))
+    if start >= stop:
+        return values.flatten()[:0]
+    return values[start - first : stop - first, start - tile.start : stop - tile.start].diagonal()
+
+
+def own_columns(columns: torch.Tensor, rows: int) -> torch.Tensor:
+    """Of one value for every column `[B]` those of this rank's `rows` pairs."""
+    first = world()[0] * rows
+    return columns[first : first + rows]
+
+
+def pull_back(
+    image: torch.Tensor, texts: torch.Tensor, weigh: Callable[[slice, torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of a sum over similarities: of this rank's images `[b, d]`, and of its texts `[b, d]` from all ranks.
+
+    `weigh(tile, similarities)` turns a tile, computed once more, into its entries' gradients. All ranks must call it.
+    """
+    grad_image = torch.zeros_like(image)
+    grad_texts = torch.empty_like(texts)  # this rank's rows' share
+    for tile, similarity in similarity_tiles(image, texts):
+        weight = weigh(tile, similarity)
+        torch.addmm(grad_image, weight, texts[tile], out=grad_image)
+        torch.mm(weight.T, image, out=grad_texts[tile])
+    return grad_image, scatter_sum(grad_texts)
+
+
+def through_scale(
+    image: torch.Tensor, scale: torch.Tensor, grad_image: torch.Tensor, grad_text: torch.Tensor, factor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`factor` times the gradients of images, texts and scale; given are those of images and texts by their products
+    with the other side, already scaled."""
+    grad_scale = (grad_image * image).sum().reshape(scale.shape) * factor
+    return grad_image * (scale * factor), grad_text * (scale * factor), grad_scale
+
+
 def world() -> tuple[int, int]:
     """(rank, world size) of the default process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather_rows(local: torch.Tensor) -> torch.Tensor:
-    """`[b, d]` of every rank, stacked in rank order to `[world * b, d]`. All ranks must call it, with equal `b`."""
+    """`[b, ...]` of every rank, stacked in rank order to `[world * b, ...]`. All ranks must call it, with equal `b`."""
     _, size = world()
     if size == 1:
         return local
@@ -37,13 +83,24 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
 
 
 def scatter_sum(total: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks of `total` `[world * b, d]`, of which a rank gets its own `[b, d]`. All ranks must call it."""
+    """The sum over ranks of `total` `[world * b, ...]`, of which a rank gets its own `[b, ...]`. All ranks must call
+    it."""
     _, size = world()
     if size == 1:
         return total
     out = total.new_empty(total.shape[0] // size, *total.shape[1:])
     dist.reduce_scatter_tensor(out, total)
     return out
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The mean of `value` over ranks. All ranks must call it."""
+    _, size = world()
+    if size > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= size
+    return value
 
 
 def merge_log_sum_exp(maximum: torch.Tensor, exp_sum: torch.Tensor) -> torch.Tensor:
@@ -56,3 +113,15 @@ def merge_log_sum_exp(maximum: torch.Tensor, exp_sum: torch.Tensor) -> torch.Ten
         dist.all_reduce(exp_sum)
         maximum = shared
     return maximum + exp_sum.log()
+
+
+def merge_arg_max(maximum: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """The row `[n]` of all ranks' where each column is largest, from this rank's largest and its row; among equals the
+    first. All ranks must call it."""
+    _, size = world()
+    if size > 1:
+        shared = maximum.clone()
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        row = torch.where(maximum == shared, row, torch.iinfo(row.dtype).max)
+        dist.all_reduce(row, op=dist.ReduceOp.MIN)
+    return row

@@ -1,74 +1,142 @@
-"""InfoNCE over real ranks against one process in fp64: loss, towers and logit scale."""
+"""Every loss over real ranks against one process in fp64: loss, towers, logit scale and bias; and what ranks send."""
+
+import collections
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from pretrain.losses import tiles
-from pretrain.losses.contrastive import infonce
+from plain_losses import SETTINGS, identities, plain_loss
+from pretrain.config import LossConfig
+from pretrain.losses import LOSSES, Features, contrastive_loss, tiles
 from ranks import run_ranks
 
 PAIRS, IN, OUT = 160, 24, 16  # three column tiles of the smallest width, the last one ragged
 
 
 def problem(dtype):
-    """Inputs of both towers, the towers (one matrix each) and the logit scale; the same on every rank."""
+    """Inputs of both towers, the towers (one matrix each), logit scale and bias; the same on every rank."""
     g = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
-    return draw(PAIRS, IN), draw(PAIRS, IN), draw(IN, OUT), draw(IN, OUT), torch.tensor([3.3], dtype=dtype)
+    scalars = torch.tensor([3.3], dtype=dtype), torch.tensor([-4.0], dtype=dtype)
+    return draw(PAIRS, IN), draw(PAIRS, IN), draw(IN, OUT), draw(IN, OUT), *scalars
 
 
-def reference():
+def reference(settings):
     """Loss and gradients by plain autograd, one process, fp64."""
-    x, y, a, b, log_scale = problem(torch.float64)
-    leaves = [t.requires_grad_() for t in (a, b, log_scale)]
-    logits = log_scale.exp() * F.normalize(x @ a, dim=-1) @ F.normalize(y @ b, dim=-1).T
-    target = torch.arange(PAIRS)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    x, y, *leaves = problem(torch.float64)
+    a, b, log_scale, bias = (leaf.requires_grad_() for leaf in leaves)
+    image, text = F.normalize(x @ a, dim=-1), F.normalize(y @ b, dim=-1)
+    loss = plain_loss(settings, image, text, log_scale.exp(), bias, identities(PAIRS))
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [loss.detach(), *grads]
 
 
 def averaged(rank, world_size, dtype, tile_elements):
-    """What data parallelism with averaged gradients makes of the rank-local losses."""
+    """What data parallelism with averaged gradients makes of the rank-local losses, for each of SETTINGS."""
     tiles.TILE_ELEMENTS = tile_elements
-    torch.set_num_threads(1)
-    x, y, a, b, log_scale = problem(dtype)
-    leaves = [t.requires_grad_() for t in (a, b, log_scale)]
+    x, y, *leaves = problem(dtype)
+    a, b, log_scale, bias = (leaf.requires_grad_() for leaf in leaves)
     rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
-    loss = infonce(F.normalize(x[rows] @ a, dim=-1), F.normalize(y[rows] @ b, dim=-1), log_scale.exp())
-    out = [loss.detach(), *torch.autograd.grad(loss, leaves)]
-    for value in out:
-        dist.all_reduce(value)
-    return [value / world_size for value in out]
+    results = {}
+    for name, settings in SETTINGS.items():
+        image, text = F.normalize(x[rows] @ a, dim=-1), F.normalize(y[rows] @ b, dim=-1)
+        loss = contrastive_loss(Features(image, text, log_scale.exp(), bias, identities(PAIRS)[rows]), settings)
+        out = [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
+        results[name] = [value if value is None else _mean(value) for value in out]
+    return results
+
+
+def _mean(value):
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("tile_elements", [64, 2**20], ids=["many-tiles", "one-tile"])
 def test_equals_single_process(world_size, dtype, bound, tile_elements):
-    results = run_ranks(world_size, averaged, dtype, tile_elements)
-    for name, want, *got in zip(
-        ("loss", "image tower", "text tower", "logit scale"), reference(), *results, strict=True
-    ):
-        for value in got:
-            error = (value.double() - want).abs().max() / want.abs().max()
-            assert error < bound, f"{name}: relative error {error:.2e}"
+    assert {settings.name for settings in SETTINGS.values()} == set(LOSSES)
+    wanted = {name: reference(settings) for name, settings in SETTINGS.items()}
+    for results in run_ranks(world_size, averaged, dtype, tile_elements):
+        for name, want in wanted.items():
+            assert_close(name, results[name], want, bound)
 
 
-def test_large_scale_does_not_overflow():
+def assert_close(name, results, want, bound):
+    parts = ("loss", "image tower", "text tower", "logit scale", "bias")
+    for part, ours, other in zip(parts, results, want, strict=True):
+        assert (ours is None) == (other is None), f"{name}: {part}"
+        error = 0.0 if other is None else (ours.double() - other).abs().max() / other.abs().max()
+        assert error < bound, f"{name}, {part}: relative error {error:.2e}"
+
+
+def traffic(rank, world_size):
+    """For each of SETTINGS the collectives of one forward and backward: name -> bytes of each call's larger side."""
+    seen = collections.defaultdict(list)
+
+    def counting(name, whole):
+        original = getattr(dist, name)
+
+        def call(*args, **options):
+            seen[name].append(args[whole].numel() * args[whole].element_size())
+            return original(*args, **options)
+
+        setattr(dist, name, call)
+
+    for name, whole in (("all_gather_into_tensor", 0), ("reduce_scatter_tensor", 1), ("all_reduce", 0)):
+        counting(name, whole)
+    x, y, a, b, log_scale, bias = problem(torch.float32)
+    rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
+    results = {}
+    for name, settings in SETTINGS.items():
+        image, text = (F.normalize(v[rows] @ m, dim=-1).requires_grad_() for v, m in ((x, a), (y, b)))
+        contrastive_loss(Features(image, text, log_scale.exp(), bias, identities(PAIRS)[rows]), settings).backward()
+        results[name] = dict(seen)
+        seen.clear()
+    return results
+
+
+def test_ranks_send_what_the_formula_says():
+    """Texts once, their gradients once, and a few floats for every column; images never."""
+    features, column = 4 * PAIRS * OUT, 4 * PAIRS
+    sweep = {"all_gather_into_tensor": [features], "reduce_scatter_tensor": [features]}
+    gathered = lambda *more: {"all_gather_into_tensor": [features, *more]}  # noqa: E731
+    merge, mean = {"all_reduce": [column, column]}, 4 * OUT
+    want = {
+        "infonce": sweep | merge,
+        "infonce, smoothed": sweep | {"all_reduce": [column, column, mean]},
+        "multi_positive": sweep | merge | gathered(4 * column, column),
+        "multi_positive, smoothed": sweep | {"all_reduce": [column, column, mean]} | gathered(4 * column, column),
+        "sigmoid": sweep,
+        "margin, sum": sweep | gathered(column) | {"reduce_scatter_tensor": [features, column]},
+        "margin, hardest": sweep
+        | gathered(column)
+        | {"all_reduce": [column, 2 * column], "reduce_scatter_tensor": [features, column]},
+    }
+    assert run_ranks(2, traffic) == [want, want]
+
+
+@pytest.mark.parametrize("name", ["infonce", "multi_positive", "sigmoid"])
+def test_large_scale_does_not_overflow(name):
     """Cosines near +-1 at scale 100: a fixed shift would underflow fp32; the running maximum must not."""
     g = torch.Generator().manual_seed(2)
     features = F.normalize(torch.randn(64, 8, generator=g), dim=-1)
     image, text = features.clone().requires_grad_(), (-features).clone().requires_grad_()
-    loss = infonce(image, text, torch.tensor([100.0]))
+    rest = torch.tensor([100.0]), torch.zeros(1), identities(64)
+    loss = contrastive_loss(Features(image, text, *rest), SETTINGS[name])
     loss.backward()
-    logits = 100 * features.double() @ -features.double().T
-    want = (F.cross_entropy(logits, torch.arange(64)) + F.cross_entropy(logits.T, torch.arange(64))) / 2
-    assert abs(loss.item() - want.item()) < 1e-5 * want.item()
+    want = plain_loss(SETTINGS[name], features.double(), -features.double(), *rest).item()
+    assert abs(loss.item() - want) < 1e-5 * want
     assert image.grad.isfinite().all()
+    assert text.grad.isfinite().all()
 
 
 def test_unequal_shapes_are_refused():
-    with pytest.raises(ValueError, match="one shape"):
-        infonce(torch.ones(2, 4), torch.ones(3, 4), torch.ones(1))
+    for name in LOSSES:
+        with pytest.raises(ValueError, match="one shape"):
+            contrastive_loss(
+                Features(torch.ones(2, 4), torch.ones(3, 4), torch.ones(1), torch.ones(1), torch.ones(2, 2)),
+                LossConfig(name),
+            )

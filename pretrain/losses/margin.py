@@ -1,0 +1,111 @@
+"""Margin ranking (VSE++, arXiv 1707.05612): a pair must be more similar than its negatives, by a margin.
+
+Either all negatives count, or of each image and each text only the hardest in the global batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain.losses.contrastive import check_pairs
+from pretrain.losses.tiles import (
+    gather_rows,
+    merge_arg_max,
+    own_pairs,
+    pull_back,
+    scatter_sum,
+    similarity_tiles,
+    world,
+)
+
+
+def margin_ranking(image: torch.Tensor, text: torch.Tensor, margin: float, negatives: str) -> torch.Tensor:
+    """Mean over this rank's pairs of max(0, margin + cosine of a negative - cosine of the pair), in both directions.
+
+    Arguments, result and ranks are `infonce`'s; there is no scale. `negatives`: `sum` adds the hinges of all negatives
+    of the global batch (8 B^2 d / world FLOPs); `hardest` takes the largest (2 B^2 d / world: its backward is sparse;
+    among equals the first counts).
+    """
+    check_pairs(image, text)
+    with torch.autocast(image.device.type, enabled=False):
+        return {"sum": _Sum, "hardest": _Hardest}[negatives].apply(image, text, margin)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image, text, margin):
+        texts = gather_rows(text)  # [B, d]
+        own = (image * text).sum(dim=1) - margin  # [b]
+        all_own = gather_rows(own)  # [B]
+        loss = image.new_zeros(len(image))
+        for tile, similarity in similarity_tiles(image, texts):
+            own_pairs(similarity, tile).fill_(-torch.inf)
+            loss += (similarity - own[:, None]).relu_().sum(dim=1)
+            loss += similarity.sub_(all_own[tile]).relu_().sum(dim=1)
+        ctx.save_for_backward(image, text, texts, own, all_own)
+        return loss.mean() / 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        image, text, texts, own, all_own = ctx.saved_tensors
+        of_rows, of_columns = torch.zeros_like(own), torch.zeros_like(all_own)  # hinges that are not 0
+
+        def weigh(tile, similarity):
+            own_pairs(similarity, tile).fill_(-torch.inf)
+            weight = (similarity > own[:, None]).to(image.dtype)
+            by_column = similarity > all_own[tile]
+            of_rows.add_(weight.sum(dim=1))
+            of_columns[tile] = by_column.sum(dim=0).to(image.dtype)
+            return weight.add_(by_column)
+
+        grad_image, grad_text = pull_back(image, texts, weigh)
+        hinges = (of_rows + scatter_sum(of_columns))[:, None]
+        factor = grad / (2 * len(image))
+        return (grad_image - hinges * text) * factor, (grad_text - hinges * image) * factor, None
+
+
+class _Hardest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image, text, margin):
+        texts = gather_rows(text)  # [B, d]
+        own = (image * text).sum(dim=1) - margin  # [b]
+        all_own = gather_rows(own)  # [B]
+        (row_max, column_of_row), (column_max, row_of_column) = _hardest(image, texts)
+        winner = merge_arg_max(column_max, row_of_column)
+        of_row = row_max > own  # [b]
+        of_column = (column_max > all_own) & (winner == row_of_column)  # [B]; counted by the rank that has the row
+        ctx.save_for_backward(image, text, texts, of_row, column_of_row, of_column, row_of_column)
+        loss = (row_max - own)[of_row].sum() + (column_max - all_own)[of_column].sum()
+        return loss / (2 * len(image))
+
+    @staticmethod
+    def backward(ctx, grad):
+        image, text, texts, of_row, column_of_row, of_column, row_of_column = ctx.saved_tensors
+        rows, columns = of_row.nonzero()[:, 0], of_column.nonzero()[:, 0]
+        negatives = row_of_column[columns] - world()[0] * len(image)  # this rank's rows
+        grad_image, grad_texts = torch.zeros_like(image), torch.zeros_like(texts)
+        grad_image[rows] += texts[column_of_row[rows]]
+        grad_image.index_add_(0, negatives, texts[columns])
+        grad_texts.index_add_(0, column_of_row[rows], image[rows])
+        grad_texts[columns] += image[negatives]
+        grad_text = scatter_sum(grad_texts)
+        hinges = (of_row + scatter_sum(of_column.to(image.dtype)))[:, None]
+        factor = grad / (2 * len(image))
+        return (grad_image - hinges * text) * factor, (grad_text - hinges * image) * factor, None
+
+
+def _hardest(image: torch.Tensor, texts: torch.Tensor) -> tuple[tuple, tuple]:
+    """The most similar text of each of this rank's images, (similarity, column) `[b]`; and of its images the most
+    similar to each text, (similarity, row of the global batch) `[B]`. Pairs do not count; among equals the first."""
+    row_max, column_of_row = image.new_full((len(image),), -torch.inf), torch.zeros(len(image), dtype=torch.long)
+    column_of_row = column_of_row.to(image.device)
+    column_max = image.new_empty(len(texts))
+    row_of_column = torch.empty(len(texts), dtype=torch.long, device=image.device)
+    for tile, similarity in similarity_tiles(image, texts):
+        own_pairs(similarity, tile).fill_(-torch.inf)
+        best, column = similarity.max(dim=1)
+        better = best > row_max
+        row_max = torch.where(better, best, row_max)
+        column_of_row = torch.where(better, column + tile.start, column_of_row)
+        column_max[tile], row_of_column[tile] = similarity.max(dim=0)
+    return (row_max, column_of_row), (column_max, row_of_column + world()[0] * len(image))
