@@ -12,6 +12,7 @@ from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
 from pretrain.stream.loader import FOREVER
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
 
 GIB = 2**30
@@ -33,6 +34,8 @@ def dry_run(config: PretrainConfig) -> int:
     length = "forever" if steps == FOREVER else f"{steps} steps, {steps * config.train.global_batch} samples"
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     print(f"model:    {model.spec.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    if doubt := doubt_bias(model, config.loss, config.train.global_batch):
+        print(doubt)
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
     host = host_bytes(sum(p.numel() for p in model.parameters()), config.train, runtime.world_size)

@@ -15,12 +15,13 @@ from pretrain.engine.gradcache import MicroBatch, contrastive_backward
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.runner import evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
-from pretrain.losses import LOSSES
+from pretrain.losses import Features, contrastive_loss
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise, read_weights
+from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 
 
 class PretrainJob:
@@ -39,18 +40,27 @@ class PretrainJob:
         if reader is not None:
             self.model.load_state_dict(reader.weights())
         elif config.model.init is not None:
-            report = initialise(self.model, read_weights(config.model.init), config.model.init)
+            bias = ["logit_bias"] if config.loss.name == "sigmoid" else []
+            report = initialise(self.model, read_weights(config.model.init), config.model.init, may_miss=bias)
+            set_logits(self.model, config.loss)
             if runtime.is_main:
                 print(report, flush=True)
+        doubt = doubt_bias(self.model, config.loss, config.train.global_batch)
+        if doubt and reader is None and runtime.is_main:
+            print(doubt, flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
-        self._loss = LOSSES[config.loss.name]
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
-        return contrastive_backward(self.engine, list(self._micro_batches(batch)), self._loss)
+        identity = batch.identity.to(self.runtime.device, non_blocking=True)
+
+        def loss(*outputs: torch.Tensor) -> torch.Tensor:
+            return contrastive_loss(Features(*outputs, identity=identity), self.config.loss)
+
+        return contrastive_backward(self.engine, list(self._micro_batches(batch)), loss)
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's pairs with a feature that is not finite."""
@@ -75,7 +85,8 @@ class PretrainJob:
 
 def make_model(config: PretrainConfig) -> DualEncoder:
     """The towers of the settings, freshly initialised from the seed."""
-    model = build_model(config.model.name, config.seed, config.model.text_buckets)
+    model = build_model(config.model.name, config.seed, config.model.text_buckets, config.loss.name == "sigmoid")
+    start_logits(model, config.loss, config.train.global_batch)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
 

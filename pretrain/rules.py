@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, NoReturn
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig, Source
+from pretrain.config import FinetuneConfig, LossConfig, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
@@ -49,13 +49,15 @@ def parse_seconds(text: str, where: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+LOSSES = ("infonce", "multi_positive", "sigmoid", "margin")
 _CHOICES: dict[str, tuple] = {
     "run.resume": ("auto", "never"),
     "train.precision": ("fp32", "bf16"),
     "train.zero_stage": (0, 1, 2, 3),
     "train.grad_checkpointing": ("none", "image", "text", "both"),
     "optim.schedule": ("cosine", "constant"),
-    "loss.name": ("infonce",),
+    "loss.name": LOSSES,
+    "loss.negatives": ("sum", "hardest"),
     "mode": ("linear", "full"),
 }
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
@@ -68,6 +70,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "model.text_buckets": (lambda v: v > 0, "> 0", None),
     "train.global_batch": (lambda v: v > 0, "> 0", None),
     "train.micro_batch": (lambda v: v is None or v > 0, "> 0 or null", None),
+    "loss.label_smoothing": (lambda v: 0 <= v < 1, "0 <= share < 1", None),
+    "loss.margin": (lambda v: v > 0, "> 0", None),
+    "loss.temperature": (
+        lambda v: v is None or 0.01 <= v <= 1,
+        "0.01 to 1, or null",
+        "the logit scale stays below 100",
+    ),
     "optim.lr": (lambda v: v > 0, "> 0", None),
     "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
     "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
@@ -115,7 +124,24 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
+    if isinstance(config, PretrainConfig):
+        _validate_loss(config.loss)
     _validate_sources(config.data.train)
+
+
+# Settings of the loss that some losses alone know, their value where they are silent, and those losses.
+_OF_SOME_LOSSES = {
+    "label_smoothing": (0.0, ("infonce", "multi_positive")),
+    "logit_bias": (None, ("sigmoid",)),
+    "temperature": (None, ("infonce", "multi_positive", "sigmoid")),
+}
+
+
+def _validate_loss(loss: LossConfig) -> None:
+    for name, (silent, losses) in _OF_SOME_LOSSES.items():
+        value = getattr(loss, name)
+        if value != silent and loss.name not in losses:
+            _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
 
 
 def _validate_sources(sources: list[Source]) -> None:

@@ -238,9 +238,8 @@ class Run:
         }
         if len(job.stream.sources) > 1:
             values |= {f"share_{n}": share for n, share in enumerate(job.stream.mixture.shares(state.step).tolist())}
-        scale = job.engine.logit_scale()
-        if scale is not None:
-            values["logit_scale"] = scale
+        logits = {"logit_scale": job.engine.logit_scale(), "logit_bias": job.engine.logit_bias()}
+        values |= {name: value for name, value in logits.items() if value is not None}
         self.metrics.write("train", state.step, state.samples_seen, values)
         if self.data_watch.starves(values["data_wait"]):
             data, cores = job.config.data, len(os.sched_getaffinity(0))

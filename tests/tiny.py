@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pretrain.config import OptimConfig, TrainConfig
@@ -29,10 +31,11 @@ SPEC = ModelSpec(
 WORDS = tuple("red blue green dog cat tree house runs sits on under a the small large very".split())  # noqa: SIM905
 
 
-def build(seed: int = 0, text_buckets: int = 2) -> DualEncoder:
-    """The tiny towers; a small vocabulary would need another tokenizer, so the embedding is the real one's size."""
+def build(seed: int = 0, text_buckets: int = 2, **changes) -> DualEncoder:
+    """The tiny towers; a small vocabulary would need another tokenizer, so the embedding is the real one's size.
+    `changes` of the architecture."""
     torch.manual_seed(seed)
-    return DualEncoder(SPEC, text_buckets)
+    return DualEncoder(replace(SPEC, model_cfg=MODEL_CFG | changes), text_buckets)
 
 
 def batch(model: DualEncoder, pairs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

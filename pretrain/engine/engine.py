@@ -43,7 +43,9 @@ class Engine:
             model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
         )
         self.module = model
-        self._scale = dict(model.named_parameters()).get("clip.logit_scale")
+        self._scale, self._bias = (
+            dict(model.named_parameters()).get(f"clip.logit_{name}") for name in ("scale", "bias")
+        )
 
     def __call__(self, *inputs):
         """The model's forward, under the configured precision. Each one counts as progress of the run."""
@@ -122,15 +124,22 @@ class Engine:
 
     def logit_scale(self) -> float | None:
         """exp(logit_scale); all ranks must call it. None where the model has none."""
-        scale = self._scale
-        if scale is None:
+        value = self._whole(self._scale)
+        return None if value is None else math.exp(value)
+
+    def logit_bias(self) -> float | None:
+        """logit_bias; all ranks must call it. None where the model has none."""
+        return self._whole(self._bias)
+
+    def _whole(self, scalar: nn.Parameter | None) -> float | None:
+        if scalar is None:
             return None
         if self.stage == 3:
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters([scale]):
-                return float(scale.detach().exp())
-        return float(scale.detach().exp())
+            with deepspeed.zero.GatheredParameters([scalar]):
+                return float(scalar.detach())
+        return float(scalar.detach())
 
 
 def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) -> dict:

@@ -2,7 +2,7 @@
 
 All features are computed without a graph; the loss over the whole batch gives the gradient of every feature; then each
 micro-batch runs again with a graph and hands its features' gradients on. Gradients are those of the uncached step: they
-are summed, the logit scale's is counted once, and the second pass replays the random numbers of the first.
+are summed, those of logit scale and bias are counted once, and the second pass replays the random numbers of the first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from pretrain.engine.engine import Engine
 from pretrain.towers.text import TextParts
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[..., torch.Tensor]  # of what the towers' forward gives: images, texts, and a scalar or two
 MicroBatch = tuple[torch.Tensor, TextParts, torch.Tensor | None]  # what the towers' forward takes
 
 
@@ -29,12 +29,13 @@ def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], lo
     leaves, states = _features(engine, micro_batches)
     loss = loss_fn(*leaves)
     loss.backward()
+    image_grad, text_grad, *once = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     size = len(micro_batches[0][0])
     replays = []
     for index, micro_batch in enumerate(micro_batches):
         rows = slice(index * size, (index + 1) * size)
-        scale_grad = leaves[2].grad if index == 0 else torch.zeros_like(leaves[2])
-        grads = (leaves[0].grad[rows], leaves[1].grad[rows], scale_grad)
+        scalar_grads = once if index == 0 else [torch.zeros_like(grad) for grad in once]
+        grads = (image_grad[rows], text_grad[rows], *scalar_grads)
         replays.append(functools.partial(_replay, engine, micro_batch, grads, states[index]))
     engine.accumulate(replays)
     return loss.detach()
@@ -42,20 +43,20 @@ def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], lo
 
 @torch.no_grad()
 def _features(engine: Engine, micro_batches: Sequence[MicroBatch]) -> tuple[list[torch.Tensor], list]:
-    images, texts, states, scale = [], [], [], None
+    images, texts, states, scalars = [], [], [], []
     for micro_batch in micro_batches:
         states.append(_rng_state(engine.device))
-        image, text, scale = engine(*micro_batch)
+        image, text, *scalars = engine(*micro_batch)
         images.append(image)
         texts.append(text)
-    leaves = [torch.cat(images), torch.cat(texts), scale.clone()]
+    leaves = [torch.cat(images), torch.cat(texts), *(scalar.clone() for scalar in scalars)]
     return [leaf.detach().requires_grad_() for leaf in leaves], states
 
 
 def _replay(engine: Engine, micro_batch: MicroBatch, grads: Sequence[torch.Tensor], state: tuple) -> None:
     _set_rng_state(engine.device, state)
     outputs = engine(*micro_batch)
-    # The zero-weighted scale keeps the graph alike on every micro-batch, which ZeRO-3 needs.
+    # The zero-weighted scalars keep the graph alike on every micro-batch, which ZeRO-3 needs.
     surrogate = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
     engine.backward(surrogate)
 

@@ -18,6 +18,7 @@ from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import TextCut, TextParts, text_features
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
+SIGLIP_BIAS = -10.0  # where the SigLIP paper starts (arXiv 2303.15343), for its batch of 32,768
 
 
 class DualEncoder(nn.Module):
@@ -42,8 +43,9 @@ class DualEncoder(nn.Module):
 
     def forward(
         self, images: torch.Tensor | None, texts: TextParts | None, bits: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-        """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, and the logit scale `[1]`.
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, the logit scale `[1]`, and
+        the logit bias `[1]` if the model has one.
 
         Under ZeRO-3 all ranks must call it equally often, with equally many text parts. `bits`: int64 `[n]`, random for
         each image; towers with patch dropout need them in training.
@@ -53,7 +55,9 @@ class DualEncoder(nn.Module):
         with attention_kernel(self.pixel_mean.device):
             image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
             text = None if texts is None else _unit(text_features(self.clip, texts, self.cut))
-        return image, text, self._scale()
+        bias = getattr(self.clip, "logit_bias", None)
+        # A copy: under ZeRO-3 the parameter itself is empty after the forward.
+        return (image, text, self._scale(), *(() if bias is None else (bias.float().clone(),)))
 
     def set_grad_checkpointing(self, towers: str) -> None:
         """Make layers of `towers` (none, image, text or both) keep their input alone and run again in the backward."""
@@ -90,10 +94,16 @@ class DualEncoder(nn.Module):
         return (raw + (raw.clamp(0.0, MAX_LOGIT_SCALE) - raw).detach()).exp()
 
 
-def build_model(name: str, seed: int, text_buckets: int = 1) -> DualEncoder:
-    """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone."""
+def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = False) -> DualEncoder:
+    """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone.
+
+    `logit_bias`: with one, also where the architecture has none.
+    """
+    spec = resolve_spec(name)
+    if logit_bias:
+        spec.model_cfg.setdefault("init_logit_bias", SIGLIP_BIAS)
     torch.manual_seed(seed)
-    return DualEncoder(resolve_spec(name), text_buckets)
+    return DualEncoder(spec, text_buckets)
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager:

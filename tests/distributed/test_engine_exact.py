@@ -3,6 +3,7 @@
 fp16 is not in the matrix because it is not offered: its range needs a loss scale, which autocast in bf16 does without.
 """
 
+import functools
 import itertools
 import math
 
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 
 import tiny
+from plain_losses import SETTINGS, identities, plain_loss
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
+from pretrain.losses import Features, contrastive_loss
 from pretrain.losses.contrastive import infonce
 from pretrain.runtime import agree, start
 from ranks import run_ranks
@@ -26,20 +29,19 @@ BOUND = {"fp32": 1e-5, "bf16": 3e-2}
 MATRIX = list(itertools.product(STAGES, BOUND, (1, 4)))  # ZeRO stage, precision, micro-batches
 
 
-def reference(autocast=False):
+def reference(autocast=False, loss="infonce", **changes):
     """Loss and full gradients, one process, plain autograd, text at full length; fp64, or fp32 under autocast."""
-    model = tiny.build() if autocast else tiny.build().double()
+    model = tiny.build(**changes) if autocast else tiny.build(**changes).double()
     images, tokens = tiny.batch(model, PAIRS)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         image = model.clip.encode_image(model._pixels(images))
         text = model.clip.encode_text(tokens)
     dtype = torch.float32 if autocast else torch.float64
     image, text = F.normalize(image.to(dtype), dim=-1), F.normalize(text.to(dtype), dim=-1)
-    logits = model.clip.logit_scale.exp() * image @ text.T
-    target = torch.arange(PAIRS)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    bias = getattr(model.clip, "logit_bias", None)
+    value = plain_loss(SETTINGS[loss], image, text, model.clip.logit_scale.exp(), bias, identities(PAIRS))
+    value.backward()
+    return value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def errors(got, want):
@@ -78,6 +80,45 @@ def test_gradients_equal_one_process(world_size):
             for name, error in by_name.items():
                 place = f"stage {stage}, {precision}, {parts} micro-batches"
                 assert error < BOUND[precision], f"{place}: {name} is off by {error:.1e}"
+
+
+def ours(settings, identity, *outputs):
+    return contrastive_loss(Features(*outputs, identity=identity), settings)
+
+
+def loss_errors(rank, world_size):
+    """The errors of this rank's gradients for each loss, at ZeRO 1 and 3, cached and uncached."""
+    from deepspeed.utils import safe_get_full_grad
+
+    runtime = start(distributed=True)
+    local = PAIRS // world_size
+    rows = slice(rank * local, (rank + 1) * local)
+    results = {}
+    for name, settings in SETTINGS.items():
+        changes = {"init_logit_bias": -3.0} if settings.name == "sigmoid" else {}
+        want = reference(loss=name, **changes)
+        for stage, parts in itertools.product((1, 3), (1, 4)):
+            model = tiny.build(**changes)
+            model.clip.logit_scale.requires_grad_(settings.name != "margin")
+            images, tokens = tiny.batch(model, PAIRS)
+            engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
+            micro_batches = tiny.micro_batches(model, images[rows], tokens[rows], local // parts)
+            loss_fn = functools.partial(ours, settings, identities(PAIRS)[rows])
+            loss = contrastive_backward(engine, micro_batches, loss_fn)
+            loss = agree([loss.item()])[0] / world_size
+            grads = {name: safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
+            assert set(grads) == set(want[1])
+            results[name, stage, parts] = errors((loss, grads), want)
+    return results
+
+
+def test_gradients_of_every_loss_equal_one_process():
+    for results in run_ranks(2, loss_errors, timeout=300):
+        assert len(results) == 4 * len(SETTINGS)
+        for (loss, stage, parts), by_name in results.items():
+            assert ("clip.logit_bias" in by_name) == (loss == "sigmoid")
+            for name, error in by_name.items():
+                assert error < 1e-5, f"{loss}, stage {stage}, {parts} micro-batches: {name} is off by {error:.1e}"
 
 
 def test_the_bound_of_bf16_is_the_error_of_autocast_itself():

@@ -1,11 +1,20 @@
-"""What the loss costs: FLOPs counted, memory bounded by its tiles."""
+"""What the losses cost, FLOPs counted and tiles bounded; what they say of simple batches; where their scale starts."""
 
+import math
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.losses import tiles
+import tiny
+from plain_losses import SETTINGS
+from pretrain.config import LossConfig
+from pretrain.losses import Features, contrastive_loss, tiles
 from pretrain.losses.contrastive import infonce
+from pretrain.losses.multi_positive import multi_positive
+from pretrain.towers.build import MAX_LOGIT_SCALE
+from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 
 
 def features(pairs, dim):
@@ -13,12 +22,66 @@ def features(pairs, dim):
     return [F.normalize(torch.randn(pairs, dim, generator=g), dim=-1).requires_grad_() for _ in range(2)]
 
 
-def test_eight_b2d_flops():
+@pytest.mark.parametrize("name", SETTINGS)
+def test_flops(name):
+    """A sweep forward and a sweep backward of three products; with the hardest negatives alone no sweep backward."""
     pairs, dim = 512, 64
     image, text = features(pairs, dim)
+    identity = torch.arange(2 * pairs).view(pairs, 2)
     with FlopCounterMode(display=False) as counter:
-        infonce(image, text, torch.tensor([14.0])).backward()
-    assert counter.get_total_flops() == 8 * pairs**2 * dim
+        contrastive_loss(
+            Features(image, text, torch.tensor([14.0]), torch.zeros(1), identity), SETTINGS[name]
+        ).backward()
+    assert counter.get_total_flops() == (2 if "hardest" in name else 8) * pairs**2 * dim
+
+
+def test_a_batch_without_repeats_has_one_positive_each():
+    image, text = features(64, 16)
+    scale, identity = torch.tensor([20.0]), torch.arange(128).view(64, 2)
+    assert multi_positive(image, text, scale, identity).item() == pytest.approx(infonce(image, text, scale).item())
+
+
+def test_the_hardest_of_equal_negatives_is_the_first():
+    image = torch.eye(4)[[0, 1, 1, 1]].requires_grad_()
+    text = torch.eye(4)[[1, 1, 1, 1]].requires_grad_()
+    features = Features(image, text, torch.ones(1))
+    contrastive_loss(features, LossConfig("margin", margin=0.5, negatives="hardest")).backward()
+    # Images 1 to 3 are as near to every text: 1 is the negative of three, and 2 that of the text of 1 itself.
+    assert image.grad[:, 1].tolist() == pytest.approx([-1 / 8, 1 / 4, 0, -1 / 8])
+
+
+def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():
+    model = tiny.build(init_logit_bias=-10.0)
+    start_logits(model, LossConfig("sigmoid"), 512)
+    assert model.clip.logit_bias.item() == pytest.approx(-math.log(512))
+    assert model.clip.logit_scale.exp().item() == pytest.approx(10)
+    assert doubt_bias(model, LossConfig("sigmoid"), 512) is None
+    assert doubt_bias(model, LossConfig("sigmoid"), 4096) is None
+    set_logits(model, LossConfig("sigmoid", logit_bias=-10, temperature=0.05))
+    assert (model.clip.logit_bias.item(), model.clip.logit_scale.exp().item()) == pytest.approx((-10, 20))
+    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(model, LossConfig("sigmoid"), 512)
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale_learns", "bias_learns"),
+    [
+        (LossConfig("infonce"), True, False),
+        (LossConfig("infonce", learn_temperature=False), False, False),
+        (LossConfig("sigmoid"), True, True),
+        (LossConfig("sigmoid", learn_temperature=False), False, True),
+        (LossConfig("margin"), False, False),
+    ],
+)
+def test_what_a_loss_does_not_use_is_frozen(loss, scale_learns, bias_learns):
+    model = tiny.build(init_logit_bias=-10.0)
+    start_logits(model, loss, 64)
+    assert (model.clip.logit_scale.requires_grad, model.clip.logit_bias.requires_grad) == (scale_learns, bias_learns)
+
+
+def test_the_highest_temperature_allowed_is_the_cap():
+    model = tiny.build()
+    start_logits(model, LossConfig(temperature=0.01), 64)
+    assert model.clip.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
 
 
 def test_tiles_cover_all_columns_once_and_stay_small():
