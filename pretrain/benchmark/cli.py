@@ -8,6 +8,7 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
+from pretrain.rules import LOSSES
 
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step
@@ -21,6 +22,8 @@ _EXAMPLES = """examples:
     python launch/benchmark.py chaos --config configs/quickstart.yaml --zero-stage 3 --steps 200 --kills 8
   the peak memory of a training step by ZeRO stage, ranks, micro-batch and checkpointed towers, and what --dry-run says
     python launch/benchmark.py memory --model configs/models/vit_micro_32.json
+  FLOPs, peak memory and time of the losses beside open_clip's
+    python launch/benchmark.py loss
 
 open_clip's trainer runs in an environment of its own, made on first use in .peers/open_clip. It reads one caption per
 sample: pack the shards with `--pairs`."""
@@ -39,7 +42,7 @@ def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|chaos|memory")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|loss|chaos|memory")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
@@ -54,6 +57,7 @@ def build_parser() -> Parser:
     _add_loader(loader)
     for kind in (train, loader):
         _add_places(kind)
+    _add_loss(kinds.add_parser("loss", help="FLOPs, memory and time of the losses beside open_clip's"))
     _add_chaos(kinds.add_parser("chaos", help="kill a run at random, resume it, compare it with an undisturbed one"))
     _add_memory(kinds.add_parser("memory", help="peak memory of a training step, beside what --dry-run promises"))
     return parser
@@ -115,6 +119,16 @@ def _add_places(kind: argparse.ArgumentParser) -> None:
     add("--peer-env", type=Path, default=Path(".peers/open_clip"), help="environment of open_clip")
 
 
+def _add_loss(loss: argparse.ArgumentParser) -> None:
+    add = loss.add_argument
+    add("--losses", nargs="+", choices=LOSSES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
+    add("--pairs", type=int, nargs="+", default=[4096, 8192, 16384], help="of both (default 4096 8192 16384)")
+    add("--alone", type=int, nargs="*", default=[32768, 65536], help="pairs of ours alone (default 32768 65536)")
+    add("--dim", type=int, default=512, help="of the features (default 512)")
+    add("--rounds", type=int, default=5, help="trials of each, in turn (default 5)")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
+
+
 def _add_chaos(chaos: argparse.ArgumentParser) -> None:
     add = chaos.add_argument
     add("--config", required=True, type=Path, help="YAML settings of a pretraining run; its evaluations are left out")
@@ -157,6 +171,11 @@ def _main(arguments: list[str]) -> int:
 
         check_arguments(args)
         return run_chaos(args)
+    if args.kind == "loss":
+        _check_positive(args, "dim", "rounds", "pairs", "alone")
+        from pretrain.benchmark.loss import run_loss
+
+        return run_loss(args)
     if args.kind == "memory":
         _check_positive(args, "pairs", "micro_batch")
         _check_model(args)
@@ -187,5 +206,6 @@ def _check_model(args: argparse.Namespace) -> None:
 
 def _check_positive(args: argparse.Namespace, *names: str) -> None:
     for name in names:
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is not positive", got=getattr(args, name))
+        value = getattr(args, name)
+        if any(number < 1 for number in (value if isinstance(value, list) else [value])):
+            raise UsageError(f"--{name.replace('_', '-')} is not positive", got=value)

@@ -14,9 +14,10 @@ import torch
 
 from data_tools.errors import UsageError
 from pretrain.benchmark.memory_trial import MemoryTrial
+from pretrain.benchmark.peak import MALLOC
 from pretrain.benchmark.report import machine, show_table, write_report
 from pretrain.benchmark.train import announce
-from pretrain.benchmark.trainers import run_logged
+from pretrain.benchmark.trainers import REPO_ROOT, run_logged
 from pretrain.provenance import git_commit
 
 _MIB = 2**20
@@ -25,8 +26,7 @@ _DEFINITION = (
     "bytes of the rank that takes most, from before the model is built to the end of the second step, above what the "
     "process held after its imports: the largest resident size on CPUs, the largest allocated on GPUs"
 )
-# Freed tensors go back to the system at once, so that the resident size is what is in use.
-_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+_VARIABLES = MALLOC | {"PYTHONPATH": str(REPO_ROOT)}
 
 
 def run_memory(args: argparse.Namespace) -> int:

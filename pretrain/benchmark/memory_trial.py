@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pretrain.benchmark.peak import peak, reset_peak
 from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
@@ -51,14 +52,14 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     """Peak bytes of the rank that takes most. All ranks must call it."""
     config = trial.config()
     _warm_up(config.train, runtime)
-    before = _reset_peak(runtime)
+    before = reset_peak(runtime.device)
     model = make_model(config)
     engine = Engine(model, config.optim, config.train, runtime)
     batch = _batch(model, trial)
     for _ in range(_STEPS):
         contrastive_backward(engine, [_on(runtime, part) for part in batch], infonce)
         engine.update(1e-4)
-    return max(gather(_peak(runtime) - before))
+    return max(gather(peak(runtime.device) - before))
 
 
 def _warm_up(train: TrainConfig, runtime: Runtime) -> None:
@@ -83,24 +84,6 @@ def _batch(model: DualEncoder, trial: MemoryTrial) -> list[MicroBatch]:
 
 def _on(runtime: Runtime, part: MicroBatch) -> MicroBatch:
     return part[0].to(runtime.device), part[1].to(runtime.device), part[2]
-
-
-def _reset_peak(runtime: Runtime) -> int:
-    """Bytes in use now; from here on the peak counts anew."""
-    if runtime.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
-
-
-def _peak(runtime: Runtime) -> int:
-    return torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else _resident("VmHWM")
-
-
-def _resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
 
 
 def main() -> None:
