@@ -94,6 +94,7 @@ def _add_measure(train: argparse.ArgumentParser) -> None:
     add("--val", help="recall: held-out corpus, all captions of an image in one sample")
     add("--epochs", type=int, default=3, help="recall: passes over the shards (default 3)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="recall: one training by each for every seed")
+    add("--run-minutes", type=int, default=120, help="a run that has not ended by then failed (default 120)")
     add("--curve", action="store_true", help="recall: after every pass, not only after the last")
 
 
@@ -195,7 +196,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--skip-steps leaves nothing to measure", got=args.skip_steps, expected=f"0 .. {args.steps - 1}"
         )
-    _check_positive(args, "pairs", "steps", "epochs", "global_batch")
+    _check_positive(args, "pairs", "steps", "epochs", "global_batch", "run_minutes")
     _check_model(args)
 
 

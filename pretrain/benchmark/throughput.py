@@ -20,7 +20,7 @@ class Bench:
     folder: Path
     python: Path
     announce: Callable[[str], None]
-    limit: float = 3600.0
+    limit: float
 
 
 def fastest_layout(bench: Bench, trial: Trial, layouts: Sequence[Layout], skip: int) -> tuple[Layout, dict[str, float]]:

@@ -31,7 +31,7 @@ def run_train(args: argparse.Namespace) -> int:
         report = _loss_curve(trial)
     else:
         python = peer_python(args.peer_env.absolute())
-        bench = throughput.Bench(folder, python, announce)
+        bench = throughput.Bench(folder, python, announce, 60 * args.run_minutes)
         measure = _recall if args.recall else _speed
         report = measure(args, bench, trial) | {"peer": peer_versions(python)}
     report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__, "trial": vars(trial)}

@@ -138,7 +138,7 @@ def test_pairs_alternate_their_order(trial, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(throughput, "run_ours", lambda *_: ran.append("ours"))
     monkeypatch.setattr(throughput, "run_open_clip", lambda *_: ran.append("theirs"))
-    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None)
+    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None, 60)
     throughput.alternate(bench, trial, Layout(1, 1), Layout(1, 1), 3)
     assert ran == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
@@ -149,7 +149,7 @@ def test_the_probe_picks_the_faster_layout(trial, tmp_path, monkeypatch):
         return Outcome("open_clip", layout, folder, (seconds,) * probe.steps_per_epoch, ())
 
     monkeypatch.setattr(throughput, "run_open_clip", run)
-    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None)
+    bench = throughput.Bench(tmp_path, Path("python"), lambda text: None, 60)
     best, rates = throughput.fastest_layout(bench, trial, [Layout(1, 2), Layout(2, 1)], skip=1)
     assert best == Layout(2, 1)
     assert rates == {"1 x 2": 4.0, "2 x 1": 8.0}
