@@ -60,6 +60,7 @@ class ModelConfig:
 
     name: str = "ViT-B-32"
     init: str | None = None
+    locked: str = "none"  # none | image | text: a tower that keeps the weights of `init` (LiT, arXiv 2111.07991)
     text_buckets: int = 4  # captions of a micro-batch sorted by length and cut to the longest of each bucket (exact)
 
 
@@ -86,9 +87,15 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.2
+    image_lr: float | None = None  # of the image tower; null: lr
+    text_lr: float | None = None
+    image_weight_decay: float | None = None  # of the image tower; null: weight_decay
+    text_weight_decay: float | None = None
+    layer_decay: float = 1.0  # each layer of a tower learns at this share of the rate of the one above (BEiT)
     decay_embeddings: bool = False  # whether position embeddings decay too, as they do in open_clip 3.3
     schedule: str = "cosine"  # cosine | constant
     warmup: str = "0 steps"
+    cooldown: str = "0 steps"  # constant: how long the rate falls to zero at the end (warmup-stable-decay)
     grad_clip: float | None = None  # global gradient norm; null: no clipping
 
 

@@ -33,12 +33,13 @@ def dry_run(config: PretrainConfig) -> int:
     print("\n".join(stream.describe()))
     length = "forever" if steps == FOREVER else f"{steps} steps, {steps * config.train.global_batch} samples"
     print(f"run:      {length}, warmup {schedule.warmup} samples")
-    print(f"model:    {model.spec.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    size, learning = _sizes(model)
+    print(f"model:    {model.spec.name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
     if doubt := doubt_bias(model, config.loss, config.train.global_batch):
         print(doubt)
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
-    host = host_bytes(sum(p.numel() for p in model.parameters()), config.train, runtime.world_size)
+    host = host_bytes(learning, config.train, runtime.world_size)
     if host:
         print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
     return 0
@@ -48,21 +49,28 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
     micro = config.train.micro_batch or share
-    parts = state_bytes(sum(p.numel() for p in model.parameters()), config.train, runtime.world_size)
+    parts = state_bytes(*_sizes(model), config.train, runtime.world_size)
     parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
     width = model.spec.model_cfg["embed_dim"]
     parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
     return {**parts, "total": sum(parts.values())}
 
 
-def state_bytes(parameters: int, train: TrainConfig, world_size: int) -> dict[str, int]:
-    """Bytes of fp32 weights, gradients and AdamW states; ZeRO shares what its stage shares. Stages 1 to 3 keep a master
-    beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the host's memory.
+def _sizes(model: DualEncoder) -> tuple[int, int]:
+    """(parameters, those of them that learn)."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+
+
+def state_bytes(parameters: int, learning: int, train: TrainConfig, world_size: int) -> dict[str, int]:
+    """Bytes of fp32 weights, and of gradients and AdamW states of those that are `learning`. ZeRO shares what its stage
+    shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the host's
+    memory.
     """
-    stage, whole = train.zero_stage, 4 * parameters
+    stage, whole = train.zero_stage, 4 * learning
     shared = whole // world_size
     parts = {
-        "weights": shared if stage == 3 else whole,
+        "weights": 4 * parameters // (world_size if stage == 3 else 1),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
     if not train.offload_optimizer:
@@ -70,9 +78,9 @@ def state_bytes(parameters: int, train: TrainConfig, world_size: int) -> dict[st
     return parts
 
 
-def host_bytes(parameters: int, train: TrainConfig, world_size: int) -> int:
+def host_bytes(learning: int, train: TrainConfig, world_size: int) -> int:
     """Bytes of host memory that a rank's offloaded optimizer takes: master, two moments, gradients."""
-    return 4 * 4 * parameters // world_size if train.offload_optimizer else 0
+    return 4 * 4 * learning // world_size if train.offload_optimizer else 0
 
 
 def activation_bytes(model: DualEncoder, bf16: bool) -> int:

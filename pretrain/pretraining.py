@@ -22,6 +22,7 @@ from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise, read_weights
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
+from pretrain.towers.parts import lock
 
 
 class PretrainJob:
@@ -84,9 +85,10 @@ class PretrainJob:
 
 
 def make_model(config: PretrainConfig) -> DualEncoder:
-    """The towers of the settings, freshly initialised from the seed."""
+    """The towers of the settings, freshly initialised from the seed; a locked one does not learn."""
     model = build_model(config.model.name, config.seed, config.model.text_buckets, config.loss.name == "sigmoid")
     start_logits(model, config.loss, config.train.global_batch)
+    lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
 

@@ -56,6 +56,7 @@ _CHOICES: dict[str, tuple] = {
     "train.zero_stage": (0, 1, 2, 3),
     "train.grad_checkpointing": ("none", "image", "text", "both"),
     "optim.schedule": ("cosine", "constant"),
+    "model.locked": ("none", "image", "text"),
     "loss.name": LOSSES,
     "loss.negatives": ("sum", "hardest"),
     "mode": ("linear", "full"),
@@ -78,6 +79,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
         "the logit scale stays below 100",
     ),
     "optim.lr": (lambda v: v > 0, "> 0", None),
+    "optim.image_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=image stops the tower"),
+    "optim.text_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=text stops the tower"),
+    "optim.image_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
+    "optim.text_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
+    "optim.layer_decay": (lambda v: 0 < v <= 1, "0 < share <= 1", "1.0 gives all layers one rate"),
     "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
     "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
     "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
@@ -96,7 +102,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     ),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
-_DURATIONS = ("train.duration", "optim.warmup", "log.every", "eval.every", "checkpoint.every", "checkpoint.keep_every")
+_DURATIONS = (
+    "train.duration",
+    "optim.warmup",
+    "optim.cooldown",
+    "log.every",
+    "eval.every",
+    "checkpoint.every",
+    "checkpoint.keep_every",
+)
 
 
 def validate(config: PretrainConfig | FinetuneConfig) -> None:
@@ -119,6 +133,14 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
                 _break(name, text, "a number and one of " + ", ".join(_UNITS))
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
         _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
+    cooled = parse_duration(config.optim.cooldown, "optim.cooldown")[0] > 0
+    if cooled and (config.optim.schedule != "constant" or config.train.duration == FOREVER):
+        _break(
+            "optim.cooldown",
+            config.optim.cooldown,
+            "0 steps, unless optim.schedule is constant and train.duration ends",
+            "a run that went on forever cools down when it is resumed with a duration",
+        )
     if config.train.offload_optimizer and config.train.zero_stage == 0:
         _break("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
     best = config.checkpoint.keep_best
@@ -126,6 +148,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
+        if config.model.locked != "none" and config.model.init is None:
+            _break("model.locked", config.model.locked, "none without model.init", "set model.init to trained weights")
     _validate_sources(config.data.train)
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from data_tools.errors import UserError
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
 from pretrain.engine.committed import Retention
@@ -329,9 +330,19 @@ def run_steps(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> i
 
 def make_schedule(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> Schedule:
     """The learning-rate schedule of the whole run, in samples."""
-    warmup = duration_steps(config.optim.warmup, "optim.warmup", stream.steps_per_epoch, batch_of(config))
+    optim = config.optim
+    warmup, cooldown = (
+        batch_of(config) * duration_steps(text, name, stream.steps_per_epoch, batch_of(config))
+        for text, name in ((optim.warmup, "optim.warmup"), (optim.cooldown, "optim.cooldown"))
+    )
     total = stream.mixture.samples_seen(run_steps(config, stream))
-    return Schedule(config.optim.schedule, config.optim.lr, warmup * batch_of(config), total)
+    if cooldown and warmup + cooldown > total:
+        raise UserError(
+            "optim.warmup and optim.cooldown are longer than the run",
+            got=f"{warmup} and {cooldown} samples of {total}",
+            remedy="shorten them, or set a longer train.duration",
+        )
+    return Schedule(optim.schedule, optim.lr, warmup, total, cooldown)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

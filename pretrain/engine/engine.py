@@ -77,7 +77,7 @@ class Engine:
                 training can go on with another batch.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if self.stage == 0:
             self._before_plain_update()
         self.deepspeed.step()

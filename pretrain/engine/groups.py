@@ -1,22 +1,45 @@
-"""Which parameters decay."""
+"""Which parameters decay, and at which share of the learning rate each learns."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.towers.parts import layers_above, tower_of
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
-    """Two AdamW groups: matrices decay; vectors, scalars (norms, biases, logit scale) and what a tower names in
-    `no_weight_decay()` (position and class embeddings; unless `optim.decay_embeddings`) do not."""
-    exempt = set()
-    for prefix, module in model.named_modules():
-        if hasattr(module, "no_weight_decay") and not optim.decay_embeddings:
-            exempt |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
-    decay, plain = [], []
+    """AdamW groups of the parameters that learn, with their `weight_decay` and `lr_scale`, the factor on the rate.
+
+    Matrices decay; vectors, scalars (norms, biases, logit scale) and what a tower names in `no_weight_decay()`
+    (position and class embeddings; unless `optim.decay_embeddings`) do not. Rates differ by tower and, by
+    `optim.layer_decay`, by layer.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    above = layers_above(names) if optim.layer_decay != 1 else dict.fromkeys(names, 0)
+    exempt = set() if optim.decay_embeddings else _exempt(model)
+    rates = {"image": optim.image_lr, "text": optim.text_lr}
+    decays = {"image": optim.image_weight_decay, "text": optim.text_weight_decay}
+    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or name in exempt else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        tower = tower_of(name)
+        scale = _either(rates.get(tower), optim.lr) / optim.lr * optim.layer_decay ** above[name]
+        plain = parameter.ndim < 2 or name in exempt
+        decay = 0.0 if plain else _either(decays.get(tower), optim.weight_decay)
+        groups.setdefault((scale, plain, decay), []).append(parameter)
+    ordered = sorted(groups, key=lambda key: (-key[0], key[1], key[2]))
+    return [{"params": groups[key], "weight_decay": key[2], "lr_scale": key[0]} for key in ordered]
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    found = set()
+    for prefix, module in model.named_modules():
+        if hasattr(module, "no_weight_decay"):
+            found |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
+    return found
+
+
+def _either(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -26,15 +26,24 @@ class CheckpointReader:
         self.folder = checkpoint
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[object, int, int]]] = {}  # name -> (file, start, numel), by start
-        self.kinds: set[str] = set()
+        self._keys: set[str] = set()
         for path in sorted(checkpoint.glob("rank-*.safetensors")):
             file = safe_open(path, framework="pt")
             for name, place in json.loads(file.metadata()["fragments"]).items():
                 self.shapes[name] = tuple(place["shape"])
                 self._pieces.setdefault(name, []).append((file, place["start"], place["numel"]))
-            self.kinds |= {key.rsplit("|", 1)[1] for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            self._keys |= set(file.keys())
         for pieces in self._pieces.values():
             pieces.sort(key=lambda piece: piece[1])
+
+    @property
+    def kinds(self) -> set[str]:
+        """What is kept of parameters: "weight" and the optimizer's states."""
+        return {key.rsplit("|", 1)[1] for key in self._keys}
+
+    def holds(self, name: str, kind: str) -> bool:
+        """Whether there is `kind` of parameter `name`: of one that did not learn there are weights alone."""
+        return f"{name}|{kind}" in self._keys
 
     def read(self, name: str, kind: str, start: int, numel: int) -> torch.Tensor:
         """Elements `start` .. `start + numel` of `kind` ("weight" or an optimizer state) of parameter `name`, flat."""
@@ -75,7 +84,7 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
 
 def _fill(fragment: Fragment, reader: CheckpointReader) -> None:
     for kind, values in fragment.values.items():
-        if kind != "weight":
+        if kind != "weight" and reader.holds(fragment.name, kind):  # what was locked then starts from zeros
             values.copy_(reader.read(fragment.name, kind, fragment.start, fragment.numel))
 
 

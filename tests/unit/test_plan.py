@@ -17,13 +17,18 @@ MODEL = "configs/models/vit_scenes_16.json"
     [(0, 4000, 4000, 8000), (1, 4000, 4000, 3000), (2, 4000, 1000, 3000), (3, 1000, 1000, 3000)],
 )
 def test_states_of_a_thousand_parameters_on_four_ranks(stage, weights, gradients, states):
-    parts = state_bytes(1000, TrainConfig(zero_stage=stage), 4)
+    parts = state_bytes(1000, 1000, TrainConfig(zero_stage=stage), 4)
     assert list(parts.values()) == [weights, gradients, states]
+
+
+def test_a_locked_tower_has_weights_alone():
+    parts = state_bytes(1000, 400, TrainConfig(zero_stage=1), 4)
+    assert list(parts.values()) == [4000, 1600, 1200]
 
 
 def test_an_offloaded_optimizer_takes_memory_of_the_host():
     offloaded = TrainConfig(zero_stage=2, offload_optimizer=True)
-    assert state_bytes(1000, offloaded, 4) == {"weights": 4000, "gradients": 1000}
+    assert state_bytes(1000, 1000, offloaded, 4) == {"weights": 4000, "gradients": 1000}
     assert host_bytes(1000, offloaded, 4) == 4000
     assert host_bytes(1000, TrainConfig(zero_stage=2), 4) == 0
 

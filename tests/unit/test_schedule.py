@@ -1,11 +1,15 @@
 """The learning rate by samples, and which parameters decay."""
 
+import math
+
 import pytest
 
 import tiny
+from data_tools.errors import UserError
 from pretrain.config import OptimConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.schedule import Schedule
+from pretrain.towers.parts import layers_above, lock, tower_of
 
 
 def test_warmup_then_cosine_to_zero():
@@ -19,6 +23,14 @@ def test_warmup_then_cosine_to_zero():
 def test_constant_after_warmup():
     schedule = Schedule("constant", peak=2.0, warmup=0, total=1000)
     assert [schedule.lr(samples, 10) for samples in (0, 500, 990)] == [2.0, 2.0, 2.0]
+
+
+def test_a_cooldown_ends_at_zero():
+    schedule = Schedule("constant", peak=2.0, warmup=100, total=1000, cooldown=400)
+    assert [schedule.lr(samples, 10) for samples in (300, 600)] == [2.0, 2.0]
+    assert schedule.lr(700, 10) == pytest.approx(1.0)  # a quarter of the way: half of the fall
+    assert schedule.lr(990, 10) == pytest.approx(2 * (1 - math.sqrt(390 / 400)))
+    assert schedule.lr(1000, 10) == 0
 
 
 def test_the_batch_does_not_move_the_schedule():
@@ -41,3 +53,39 @@ def test_matrices_decay_and_vectors_do_not():
     assert {"clip.positional_embedding", "clip.visual.positional_embedding"} <= {
         names[id(p)] for p in as_open_clip["params"]
     }
+
+
+def test_rates_differ_by_tower_and_layer():
+    model = tiny.build()
+    optim = OptimConfig(lr=1e-3, text_lr=5e-4, image_weight_decay=0.05, layer_decay=0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {}
+    for group in parameter_groups(model, optim):
+        found |= {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for p in group["params"]}
+    assert found["clip.visual.proj"] == (1, 0.05)
+    assert found["clip.visual.transformer.resblocks.1.attn.in_proj_weight"] == (0.5, 0.05)
+    assert found["clip.visual.transformer.resblocks.0.ln_1.weight"] == (0.25, 0)
+    assert found["clip.visual.conv1.weight"] == (0.125, 0.05)
+    assert found["clip.visual.positional_embedding"] == (0.125, 0)
+    assert found["clip.text_projection"] == (0.5, 0.2)
+    assert found["clip.token_embedding.weight"] == (0.0625, 0.2)
+    assert found["clip.logit_scale"] == (1, 0)
+    assert set(found) == set(names.values())
+
+
+def test_layers_of_other_towers():
+    """timm's transformers are numbered, its convolutional stages are not one row."""
+    above = layers_above(["clip.visual.trunk.blocks.0.w", "clip.visual.trunk.patch_embed.proj.weight", "head.weight"])
+    assert list(above.values()) == [1, 2, 0]
+    with pytest.raises(UserError, match=r"cannot number the layers of the image tower.*layer_decay=1.0"):
+        layers_above(["clip.visual.trunk.stages.0.blocks.1.w"])
+    with pytest.raises(UserError, match="image tower"):
+        layers_above(["clip.visual.attnpool.w"])
+
+
+def test_a_locked_tower_has_no_group():
+    model = tiny.build()
+    lock(model, "text")
+    learning = {id(p) for group in parameter_groups(model, OptimConfig()) for p in group["params"]}
+    towers = {tower_of(name) for name, p in model.named_parameters() if id(p) in learning}
+    assert towers == {"image", "logits"}

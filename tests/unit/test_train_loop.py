@@ -41,7 +41,7 @@ def idle_run(folder, rank: int = 0) -> Run:
     job = SimpleNamespace(
         config=config,
         runtime=Runtime(rank, 1, 0, torch.device("cpu"), 1),
-        engine=SimpleNamespace(grad_norm=0.0, logit_scale=lambda: None),
+        engine=SimpleNamespace(grad_norm=0.0, logit_scale=lambda: None, logit_bias=lambda: None),
         stream=idle_stream(config.train.global_batch),
         state=TrainState(),
         resumed_from=None,

@@ -1,0 +1,51 @@
+"""Which tower a parameter belongs to, how deep it lies there, and towers that do not learn."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from data_tools.errors import UserError
+
+_BLOCK = re.compile(r"\.(?:resblocks|blocks|layers?)\.(\d+)\.")
+_STEM = re.compile(r"embed|\.conv1\.|\.ln_pre\.|\.norm_pre\.|_token$")
+
+
+def tower_of(name: str) -> str:
+    """image, text, logits (scale and bias) or head, by a parameter's name in a `DualEncoder` or a module around it."""
+    _, inside, native = name.partition("clip.")
+    if not inside:
+        return "head"
+    return "image" if native.startswith("visual.") else "logits" if native.startswith("logit_") else "text"
+
+
+def lock(model: nn.Module, tower: str) -> None:
+    """Stop `tower` (none, image or text) from learning: LiT, arXiv 2111.07991."""
+    for name, parameter in model.named_parameters():
+        if tower_of(name) == tower:
+            parameter.requires_grad_(False)
+
+
+def layers_above(names: list[str]) -> dict[str, int]:
+    """For each of a model's parameters the layers between it and the output: 0 for what follows a tower's last block,
+    1 for that block, and most for embeddings. What belongs to no tower is at 0.
+
+    Raises:
+        UserError: a tower whose blocks are not one numbered row.
+    """
+    above = dict.fromkeys(names, 0)
+    for tower in ("image", "text"):
+        inside = [name for name in names if tower_of(name) == tower]
+        blocks = {name: int(found[-1]) for name in inside if (found := _BLOCK.findall(name))}
+        if inside and (not blocks or any(".stages." in name for name in blocks)):
+            raise UserError(
+                f"optim.layer_decay cannot number the layers of the {tower} tower",
+                got=next(iter(blocks), inside[0]),
+                expected="a transformer, whose blocks are one row",
+                remedy="optim.layer_decay=1.0",
+            )
+        count = 1 + max(blocks.values(), default=0)
+        above |= {name: count - number for name, number in blocks.items()}
+        above |= {name: count + 1 for name in inside if name not in blocks and _STEM.search(name)}
+    return above

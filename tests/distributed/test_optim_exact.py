@@ -1,0 +1,75 @@
+"""Rates by tower and layer, and locked towers: updates on real ranks against one process that steps plain AdamW."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tiny
+from pretrain.config import OptimConfig
+from pretrain.engine.engine import Engine
+from pretrain.engine.fragments import local_fragments
+from pretrain.engine.gradcache import contrastive_backward
+from pretrain.engine.groups import parameter_groups
+from pretrain.losses.contrastive import infonce
+from pretrain.runtime import start
+from pretrain.towers.parts import lock, tower_of
+from ranks import run_ranks
+
+PAIRS, STEPS, LR = 16, 3, 1e-3
+RATES = {"lr": LR, "image_lr": 3e-4, "text_weight_decay": 0.5, "layer_decay": 0.5}
+STAGES = (0, 1, 2, 3)
+
+
+def reference(locked):
+    """Weights after STEPS updates of one process in fp64."""
+    model = tiny.build().double()
+    lock(model, locked)
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"], "lr": LR * group["lr_scale"]}
+        for group in parameter_groups(model, OptimConfig(**RATES))
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=OptimConfig.betas, eps=OptimConfig.eps)
+    images, tokens = tiny.batch(model, PAIRS)
+    for _ in range(STEPS):
+        image = F.normalize(model.clip.encode_image(model._pixels(images)), dim=-1)
+        text = F.normalize(model.clip.encode_text(tokens), dim=-1)
+        optimizer.zero_grad()
+        infonce(image, text, model.clip.logit_scale.exp()).backward()
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def updated(rank, world_size, locked):
+    """For each stage and number of micro-batches this rank's fragments of the weights after STEPS updates."""
+    runtime = start(distributed=True)
+    local = PAIRS // world_size
+    rows, results = slice(rank * local, (rank + 1) * local), {}
+    for stage, parts in itertools.product(STAGES, (1, 4)):
+        model = tiny.build()
+        lock(model, locked)
+        engine = Engine(model, *tiny.settings(PAIRS, stage, **RATES), runtime)
+        images, tokens = tiny.batch(model, PAIRS)
+        for _ in range(STEPS):
+            contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts), infonce)
+            engine.update(LR)
+        fragments = local_fragments(engine, rank, world_size)
+        results[stage, parts] = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]
+    return results
+
+
+@pytest.mark.parametrize("locked", ["none", "image", "text"])
+def test_updates_equal_one_process(locked):
+    fresh = {name: p.detach().double() for name, p in tiny.build().named_parameters()}
+    want, ranks = reference(locked), run_ranks(2, updated, locked, timeout=300)
+    for key in itertools.product(STAGES, (1, 4)):
+        got = {name: value.clone().flatten() for name, value in fresh.items()}
+        for name, first, values in itertools.chain(*(results[key] for results in ranks)):
+            got[name][first : first + len(values)] = values
+        for name, before in fresh.items():
+            moved = (want[name] - before).norm()
+            assert (moved == 0) == (tower_of(name) == locked)
+            error = (got[name] - want[name].flatten()).norm()
+            # Adam makes much of gradients that are nothing but rounding, as those of the keys' biases are.
+            assert error <= 2e-2 * moved, f"stage, micro-batches {key}: {name} is {error:.1e} off, it moved {moved:.1e}"

@@ -1,0 +1,66 @@
+"""Whole runs with a tower that is locked at first, and with a rate that cools down."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runs
+from data_tools.errors import UserError
+from pretrain.config import PretrainConfig
+from pretrain.engine.weights import load_trained
+from pretrain.export import cli as export_cli
+from pretrain.pretraining import PretrainJob
+from pretrain.runtime import start
+from pretrain.settings import load_config
+from pretrain.towers.parts import tower_of
+from pretrain.train import train
+from ranks import RankError, run_ranks
+
+PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return runs.make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def trained(rank, world_size, path, words):
+    config = load_config(PretrainConfig, path, [*PLAIN, *words])
+    assert train(PretrainJob(config, start(distributed=True))) == 0
+
+
+def test_a_locked_tower_keeps_its_weights_until_it_is_unlocked(workspace, tmp_path):
+    """At another stage and on more ranks, though its optimizer states are not in the checkpoint."""
+    config, run, out = workspace / "config.yaml", tmp_path / "run", tmp_path / "out"
+    run_ranks(1, trained, config, [f"run.dir={tmp_path / 'first'}", "train.duration=1 steps"])
+    assert export_cli.main([str(tmp_path / "first"), str(out), "--formats", "open_clip"]) == 0
+    before = load_file(next(out.glob("open_clip*.safetensors")))
+    words = [f"run.dir={run}", f"model.init={next(out.glob('open_clip*.safetensors'))}", "optim.warmup=0 steps"]
+    run_ranks(1, trained, config, [*words, "train.duration=2 steps", "model.locked=image", "train.zero_stage=1"])
+    assert changed(run, before) == {"text", "logits"}
+    run_ranks(2, trained, config, [*words, "train.duration=4 steps", "train.zero_stage=3"])
+    assert changed(run, before) == {"image", "text", "logits"}
+
+
+def changed(run, before):
+    """The parts of the newest checkpoint's model that are not as `before`."""
+    now = load_trained(run).clip.state_dict()
+    return {
+        tower_of(f"clip.{name}") for name in now if not torch.equal(now[name].reshape(before[name].shape), before[name])
+    }
+
+
+def test_the_rate_cools_down_to_the_end(workspace, tmp_path):
+    words = [f"run.dir={tmp_path / 'run'}", "optim.lr=1e-3", "optim.warmup=2 steps", "optim.cooldown=2 steps"]
+    run_ranks(1, trained, workspace / "config.yaml", [*words, "train.duration=6 steps"])
+    rates = [row["lr"] for row in runs.rows(tmp_path / "run", "train")]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3 * (1 - math.sqrt(1 / 2))])
+
+
+def test_a_cooldown_longer_than_the_run_is_refused(workspace, tmp_path):
+    words = [f"run.dir={tmp_path / 'run'}", "optim.cooldown=9 steps", "train.duration=6 steps"]
+    with pytest.raises(RankError, match="longer than the run; got 32 and 144 samples of 96") as caught:
+        run_ranks(1, trained, workspace / "config.yaml", words)
+    assert UserError.__name__ in str(caught.value)
