@@ -96,6 +96,7 @@ class OptimConfig:
     schedule: str = "cosine"  # cosine | constant
     warmup: str = "0 steps"
     cooldown: str = "0 steps"  # constant: how long the rate falls to zero at the end (warmup-stable-decay)
+    ema: float | None = None  # decay of a moving average of the weights, kept in the checkpoints; null: none
     grad_clip: float | None = None  # global gradient norm; null: no clipping
 
 
@@ -187,6 +188,7 @@ class FinetuneConfig:
     seed: int = 0
     init: str = "???"
     random: bool = False
+    init_ema: bool = False  # from the moving average of its weights (optim.ema)
     mode: str = "full"  # linear: only the head learns | full: the image tower too
     image_size: int | None = None  # pixels; null: as pretrained, else position embeddings are interpolated
     zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros

@@ -49,7 +49,7 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
     micro = config.train.micro_batch or share
-    parts = state_bytes(*_sizes(model), config.train, runtime.world_size)
+    parts = state_bytes(*_sizes(model), config.train, runtime.world_size, config.optim.ema is not None)
     parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
     width = model.spec.model_cfg["embed_dim"]
     parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
@@ -62,7 +62,9 @@ def _sizes(model: DualEncoder) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
-def state_bytes(parameters: int, learning: int, train: TrainConfig, world_size: int) -> dict[str, int]:
+def state_bytes(
+    parameters: int, learning: int, train: TrainConfig, world_size: int, ema: bool = False
+) -> dict[str, int]:
     """Bytes of fp32 weights, and of gradients and AdamW states of those that are `learning`. ZeRO shares what its stage
     shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the host's
     memory.
@@ -73,6 +75,8 @@ def state_bytes(parameters: int, learning: int, train: TrainConfig, world_size: 
         "weights": 4 * parameters // (world_size if stage == 3 else 1),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
+    if ema:
+        parts["moving average"] = whole // world_size
     if not train.offload_optimizer:
         parts["optimizer states and master"] = 2 * whole if stage == 0 else 3 * shared
     return parts

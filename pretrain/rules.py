@@ -84,6 +84,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "optim.image_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
     "optim.text_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
     "optim.layer_decay": (lambda v: 0 < v <= 1, "0 < share <= 1", "1.0 gives all layers one rate"),
+    "optim.ema": (lambda v: v is None or 0 < v < 1, "0 < decay < 1, or null", "0.9999 averages some 10,000 updates"),
     "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
     "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
     "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from data_tools.errors import UserError
 from pretrain.config import OptimConfig, TrainConfig
+from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
 from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
@@ -43,6 +44,9 @@ class Engine:
             model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
         )
         self.module = model
+        self.ema: Ema | None = None  # for now: it starts from this engine's masters
+        if optim.ema is not None:
+            self.ema = Ema(self, optim.ema, runtime.rank, runtime.world_size)
         self._scale, self._bias = (
             dict(model.named_parameters()).get(f"clip.logit_{name}") for name in ("scale", "bias")
         )
@@ -86,6 +90,8 @@ class Engine:
                 raise NonFiniteError("a gradient is not finite")
             self._grad_norm = self.deepspeed.get_global_grad_norm()
         self._clamp_logit_scale()
+        if self.ema is not None:
+            self.ema.update()
 
     def _before_plain_update(self) -> None:
         """What the ZeRO optimizers do within their step; the gradients are those of all ranks already."""

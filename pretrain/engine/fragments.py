@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from pretrain.engine.engine import Engine
+if TYPE_CHECKING:
+    from pretrain.engine.engine import Engine
+
+EMA = "ema"
 
 
 @dataclass
 class Fragment:
     """Elements `start` .. `start + numel` of the flattened parameter `name` of `shape`, as this rank holds them.
 
-    `values`: flat tensors by what they are: "weight" (the fp32 master) and one for each state of the optimizer.
+    `values`: flat tensors by what they are: "weight" (the fp32 master), one for each state of the optimizer, and EMA.
     """
 
     name: str
@@ -44,7 +48,9 @@ def local_fragments(engine: Engine, rank: int, world_size: int) -> Iterator[Frag
         else:  # whole on every rank: they take turns
             piece = (0, _whole(parameter, engine)) if index % world_size == rank else None
         if piece is not None:
-            yield Fragment(name, shape, *piece)
+            start, values = piece
+            average = engine.ema and engine.ema.values.get(name)
+            yield Fragment(name, shape, start, values if average is None else {**values, EMA: average})
 
 
 def _whole(parameter: torch.nn.Parameter, engine: Engine) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from data_tools.errors import UserError
 from pretrain.engine.committed import FOLDER, MANIFEST, newest_intact
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import Fragment, create_optimizer_state, local_fragments
+from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
 from pretrain.engine.state import TrainState
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.initialise import initialise, read_weights
@@ -38,7 +38,7 @@ class CheckpointReader:
 
     @property
     def kinds(self) -> set[str]:
-        """What is kept of parameters: "weight" and the optimizer's states."""
+        """What is kept of parameters: "weight", the optimizer's states, EMA."""
         return {key.rsplit("|", 1)[1] for key in self._keys}
 
     def holds(self, name: str, kind: str) -> bool:
@@ -57,10 +57,12 @@ class CheckpointReader:
             raise UserError(f"checkpoint {self.folder} does not cover {name}|{kind}", got=out.numel(), expected=numel)
         return out
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Every parameter, whole, by the name it has in the trained module."""
+    def weights(self, kind: str = "weight") -> dict[str, torch.Tensor]:
+        """Every parameter, whole, by the name it has in the trained module; `kind` EMA: its moving average."""
         return {
-            name: self.read(name, "weight", 0, torch.Size(shape).numel()).reshape(shape)
+            name: self.read(name, kind if self.holds(name, kind) else "weight", 0, torch.Size(shape).numel()).reshape(
+                shape
+            )
             for name, shape in self.shapes.items()
         }
 
@@ -76,7 +78,9 @@ class CheckpointReader:
 def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
     """Fill this rank's optimizer states from a checkpoint of any world size and stage. The weights are loaded into the
     module before the engine is built, which copies its masters from them. All ranks must call it."""
-    create_optimizer_state(engine, sorted(reader.kinds - {"weight"}), step)
+    create_optimizer_state(engine, sorted(reader.kinds - {"weight", EMA}), step)
+    if engine.ema is not None:
+        engine.ema.updates = step
     owned = local_fragments(engine, 0, 1) if engine.stage == 0 else local_fragments(engine, rank, world_size)
     for fragment in owned:
         _fill(fragment, reader)
@@ -84,7 +88,8 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
 
 def _fill(fragment: Fragment, reader: CheckpointReader) -> None:
     for kind, values in fragment.values.items():
-        if kind != "weight" and reader.holds(fragment.name, kind):  # what was locked then starts from zeros
+        # States of what was locked then start from zeros, an average that was not wanted then from the weights.
+        if kind != "weight" and reader.holds(fragment.name, kind):
             values.copy_(reader.read(fragment.name, kind, fragment.start, fragment.numel))
 
 
@@ -93,15 +98,17 @@ def describe(spec: ModelSpec, **more: object) -> dict:
     return {"spec": asdict(spec), **more}
 
 
-def load_trained(path: str | Path) -> DualEncoder:
+def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
     """The dual encoder of a run folder (its newest intact checkpoint), a checkpoint or an export folder: fp32, on the
-    CPU, in evaluation mode.
+    CPU, in evaluation mode. `ema`: the moving average of its weights (optim.ema).
 
     Raises:
-        UserError: no model there, or a damaged one.
+        UserError: no model there, a damaged one, or no moving average.
     """
     path = Path(path)
     if (path / "open_clip_config.json").is_file():
+        if ema:
+            raise UserError(f"{path} is an export", expected="a run or checkpoint with a moving average of its weights")
         return _from_export(path)
     checkpoint = resolve_checkpoint(path)
     reader = CheckpointReader(checkpoint)
@@ -112,8 +119,12 @@ def load_trained(path: str | Path) -> DualEncoder:
             expected="a dual encoder",
             remedy="give the pretraining run it started from",
         )
+    if ema and EMA not in reader.kinds:
+        raise UserError(
+            f"{checkpoint} has no moving average of its weights", remedy="train with optim.ema, such as 0.999"
+        )
     model = DualEncoder(ModelSpec(**description["spec"]))
-    model.load_state_dict(reader.weights(), strict=True)
+    model.load_state_dict(reader.weights(EMA if ema else "weight"), strict=True)
     return model.eval()
 
 

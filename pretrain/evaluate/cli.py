@@ -47,6 +47,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words.add_argument("--model", required=True, metavar="DIR", help="a run, checkpoint or export folder")
+    words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("--task", required=True, choices=TASKS)
     words.add_argument(
         "--data", required=True, metavar="SHARDS", help="a packed folder, a tar or a brace pattern of tars"

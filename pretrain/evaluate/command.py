@@ -34,7 +34,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Run the task of the command line on all ranks; returns the exit code."""
     runtime = start()
     corpus = open_corpus(options.data)
-    model = load_trained(options.model)
+    model = load_trained(options.model, options.ema)
     record = _describe(options, model, corpus)
     if options.skip_existing and _known(options.output, record["key"], runtime):
         if runtime.is_main:
@@ -108,7 +108,7 @@ def _describe(options: argparse.Namespace, model: DualEncoder, corpus: Corpus) -
         decisive["prompts"] = _prompts(options, corpus)
     return {
         "task": options.task,
-        "model": {"path": options.model, "name": spec.name, "digest": digest},
+        "model": {"path": options.model, "ema": options.ema, "name": spec.name, "digest": digest},
         "dataset": {"path": redact_text(options.data), "digest": corpus.digest},
         "settings": settings,
         "seed": options.seed,

@@ -31,6 +31,7 @@ def _run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words.add_argument("model", metavar="RUN_DIR", help="a run, checkpoint or export folder")
+    words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("output", metavar="OUT_DIR", help="a new or empty folder")
     words.add_argument("--formats", default="open_clip,transformers", help="default: open_clip,transformers")
     words.add_argument("--no-verify", dest="verify", action="store_false", help="do not load the folder for a check")

@@ -21,8 +21,8 @@ def export(options: argparse.Namespace) -> int:
     if not (source / CONFIG).is_file():
         source = resolve_checkpoint(source)  # once, so that the card speaks of the very weights
     formats = [name.strip() for name in options.formats.split(",") if name.strip()]
-    model = load_trained(source)
-    differences = export_model(model, options.output, formats, *history(source), verify=options.verify)
+    model = load_trained(source, options.ema)
+    differences = export_model(model, options.output, formats, *history(source, options.ema), verify=options.verify)
     for name, value in differences.items():
         print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")
     if not differences:
@@ -31,9 +31,9 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
-def history(source: Path) -> tuple[dict, dict]:
+def history(source: Path, ema: bool) -> tuple[dict, dict]:
     """(facts of the training, metrics of the run's own evaluation of these weights) of a checkpoint folder, for the
-    model card; empty where they are not known, as for an export folder."""
+    model card; empty where they are not known, as for an export folder. The run evaluates no moving averages."""
     if not (source / "state.json").is_file():
         return {}, {}
     state = json.loads((source / "state.json").read_text())
@@ -44,6 +44,8 @@ def history(source: Path) -> tuple[dict, dict]:
         "training data": f"digest `{position.get('manifest_digest', 'unknown')}`",
         "seed": position.get("seed", "unknown"),
     }
+    if ema:
+        return facts | {"weights": "their exponential moving average"}, {}
     return facts, _metrics_at(source.absolute().parent, state["step"])
 
 

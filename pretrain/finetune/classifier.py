@@ -69,7 +69,7 @@ def build_classifier(
 def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
     if config.random:
         return build_model(config.init, config.seed), [f"random initialisation of {config.init}, seed {config.seed}"]
-    trained = load_trained(config.init)
+    trained = load_trained(config.init, config.init_ema)
     if config.image_size is None or config.image_size == trained.spec.image_size:
         return trained, [str(InitReport(config.init, list(trained.clip.state_dict())))]
     resized = DualEncoder(_with_size(trained.spec, config.image_size))

@@ -8,9 +8,12 @@ from safetensors.torch import load_file
 
 import runs
 from data_tools.errors import UserError
-from pretrain.config import PretrainConfig
+from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.engine.weights import load_trained
+from pretrain.evaluate import cli as evaluate_cli
+from pretrain.evaluate.results import read_records
 from pretrain.export import cli as export_cli
+from pretrain.finetune.classifier import build_classifier
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
@@ -57,6 +60,29 @@ def test_the_rate_cools_down_to_the_end(workspace, tmp_path):
     run_ranks(1, trained, workspace / "config.yaml", [*words, "train.duration=6 steps"])
     rates = [row["lr"] for row in runs.rows(tmp_path / "run", "train")]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3 * (1 - math.sqrt(1 / 2))])
+
+
+def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
+    run, results = tmp_path / "run", tmp_path / "results.jsonl"
+    run_ranks(2, trained, workspace / "config.yaml", [f"run.dir={run}", "optim.ema=0.9", "train.duration=3 steps"])
+    weights = {}
+    for name, words in (("raw", []), ("average", ["--ema"])):
+        assert export_cli.main([str(run), str(tmp_path / name), "--formats", "open_clip", *words]) == 0
+        weights[name] = load_file(next((tmp_path / name).glob("open_clip*.safetensors")))
+        task = ["--task", "retrieval", "--data", str(workspace / "shards"), "--workers", "0"]
+        assert evaluate_cli.main(["--model", str(run), *task, "--output", str(results), *words]) == 0
+    want = load_trained(run, ema=True).export_state()
+    assert all(torch.equal(weights["average"][name], value) for name, value in want.items())
+    assert any(not torch.equal(weights["raw"][name], value) for name, value in want.items())
+    raw, average = (record["model"] for record in read_records(results))
+    assert raw["digest"] != average["digest"]
+    assert (raw["ema"], average["ema"]) == (False, True)
+    classifier, _ = build_classifier(
+        FinetuneConfig(init=str(run), init_ema=True), ("cat", "dog"), start(distributed=False)
+    )
+    tuned = classifier.towers.export_state()
+    assert all(torch.equal(tuned[name], value) for name, value in want.items())
+    assert "exponential moving average" in (tmp_path / "average" / "README.md").read_text()
 
 
 def test_a_cooldown_longer_than_the_run_is_refused(workspace, tmp_path):

@@ -26,6 +26,11 @@ def test_a_locked_tower_has_weights_alone():
     assert list(parts.values()) == [4000, 1600, 1200]
 
 
+def test_a_moving_average_is_shared_at_every_stage():
+    for stage in range(4):
+        assert state_bytes(1000, 1000, TrainConfig(zero_stage=stage), 4, ema=True)["moving average"] == 1000
+
+
 def test_an_offloaded_optimizer_takes_memory_of_the_host():
     offloaded = TrainConfig(zero_stage=2, offload_optimizer=True)
     assert state_bytes(1000, 1000, offloaded, 4) == {"weights": 4000, "gradients": 1000}
