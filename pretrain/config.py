@@ -164,6 +164,14 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """`steps`: FIRST-LAST, counted from 1: a profiler trace of these steps on rank 0, and a page on where their time
+    went, in the run folder. null: none."""
+
+    steps: str | None = None
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Settings of `launch/pretrain.py`."""
 
@@ -178,6 +186,7 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 @dataclass(frozen=True)
@@ -201,3 +210,4 @@ class FinetuneConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)

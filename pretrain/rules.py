@@ -15,6 +15,7 @@ from pretrain.config import FinetuneConfig, LossConfig, PretrainConfig, Source
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
 _TIME = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(seconds|minutes|hours)\s*$")
+_STEPS = re.compile(r"^\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*$")
 _DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
 FOREVER = "forever"
 
@@ -50,6 +51,17 @@ def parse_seconds(text: str, where: str) -> float:
 
 
 LOSSES = ("infonce", "multi_positive", "sigmoid", "margin")
+
+
+def parse_steps(text: str, where: str) -> tuple[int, int]:
+    """`"10-12"` -> (10, 12), and `"10"` -> (10, 10)."""
+    match = _STEPS.match(str(text))
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"{where} is not a range of steps", got=repr(text), expected="FIRST-LAST, such as 10-12")
+    return first, last
+
+
 _CHOICES: dict[str, tuple] = {
     "run.resume": ("auto", "never"),
     "train.precision": ("fp32", "bf16"),
@@ -132,6 +144,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
             _, unit = parse_duration(text, name)
             if unit == FOREVER and name != "train.duration":
                 _break(name, text, "a number and one of " + ", ".join(_UNITS))
+    if config.profile.steps is not None:
+        parse_steps(config.profile.steps, "profile.steps")
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
         _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
     cooled = parse_duration(config.optim.cooldown, "optim.cooldown")[0] > 0

@@ -23,6 +23,7 @@ from pretrain.guard import Journal, spike
 from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
 from pretrain.peers import HANGS, Peers
+from pretrain.profiling import StepProfiler, part
 from pretrain.rules import duration_steps, parse_seconds
 from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, OnHost, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
@@ -106,6 +107,7 @@ class Run:
         self.data_watch = DataWatch()
         self.skips = Journal(Path(config.run.dir) / "skipped.jsonl", job.runtime, state.step)
         self.spikes = Journal(Path(config.run.dir) / "spikes.jsonl", job.runtime, state.step)
+        self.profiler = StepProfiler(config.profile.steps, config.run.dir, job.runtime, self.metrics.note)
         self.stop = StopRequest()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
         self._status(RUNNING)
@@ -118,9 +120,11 @@ class Run:
         remaining = self.total_steps - self.job.state.step
         stream = iter(self.job.stream.iterate(self.job.state.step))
         for _ in range(remaining):
+            self.profiler.before(self.job.state.step + 1)
             before = time.perf_counter()
             beat("waiting for data")
-            batch = next(stream)
+            with part("data"):
+                batch = next(stream)
             yield batch, time.perf_counter() - before
 
     def step(self, batch: Batch) -> OnHost | None:
@@ -132,7 +136,8 @@ class Run:
         seed_step(job.config.seed, state.step, job.runtime.rank)
         loss: OnHost | None = OnHost(job.forward_backward(batch))  # here in time: the update waits for the gradients
         try:
-            job.engine.update(self.schedule.lr(state.samples_seen, batch_of(job.config)))
+            with part("optimizer"):
+                job.engine.update(self.schedule.lr(state.samples_seen, batch_of(job.config)))
         except NonFiniteError as error:
             if state.skipped >= job.config.guard.max_skipped:
                 raise self._explain(error, batch, loss) from None
@@ -206,6 +211,7 @@ class Run:
     def close(self) -> None:
         """Release the loader and the writers; from here on nobody watches this rank."""
         self.watchdog.close()
+        self.profiler.close()
         self.peers.leave()
         self.checkpoints.close()
         self.job.stream.close()

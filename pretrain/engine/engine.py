@@ -13,6 +13,7 @@ from data_tools.errors import UserError
 from pretrain.config import OptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
+from pretrain.profiling import part
 from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
 from pretrain.watchdog import beat
@@ -54,7 +55,8 @@ class Engine:
     def __call__(self, *inputs):
         """The model's forward, under the configured precision. Each one counts as progress of the run."""
         beat()
-        return self.deepspeed(*inputs)
+        with part("forward"):
+            return self.deepspeed(*inputs)
 
     def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:
         """Run `parts`, a `backward` each, with one reduction at the end: gradients add up as they are, undivided."""
@@ -70,7 +72,7 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a rank-local mean; the mean over ranks is taken when they are reduced."""
-        with attention_kernel(self.device):
+        with part("backward"), attention_kernel(self.device):
             self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:

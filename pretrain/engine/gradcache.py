@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pretrain.engine.engine import Engine
+from pretrain.profiling import part
 from pretrain.towers.text import TextParts
 
 Loss = Callable[..., torch.Tensor]  # of what the towers' forward gives: images, texts, and a scalar or two
@@ -23,12 +24,15 @@ def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], lo
     """Gradients of the global batch's loss; returns this rank's share of it, detached. All ranks must call it,
     each with as many micro-batches."""
     if len(micro_batches) == 1:
-        loss = loss_fn(*engine(*micro_batches[0]))
+        outputs = engine(*micro_batches[0])
+        with part("loss"):
+            loss = loss_fn(*outputs)
         engine.backward(loss)
         return loss.detach()
     leaves, states = _features(engine, micro_batches)
-    loss = loss_fn(*leaves)
-    loss.backward()
+    with part("loss"):
+        loss = loss_fn(*leaves)
+        loss.backward()
     image_grad, text_grad, *once = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     size = len(micro_batches[0][0])
     replays = []

@@ -22,7 +22,7 @@ TOP_LEVEL = {
 # From the bottom. A folder of pretrain imports from itself and from lower floors; modules beside each other may meet.
 FLOORS = (
     ("data_tools",),
-    ("config", "entry", "metrics", "provenance", "rules", "run_lock", "runtime", "settings", "watchdog"),
+    ("config", "entry", "metrics", "profiling", "provenance", "rules", "run_lock", "runtime", "settings", "watchdog"),
     ("guard", "peers"),
     ("losses", "towers"),
     ("engine", "stream"),

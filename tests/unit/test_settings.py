@@ -68,6 +68,7 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "checkpoint.keep_best=text_to_image_recall@10", ("checkpoint.keep_best", "set eval.retrieval")),
         (BASE, "optim.layer_decay=0", ("optim.layer_decay", "0 < share <= 1")),
         (BASE, "model.locked=image", ("model.locked", "none without model.init")),
+        (BASE, "profile.steps=9-3", ("profile.steps", "FIRST-LAST")),
         (BASE, "optim.ema=1", ("optim.ema", "0 < decay < 1")),
         (BASE, "optim.grad_clip=0", ("optim.grad_clip", "null")),
         (BASE, "loss.name=siglip", ("loss.name", "infonce, multi_positive, sigmoid, margin")),

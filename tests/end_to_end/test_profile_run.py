@@ -1,0 +1,51 @@
+"""`profile.steps`: the trace and the page of a run on two ranks."""
+
+import gzip
+import json
+
+import pytest
+
+import runs
+from pretrain.config import PretrainConfig
+from pretrain.pretraining import PretrainJob
+from pretrain.runtime import start
+from pretrain.settings import load_config
+from pretrain.train import train
+from ranks import run_ranks
+
+PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null"]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return runs.make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def trained(rank, world_size, path, words):
+    assert train(PretrainJob(load_config(PretrainConfig, path, [*PLAIN, *words]), start(distributed=True))) == 0
+
+
+@pytest.mark.parametrize(("steps", "micro_batch", "duration"), [("2-3", "null", 5), ("4", "4", 4)])
+def test_the_page_says_where_the_time_went(workspace, tmp_path, steps, micro_batch, duration):
+    words = [f"run.dir={tmp_path}", f"profile.steps={steps}", f"train.micro_batch={micro_batch}"]
+    run_ranks(2, trained, workspace / "config.yaml", [*words, f"train.duration={duration} steps"])
+    first, _, last = steps.partition("-")
+    name = f"profile-{first}-{last or first}"
+    lines = (tmp_path / f"{name}.txt").read_text().splitlines()
+    count = int(last or first) - int(first) + 1
+    assert lines[0].startswith(f"{count} steps of rank 0 of 2 ")
+    seconds = {line[2:42].strip(): float(line.split(" s ")[0].split()[-1]) for line in lines if line.endswith("%")}
+    for part in ("data", "forward", "loss", "backward", "optimizer", "all"):
+        assert 0 < seconds[part] < float(lines[0].split(": ")[1].split()[0])
+    assert any("gloo:all_reduce" in line for line in lines)
+    with gzip.open(tmp_path / f"{name}.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("dualstream.optimizer") == count
+    passes = 1 if micro_batch == "null" else 4  # two micro-batches, twice
+    assert names.count("dualstream.forward") == passes * count
+
+
+def test_a_run_that_stops_before_the_steps_leaves_no_profile(workspace, tmp_path):
+    words = [f"run.dir={tmp_path}", "profile.steps=5-6", "train.duration=2 steps"]
+    run_ranks(1, trained, workspace / "config.yaml", words)
+    assert not list(tmp_path.glob("profile-*"))
