@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from pretrain import assemble
-from pretrain.config import PretrainConfig, TrainConfig
+from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
+from pretrain.engine.optimizers import STATES
 from pretrain.pretraining import Evaluations, make_model
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, start
@@ -39,7 +40,7 @@ def dry_run(config: PretrainConfig) -> int:
         print(doubt)
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
-    host = host_bytes(learning, config.train, runtime.world_size)
+    host = host_bytes(learning, config.train, config.optim, runtime.world_size)
     if host:
         print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
     return 0
@@ -49,7 +50,7 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
     micro = config.train.micro_batch or share
-    parts = state_bytes(*_sizes(model), config.train, runtime.world_size, config.optim.ema is not None)
+    parts = state_bytes(*_sizes(model), config.train, config.optim, runtime.world_size)
     parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
     width = model.spec.model_cfg["embed_dim"]
     parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
@@ -63,11 +64,11 @@ def _sizes(model: DualEncoder) -> tuple[int, int]:
 
 
 def state_bytes(
-    parameters: int, learning: int, train: TrainConfig, world_size: int, ema: bool = False
+    parameters: int, learning: int, train: TrainConfig, optim: OptimConfig, world_size: int
 ) -> dict[str, int]:
-    """Bytes of fp32 weights, and of gradients and AdamW states of those that are `learning`. ZeRO shares what its stage
-    shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the host's
-    memory.
+    """Bytes of fp32 weights, and of gradients and optimizer states of those that are `learning`. ZeRO shares what its
+    stage shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the
+    host's memory.
     """
     stage, whole = train.zero_stage, 4 * learning
     shared = whole // world_size
@@ -75,16 +76,17 @@ def state_bytes(
         "weights": 4 * parameters // (world_size if stage == 3 else 1),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
-    if ema:
+    if optim.ema is not None:
         parts["moving average"] = whole // world_size
     if not train.offload_optimizer:
-        parts["optimizer states and master"] = 2 * whole if stage == 0 else 3 * shared
+        states = len(STATES[optim.name])
+        parts["optimizer states and master"] = states * whole if stage == 0 else (states + 1) * shared
     return parts
 
 
-def host_bytes(learning: int, train: TrainConfig, world_size: int) -> int:
-    """Bytes of host memory that a rank's offloaded optimizer takes: master, two moments, gradients."""
-    return 4 * 4 * learning // world_size if train.offload_optimizer else 0
+def host_bytes(learning: int, train: TrainConfig, optim: OptimConfig, world_size: int) -> int:
+    """Bytes of host memory that a rank's offloaded optimizer takes: master, gradients, and its states."""
+    return (2 + len(STATES[optim.name])) * 4 * learning // world_size if train.offload_optimizer else 0
 
 
 def activation_bytes(model: DualEncoder, bf16: bool) -> int:

@@ -67,6 +67,7 @@ _CHOICES: dict[str, tuple] = {
     "train.precision": ("fp32", "bf16"),
     "train.zero_stage": (0, 1, 2, 3),
     "train.grad_checkpointing": ("none", "image", "text", "both"),
+    "optim.name": ("adamw", "lion"),
     "optim.schedule": ("cosine", "constant"),
     "model.locked": ("none", "image", "text"),
     "loss.name": LOSSES,

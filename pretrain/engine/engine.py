@@ -13,6 +13,7 @@ from data_tools.errors import UserError
 from pretrain.config import OptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
+from pretrain.engine.optimizers import make_optimizer
 from pretrain.profiling import part
 from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
@@ -34,13 +35,11 @@ class Engine:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model.to(runtime.device)
-        self.stage = train.zero_stage
+        self.stage, self.optimizer_name = train.zero_stage, optim.name
         self.device = runtime.device
         self._grad_norm: float | torch.Tensor = 0.0
         self._clip = optim.grad_clip
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-        )
+        self.optimizer = make_optimizer(parameter_groups(model, optim), optim)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
         )

@@ -9,7 +9,7 @@ from pretrain.towers.parts import layers_above, tower_of
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
-    """AdamW groups of the parameters that learn, with their `weight_decay` and `lr_scale`, the factor on the rate.
+    """Groups of the parameters that learn, with their `weight_decay` and `lr_scale`, the factor on the rate.
 
     Matrices decay; vectors, scalars (norms, biases, logit scale) and what a tower names in `no_weight_decay()`
     (position and class embeddings; unless `optim.decay_embeddings`) do not. Rates differ by tower and, by

@@ -13,6 +13,7 @@ from data_tools.errors import UserError
 from pretrain.engine.committed import FOLDER, MANIFEST, newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
+from pretrain.engine.optimizers import STATES
 from pretrain.engine.state import TrainState
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.initialise import initialise, read_weights
@@ -78,7 +79,15 @@ class CheckpointReader:
 def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
     """Fill this rank's optimizer states from a checkpoint of any world size and stage. The weights are loaded into the
     module before the engine is built, which copies its masters from them. All ranks must call it."""
-    create_optimizer_state(engine, sorted(reader.kinds - {"weight", EMA}), step)
+    states, wanted = reader.kinds - {"weight", EMA}, STATES[engine.optimizer_name]
+    if states and states != wanted:  # none: it was saved before the first update
+        raise UserError(
+            f"{reader.folder} was trained with another optimizer",
+            got=f"its states are {', '.join(sorted(states))}",
+            expected=f"{', '.join(sorted(wanted))}, the states of optim.name={engine.optimizer_name}",
+            remedy="set optim.name back, or start a new run with model.init from an export",
+        )
+    create_optimizer_state(engine, sorted(states), step)
     if engine.ema is not None:
         engine.ema.updates = step
     owned = local_fragments(engine, 0, 1) if engine.stage == 0 else local_fragments(engine, rank, world_size)

@@ -85,6 +85,21 @@ def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     assert "exponential moving average" in (tmp_path / "average" / "README.md").read_text()
 
 
+def test_lion_is_resumed_and_another_optimizer_refused(workspace, tmp_path):
+    """Stopped and resumed on other ranks at another stage, as if it had not been."""
+    words = ["optim.name=lion", "optim.lr=1e-4", "optim.warmup=0 steps"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_ranks(1, trained, workspace / "config.yaml", [*words, f"run.dir={one}", "train.duration=4 steps"])
+    for ranks, duration, stage in ((1, 2, 1), (2, 4, 3)):
+        more = [f"run.dir={two}", f"train.duration={duration} steps", f"train.zero_stage={stage}"]
+        run_ranks(ranks, trained, workspace / "config.yaml", [*words, *more])
+    assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-4)
+    with pytest.raises(
+        RankError, match="was trained with another optimizer; got its states are exp_avg; expected exp_"
+    ):
+        run_ranks(1, trained, workspace / "config.yaml", [f"run.dir={two}", "train.duration=6 steps"])
+
+
 def test_a_cooldown_longer_than_the_run_is_refused(workspace, tmp_path):
     words = [f"run.dir={tmp_path / 'run'}", "optim.cooldown=9 steps", "train.duration=6 steps"]
     with pytest.raises(RankError, match="longer than the run; got 32 and 144 samples of 96") as caught:

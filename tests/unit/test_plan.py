@@ -3,7 +3,7 @@
 import pytest
 
 import tiny
-from pretrain.config import FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
+from pretrain.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
 from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
@@ -17,25 +17,31 @@ MODEL = "configs/models/vit_scenes_16.json"
     [(0, 4000, 4000, 8000), (1, 4000, 4000, 3000), (2, 4000, 1000, 3000), (3, 1000, 1000, 3000)],
 )
 def test_states_of_a_thousand_parameters_on_four_ranks(stage, weights, gradients, states):
-    parts = state_bytes(1000, 1000, TrainConfig(zero_stage=stage), 4)
+    parts = state_bytes(1000, 1000, TrainConfig(zero_stage=stage), OptimConfig(), 4)
     assert list(parts.values()) == [weights, gradients, states]
 
 
 def test_a_locked_tower_has_weights_alone():
-    parts = state_bytes(1000, 400, TrainConfig(zero_stage=1), 4)
+    parts = state_bytes(1000, 400, TrainConfig(zero_stage=1), OptimConfig(), 4)
     assert list(parts.values()) == [4000, 1600, 1200]
 
 
 def test_a_moving_average_is_shared_at_every_stage():
     for stage in range(4):
-        assert state_bytes(1000, 1000, TrainConfig(zero_stage=stage), 4, ema=True)["moving average"] == 1000
+        assert state_bytes(1000, 1000, TrainConfig(zero_stage=stage), OptimConfig(ema=0.9), 4)["moving average"] == 1000
+
+
+def test_lion_keeps_half_of_what_adamw_does():
+    train, lion = TrainConfig(zero_stage=0), OptimConfig(name="lion")
+    assert state_bytes(1000, 1000, train, lion, 4)["optimizer states and master"] == 4000
+    assert host_bytes(1000, TrainConfig(zero_stage=2, offload_optimizer=True), lion, 4) == 3000
 
 
 def test_an_offloaded_optimizer_takes_memory_of_the_host():
     offloaded = TrainConfig(zero_stage=2, offload_optimizer=True)
-    assert state_bytes(1000, 1000, offloaded, 4) == {"weights": 4000, "gradients": 1000}
-    assert host_bytes(1000, offloaded, 4) == 4000
-    assert host_bytes(1000, TrainConfig(zero_stage=2), 4) == 0
+    assert state_bytes(1000, 1000, offloaded, OptimConfig(), 4) == {"weights": 4000, "gradients": 1000}
+    assert host_bytes(1000, offloaded, OptimConfig(), 4) == 4000
+    assert host_bytes(1000, TrainConfig(zero_stage=2), OptimConfig(), 4) == 0
 
 
 def test_activations_shrink_under_autocast():
