@@ -98,7 +98,7 @@ class OptimConfig:
     schedule: str = "cosine"  # cosine | constant
     warmup: str = "0 steps"
     cooldown: str = "0 steps"  # constant: how long the rate falls to zero at the end (warmup-stable-decay)
-    ema: float | None = None  # decay of a moving average of the weights, kept in the checkpoints; null: none
+    ema: float | None = None  # decay of a moving average of the weights, evaluated and saved too; null: none
     grad_clip: float | None = None  # global gradient norm; null: no clipping
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
 from pretrain.engine.weights import describe, restore_optimizer
+from pretrain.evaluate.features import Encode, encoder
 from pretrain.evaluate.runner import evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.losses import Features, contrastive_loss
@@ -103,30 +105,32 @@ class Evaluations:
         self._templates = load_templates(config.eval.templates)
 
     def __call__(self, engine: Engine) -> dict[str, float]:
-        """Metrics of all of them; all ranks must call it."""
-        values: dict[str, float] = {}
+        """Metrics of all of them, and under `ema_` those of the moving average; all ranks must call it."""
         with evaluating(engine):
-            if self._retrieval:
-                reader = assemble.eval_reader(self.config, self._retrieval, self.model.spec, True, self.runtime)
-                scale = engine.logit_scale()
-                outcome = evaluate_retrieval(
-                    self._encode(engine), reader, self.runtime, self._retrieval.num_samples, scale=scale
-                )
-                values |= outcome.metrics
-            if self._classes:
-                reader = assemble.eval_reader(self.config, self._classes, self.model.spec, False, self.runtime)
-                outcome = evaluate_classification(
-                    self._encode(engine),
-                    self.model.tokenize,
-                    reader,
-                    self._classes.classes,
-                    self._templates,
-                    self.runtime,
-                )
-                values |= {f"zero_shot_{name}": value for name, value in outcome.metrics.items()}
+            values = self._evaluate(self._encode(engine), engine.logit_scale())
+            if values and engine.ema is not None:
+                average = DualEncoder(self.model.spec, self.model.text_buckets)
+                average.load_state_dict(engine.ema.gathered())
+                average.to(self.runtime.device).eval()
+                encode = encoder(average, self.runtime.device, self.config.train.precision)
+                scale = math.exp(average.export_state()["logit_scale"])
+                values |= {f"ema_{name}": value for name, value in self._evaluate(encode, scale).items()}
         return values
 
-    def _encode(self, engine: Engine):
+    def _evaluate(self, encode: Encode, scale: float | None) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if self._retrieval:
+            reader = assemble.eval_reader(self.config, self._retrieval, self.model.spec, True, self.runtime)
+            outcome = evaluate_retrieval(encode, reader, self.runtime, self._retrieval.num_samples, scale=scale)
+            values |= outcome.metrics
+        if self._classes:
+            reader = assemble.eval_reader(self.config, self._classes, self.model.spec, False, self.runtime)
+            names, templates = self._classes.classes, self._templates
+            outcome = evaluate_classification(encode, self.model.tokenize, reader, names, templates, self.runtime)
+            values |= {f"zero_shot_{name}": value for name, value in outcome.metrics.items()}
+        return values
+
+    def _encode(self, engine: Engine) -> Encode:
         device = self.runtime.device
 
         def encode(images: torch.Tensor | None, texts: torch.Tensor | None):

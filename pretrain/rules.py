@@ -162,6 +162,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
+    if isinstance(config, FinetuneConfig) and config.optim.ema is not None:
+        _break("optim.ema", config.optim.ema, "null: a fine-tuned classifier is used as it is")
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
         if config.model.locked != "none" and config.model.init is None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
-from pretrain.engine.fragments import local_fragments
+from pretrain.engine.fragments import EMA, Fragment, local_fragments
+from pretrain.runtime import gather
 
 if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
 
 
 class Ema:
-    """The average after `updates` updates, flat tensors by parameter name; of what learns alone. Needs no collective.
+    """The average after `updates` updates, flat tensors by parameter name; of what learns alone.
 
     Early on it forgets faster, by (1 + updates) / (10 + updates), so that the first weights do not stay in it.
     """
@@ -25,12 +28,34 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of an update that was just made."""
+        """Take in the weights of an update that was just made. Needs no collective."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.values.values()), list(self._weights().values()), 1 - decay)
 
+    @torch.no_grad()
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """The averages of all ranks, whole, by parameter name, on the CPU, with the weights of what does not learn. All
+        ranks must call it."""
+        rank, world_size = self._place
+        mine = list(self._fragments())
+        pieces = gather([(f.name, f.shape, f.start, f.numel) for f in mine])
+        shapes = {name: shape for of_rank in pieces for name, shape, *_ in of_rank}
+        whole = {name: torch.empty(shape) for name, shape in shapes.items()}
+        for owner, of_rank in enumerate(pieces):
+            flat = torch.empty(sum(numel for *_, numel in of_rank), device=self._engine.device)
+            if owner == rank and mine:
+                torch.cat([f.values.get(EMA, f.values["weight"]).to(flat.device) for f in mine], out=flat)
+            if world_size > 1:
+                dist.broadcast(flat, owner)
+            parts = flat.cpu().split([numel for *_, numel in of_rank])
+            for (name, _, start, numel), part in zip(of_rank, parts, strict=True):
+                whole[name].view(-1)[start : start + numel] = part
+        return whole
+
     def _weights(self) -> dict[str, torch.Tensor]:
         learning = {name for name, parameter in self._engine.module.named_parameters() if parameter.requires_grad}
-        fragments = local_fragments(self._engine, *self._place)
-        return {f.name: f.values["weight"].detach() for f in fragments if f.name in learning}
+        return {f.name: f.values["weight"].detach() for f in self._fragments() if f.name in learning}
+
+    def _fragments(self) -> Iterator[Fragment]:
+        return local_fragments(self._engine, *self._place)

@@ -7,7 +7,6 @@ import math
 import time
 from datetime import UTC, datetime
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from data_tools.remote.urls import redact_text
 from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
 from pretrain.engine.weights import load_trained
-from pretrain.evaluate.features import Encode
+from pretrain.evaluate.features import encoder
 from pretrain.evaluate.pairs import read_pairs
 from pretrain.evaluate.picture import write_retrieval_picture
 from pretrain.evaluate.results import append_record, environment, model_digest, read_records, result_key
@@ -61,20 +60,8 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def towers(model: DualEncoder, device: torch.device, precision: str) -> Encode:
-    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked."""
-
-    def encode(images, texts):
-        images = None if images is None else images.to(device, non_blocking=True)
-        parts = None if texts is None else model.parts(texts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model(images, parts)[:2]
-
-    return encode
-
-
 def _run_task(options: argparse.Namespace, model: DualEncoder, corpus: Corpus, runtime: Runtime) -> Outcome:
-    encode = towers(model, runtime.device, options.precision)
+    encode = encoder(model, runtime.device, options.precision)
     tokenize = None if options.task == "classification" else model.tokenize
     place = (options.batch, runtime.rank, runtime.world_size, options.workers)
     reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place)

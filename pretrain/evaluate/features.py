@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from pretrain.towers.build import DualEncoder
 
 Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
 """`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
@@ -44,6 +45,18 @@ class CorpusFeatures:
         change[1:] = self.text_image[1:] != self.text_image[:-1]
         rows = torch.nonzero(change).squeeze(1)
         return self.text_image[rows], rows
+
+
+def encoder(model: DualEncoder, device: torch.device, precision: str) -> Encode:
+    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked."""
+
+    def encode(images, texts):
+        images = None if images is None else images.to(device, non_blocking=True)
+        parts = None if texts is None else model.parts(texts)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(images, parts)[:2]
+
+    return encode
 
 
 def counted(reader: Iterable, progress: Progress | None) -> Iterator:

@@ -64,7 +64,8 @@ def test_the_rate_cools_down_to_the_end(workspace, tmp_path):
 
 def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     run, results = tmp_path / "run", tmp_path / "results.jsonl"
-    run_ranks(2, trained, workspace / "config.yaml", [f"run.dir={run}", "optim.ema=0.9", "train.duration=3 steps"])
+    words = [f"run.dir={run}", "optim.ema=0.9", "train.duration=3 steps", "train.zero_stage=3", "model.text_buckets=1"]
+    run_ranks(2, trained, workspace / "config.yaml", [*words, f"eval.retrieval={workspace / 'shards'}"])
     weights = {}
     for name, words in (("raw", []), ("average", ["--ema"])):
         assert export_cli.main([str(run), str(tmp_path / name), "--formats", "open_clip", *words]) == 0
@@ -74,9 +75,14 @@ def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     want = load_trained(run, ema=True).export_state()
     assert all(torch.equal(weights["average"][name], value) for name, value in want.items())
     assert any(not torch.equal(weights["raw"][name], value) for name, value in want.items())
-    raw, average = (record["model"] for record in read_records(results))
-    assert raw["digest"] != average["digest"]
-    assert (raw["ema"], average["ema"]) == (False, True)
+    raw, average = read_records(results)
+    assert raw["model"]["digest"] != average["model"]["digest"]
+    assert (raw["model"]["ema"], average["model"]["ema"]) == (False, True)
+    (during,) = runs.rows(run, "eval")
+    for name in average["metrics"]:
+        assert during[name] == pytest.approx(raw["metrics"][name], rel=1e-5)
+        assert during[f"ema_{name}"] == pytest.approx(average["metrics"][name], rel=1e-5)
+    assert during["validation_loss"] != pytest.approx(during["ema_validation_loss"], rel=1e-4)
     classifier, _ = build_classifier(
         FinetuneConfig(init=str(run), init_ema=True), ("cat", "dog"), start(distributed=False)
     )

@@ -96,6 +96,11 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
     assert caught.value.exit_code == 2
 
 
+def test_fine_tuning_keeps_no_average(load):
+    with pytest.raises(UsageError, match=r"optim\.ema breaks its rule"):
+        load(BASE + "init: runs/a\n", "optim.ema=0.9", kind=FinetuneConfig)
+
+
 def test_a_dump_holds_no_credentials(load):
     text = dump_config(
         load(BASE, "data.train.0.urls=https://me:pass-word@h/s-{0..9}.tar?sig=se-cret", "data.cache_gib=0.5")
