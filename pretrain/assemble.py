@@ -170,7 +170,7 @@ def open_checkpoint(
         raise UserError(
             f"{found} was written by another model",
             got=_first_difference(saved, description),
-            remedy="choose another run.dir, or set the model it was trained with",
+            remedy="choose another run.dir, or set the model and the loss it was trained with",
         )
     stream.go_on_from(Position.from_dict(state.position))
     if runtime.is_main:

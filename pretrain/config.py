@@ -60,7 +60,7 @@ class ModelConfig:
 
     name: str = "ViT-B-32"
     init: str | None = None
-    locked: str = "none"  # none | image | text: a tower that keeps the weights of `init` (LiT, arXiv 2111.07991)
+    locked: str = "none"  # none | image | text: this tower keeps its weights, those of `init`, which may lack the other
     text_buckets: int = 4  # captions of a micro-batch sorted by length and cut to the longest of each bucket (exact)
 
 
@@ -74,9 +74,9 @@ class LossConfig:
     label_smoothing: float = 0.0  # infonce, multi_positive: share of the target that is spread over the batch
     margin: float = 0.2  # margin: by how much the cosine of a pair must exceed that of its negatives
     negatives: str = "sum"  # margin: of all negatives | the hardest of each image and of each text
-    temperature: float | None = None  # 1 / logit_scale at the start; null: the paper's, 0.07 (sigmoid: 0.1)
+    temperature: float | None = None  # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1)
     learn_temperature: bool = True
-    logit_bias: float | None = None  # sigmoid: at the start; null: -ln(global batch)
+    logit_bias: float | None = None  # sigmoid: at the start; null: model.init's, else -ln(global batch)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class OptimConfig:
     """The optimizer, and a schedule keyed on samples seen, so that a change of world size or batch does not move it.
     Lion wants betas of about 0.9 and 0.99, a rate 3 to 10 times lower than AdamW's, and as much more weight decay."""
 
-    name: str = "adamw"  # adamw | lion (half of AdamW's memory)
+    name: str = "adamw"  # adamw | lion (which keeps one tensor a parameter where AdamW keeps two)
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6  # adamw

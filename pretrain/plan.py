@@ -36,7 +36,7 @@ def dry_run(config: PretrainConfig) -> int:
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     size, learning = _sizes(model)
     print(f"model:    {model.spec.name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
-    if doubt := doubt_bias(model, config.loss, config.train.global_batch):
+    if doubt := doubt_bias(config.loss, config.train.global_batch):
         print(doubt)
     for name, size in memory(config, model, runtime).items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
@@ -52,6 +52,8 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     micro = config.train.micro_batch or share
     parts = state_bytes(*_sizes(model), config.train, config.optim, runtime.world_size)
     parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
+    if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
+        parts["a second pair of towers, while the moving average is evaluated"] = 4 * _sizes(model)[0]
     width = model.spec.model_cfg["embed_dim"]
     parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
     return {**parts, "total": sum(parts.values())}
@@ -76,8 +78,8 @@ def state_bytes(
         "weights": 4 * parameters // (world_size if stage == 3 else 1),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
-    if optim.ema is not None:
-        parts["moving average"] = whole // world_size
+    if optim.ema is not None and not train.offload_optimizer:
+        parts["moving average"] = shared
     if not train.offload_optimizer:
         states = len(STATES[optim.name])
         parts["optimizer states and master"] = states * whole if stage == 0 else (states + 1) * shared
@@ -85,8 +87,9 @@ def state_bytes(
 
 
 def host_bytes(learning: int, train: TrainConfig, optim: OptimConfig, world_size: int) -> int:
-    """Bytes of host memory that a rank's offloaded optimizer takes: master, gradients, and its states."""
-    return (2 + len(STATES[optim.name])) * 4 * learning // world_size if train.offload_optimizer else 0
+    """Bytes of host memory that a rank's offloaded optimizer takes: master, gradients, its states, moving average."""
+    tensors = 2 + len(STATES[optim.name]) + (optim.ema is not None)
+    return tensors * 4 * learning // world_size if train.offload_optimizer else 0
 
 
 def activation_bytes(model: DualEncoder, bf16: bool) -> int:

@@ -24,7 +24,7 @@ from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise, read_weights
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
-from pretrain.towers.parts import lock
+from pretrain.towers.parts import lock, tower_of
 
 
 class PretrainJob:
@@ -43,12 +43,16 @@ class PretrainJob:
         if reader is not None:
             self.model.load_state_dict(reader.weights())
         elif config.model.init is not None:
-            bias = ["logit_bias"] if config.loss.name == "sigmoid" else []
-            report = initialise(self.model, read_weights(config.model.init), config.model.init, may_miss=bias)
-            set_logits(self.model, config.loss)
+            report = initialise(
+                self.model, read_weights(config.model.init), config.model.init, _may_miss(self.model, config)
+            )
+            if "logit_bias" in report.missing:
+                start_logits(self.model, config.loss, config.train.global_batch)
+            else:
+                set_logits(self.model, config.loss)
             if runtime.is_main:
                 print(report, flush=True)
-        doubt = doubt_bias(self.model, config.loss, config.train.global_batch)
+        doubt = doubt_bias(config.loss, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
@@ -93,6 +97,13 @@ def make_model(config: PretrainConfig) -> DualEncoder:
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
+
+
+def _may_miss(model: DualEncoder, config: PretrainConfig) -> list[str]:
+    """Tensors that model.init need not have: the bias of the sigmoid loss, and beside a locked tower all others."""
+    names = [] if config.model.locked == "none" else list(model.clip.state_dict())
+    free = [name for name in names if tower_of(f"clip.{name}") != config.model.locked]
+    return free + ["logit_bias"] * (config.loss.name == "sigmoid")
 
 
 class Evaluations:

@@ -18,6 +18,8 @@ _TIME = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(seconds|minutes|hours)\s*$")
 _STEPS = re.compile(r"^\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*$")
 _DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
 FOREVER = "forever"
+_MOST_PROFILED = 100
+LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # those of pretrain/losses, which imports torch
 
 
 def parse_duration(text: str, where: str) -> tuple[float, str]:
@@ -50,15 +52,14 @@ def parse_seconds(text: str, where: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-LOSSES = ("infonce", "multi_positive", "sigmoid", "margin")
-
-
 def parse_steps(text: str, where: str) -> tuple[int, int]:
     """`"10-12"` -> (10, 12), and `"10"` -> (10, 10)."""
     match = _STEPS.match(str(text))
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= first <= last:
         raise UsageError(f"{where} is not a range of steps", got=repr(text), expected="FIRST-LAST, such as 10-12")
+    if last - first >= _MOST_PROFILED:
+        raise UsageError(f"{where} is too long for a trace", got=repr(text), expected=f"{_MOST_PROFILED} steps at most")
     return first, last
 
 
@@ -70,7 +71,7 @@ _CHOICES: dict[str, tuple] = {
     "optim.name": ("adamw", "lion"),
     "optim.schedule": ("cosine", "constant"),
     "model.locked": ("none", "image", "text"),
-    "loss.name": LOSSES,
+    "loss.name": LOSS_NAMES,
     "loss.negatives": ("sum", "hardest"),
     "mode": ("linear", "full"),
 }
@@ -91,6 +92,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
         "0.01 to 1, or null",
         "the logit scale stays below 100",
     ),
+    "loss.logit_bias": (lambda v: v is None or -100 <= v <= 0, "-100 to 0, or null", "null: -ln(global batch)"),
     "optim.lr": (lambda v: v > 0, "> 0", None),
     "optim.image_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=image stops the tower"),
     "optim.text_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=text stops the tower"),
@@ -162,26 +164,35 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
-    if isinstance(config, FinetuneConfig) and config.optim.ema is not None:
-        _break("optim.ema", config.optim.ema, "null: a fine-tuned classifier is used as it is")
+    if isinstance(config, FinetuneConfig):
+        for name in ("ema", "text_lr", "text_weight_decay"):
+            value = getattr(config.optim, name)
+            if value is not None:
+                _break(f"optim.{name}", value, "null in fine-tuning, which has an image tower and no average")
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
         if config.model.locked != "none" and config.model.init is None:
             _break("model.locked", config.model.locked, "none without model.init", "set model.init to trained weights")
+        for name in (f"{config.model.locked}_lr", f"{config.model.locked}_weight_decay"):
+            if getattr(config.optim, name, None) is not None:
+                _break(f"optim.{name}", getattr(config.optim, name), "null for a tower that is locked")
     _validate_sources(config.data.train)
 
 
-# Settings of the loss that some losses alone know, their value where they are silent, and those losses.
+# Settings that some losses alone know, and those losses.
 _OF_SOME_LOSSES = {
-    "label_smoothing": (0.0, ("infonce", "multi_positive")),
-    "logit_bias": (None, ("sigmoid",)),
-    "temperature": (None, ("infonce", "multi_positive", "sigmoid")),
+    "label_smoothing": ("infonce", "multi_positive"),
+    "margin": ("margin",),
+    "negatives": ("margin",),
+    "temperature": ("infonce", "multi_positive", "sigmoid"),
+    "learn_temperature": ("infonce", "multi_positive", "sigmoid"),
+    "logit_bias": ("sigmoid",),
 }
 
 
 def _validate_loss(loss: LossConfig) -> None:
-    for name, (silent, losses) in _OF_SOME_LOSSES.items():
-        value = getattr(loss, name)
+    for name, losses in _OF_SOME_LOSSES.items():
+        value, silent = getattr(loss, name), getattr(LossConfig, name)
         if value != silent and loss.name not in losses:
             _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
 

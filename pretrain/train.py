@@ -102,6 +102,9 @@ class Run:
         end = None if self.total_steps == FOREVER else self.total_steps
         self.metrics = Metrics(config.run.dir, job.runtime.is_main, end, state.step)
         self.ledger = Ledger(job.stream, state, self.metrics)
+        cooling = self.schedule.cooled(state.samples_seen)
+        if job.resumed_from and 0 < cooling < 1:
+            self.metrics.note(f"resumed within the cooldown, {cooling:.0%} of it done by train.duration")
         for line in job.stream.describe():
             self.metrics.note(line)
         self.data_watch = DataWatch()
@@ -165,6 +168,7 @@ class Run:
         self._since.waited += waited
         if self.due("log"):
             self._log(mean_loss)
+        self.profiler.after(state.step, bool(stopping) or state.step == self.total_steps)
         return next(filter(None, gather(self.stop.reason))) if stopping else ""
 
     def due(self, what: str) -> bool:
@@ -211,11 +215,11 @@ class Run:
     def close(self) -> None:
         """Release the loader and the writers; from here on nobody watches this rank."""
         self.watchdog.close()
-        self.profiler.close()
         self.peers.leave()
         self.checkpoints.close()
         self.job.stream.close()
         self.metrics.close()
+        self.profiler.close()
 
     def _saved(self, saved: Saved | None) -> None:
         """Report a checkpoint that is committed now; its save may have begun some steps ago."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
-from pretrain.rules import LOSSES
+from pretrain.rules import LOSS_NAMES
 
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step
@@ -122,7 +122,7 @@ def _add_places(kind: argparse.ArgumentParser) -> None:
 
 def _add_loss(loss: argparse.ArgumentParser) -> None:
     add = loss.add_argument
-    add("--losses", nargs="+", choices=LOSSES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
+    add("--losses", nargs="+", choices=LOSS_NAMES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
     add("--pairs", type=int, nargs="+", default=[4096, 8192, 16384], help="of both (default 4096 8192 16384)")
     add("--alone", type=int, nargs="*", default=[32768, 65536], help="pairs of ours alone (default 32768 65536)")
     add("--dim", type=int, default=512, help="of the features (default 512)")

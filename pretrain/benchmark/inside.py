@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_tools.shards import open_corpus
 from pretrain.assemble import image_settings
 from pretrain.benchmark.trainers import Trial
-from pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pretrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule
-from pretrain.losses.contrastive import infonce
+from pretrain.losses import Features, contrastive_loss
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
@@ -73,7 +73,7 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     for batch in _batches(trial, model, trial.steps_per_epoch):
         images = batch.images.to(runtime.device)
         lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
-        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts))], infonce)))
+        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts))], _infonce)))
         engine.update(lr)
         theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
         peer.update(lr)
@@ -90,7 +90,7 @@ def step_flops(trial: Trial, local_batch: int) -> dict:
     batch = next(_batches(trial, model, 1))
     images, texts = batch.images[:local_batch], batch.texts[:local_batch]
     parts = model.parts(texts)
-    ours = _count(lambda: infonce(*model(images, parts)).backward())
+    ours = _count(lambda: _infonce(*model(images, parts)).backward())
     theirs = _count(lambda: peer.backward(images, texts))
     return {
         "dualstream": ours,
@@ -98,6 +98,10 @@ def step_flops(trial: Trial, local_batch: int) -> dict:
         "ratio": theirs / ours,
         "text_tokens": {"dualstream": parts.num_tokens, "open_clip": texts.numel()},
     }
+
+
+def _infonce(*outputs: torch.Tensor) -> torch.Tensor:
+    return contrastive_loss(Features(*outputs), LossConfig())
 
 
 def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from pretrain.benchmark.peak import peak, reset_peak
 from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
-from pretrain.losses.contrastive import infonce
+from pretrain.losses import Features, contrastive_loss
 from pretrain.plan import memory
 from pretrain.pretraining import make_model
 from pretrain.runtime import Runtime, finish, gather, start
@@ -56,8 +56,12 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     model = make_model(config)
     engine = Engine(model, config.optim, config.train, runtime)
     batch = _batch(model, trial)
+
+    def loss(*outputs: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(Features(*outputs), config.loss)
+
     for _ in range(_STEPS):
-        contrastive_backward(engine, [_on(runtime, part) for part in batch], infonce)
+        contrastive_backward(engine, [_on(runtime, part) for part in batch], loss)
         engine.update(1e-4)
     return max(gather(peak(runtime.device) - before))
 

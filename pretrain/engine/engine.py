@@ -44,7 +44,7 @@ class Engine:
             model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
         )
         self.module = model
-        self.ema: Ema | None = None  # for now: it starts from this engine's masters
+        self.ema: Ema | None = None  # fragments ask for it while it is being made
         if optim.ema is not None:
             self.ema = Ema(self, optim.ema, runtime.rank, runtime.world_size)
         self._scale, self._bias = (
@@ -60,13 +60,13 @@ class Engine:
     def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:
         """Run `parts`, a `backward` each, with one reduction at the end: gradients add up as they are, undivided."""
         if self.stage > 0:
-            with self.deepspeed.coalesce_grad_reduction():
-                for part in parts:
-                    part()
+            with part("backward"), self.deepspeed.coalesce_grad_reduction():  # which reduces as it ends
+                for backward in parts:
+                    backward()
             return
         with self.deepspeed.no_sync():  # stage 0 does not know coalescing
-            for part in parts[:-1]:
-                part()
+            for backward in parts[:-1]:
+                backward()
         parts[-1]()
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     (position and class embeddings; unless `optim.decay_embeddings`) do not. Rates differ by tower and, by
     `optim.layer_decay`, by layer.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     above = layers_above(names) if optim.layer_decay != 1 else dict.fromkeys(names, 0)
     exempt = set() if optim.decay_embeddings else _exempt(model)
     rates = {"image": optim.image_lr, "text": optim.text_lr}

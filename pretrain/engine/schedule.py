@@ -22,7 +22,11 @@ class Schedule:
         if samples < self.warmup:
             return self.peak * min(1.0, (samples + batch) / self.warmup)
         if self.kind == "constant":
-            cooled = max(0, samples - (self.total - self.cooldown)) if self.cooldown else 0
-            return self.peak * (1 - math.sqrt(min(1.0, cooled / max(1, self.cooldown))))
+            return self.peak * (1 - math.sqrt(self.cooled(samples)))
         progress = (samples - self.warmup) / max(1, self.total - self.warmup)
         return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def cooled(self, samples: int) -> float:
+        """The share of the cooldown that is done, 0 to 1."""
+        done = samples - (self.total - self.cooldown)
+        return min(1.0, max(0.0, done / self.cooldown)) if self.cooldown else 0.0

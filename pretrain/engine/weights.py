@@ -78,7 +78,11 @@ class CheckpointReader:
 
 def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
     """Fill this rank's optimizer states from a checkpoint of any world size and stage. The weights are loaded into the
-    module before the engine is built, which copies its masters from them. All ranks must call it."""
+    module before the engine is built, which copies its masters from them. All ranks must call it.
+
+    Raises:
+        UserError: the checkpoint is of another optimizer.
+    """
     states, wanted = reader.kinds - {"weight", EMA}, STATES[engine.optimizer_name]
     if states and states != wanted:  # none: it was saved before the first update
         raise UserError(
@@ -87,7 +91,7 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
             expected=f"{', '.join(sorted(wanted))}, the states of optim.name={engine.optimizer_name}",
             remedy="set optim.name back, or start a new run with model.init from an export",
         )
-    create_optimizer_state(engine, sorted(states), step)
+    create_optimizer_state(engine, sorted(wanted), step)
     if engine.ema is not None:
         engine.ema.updates = step
     owned = local_fragments(engine, 0, 1) if engine.stage == 0 else local_fragments(engine, rank, world_size)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from data_tools.errors import UserError
 from pretrain.towers.build import DualEncoder
+from pretrain.watchdog import beat
 
 Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
 """`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
@@ -60,9 +61,11 @@ def encoder(model: DualEncoder, device: torch.device, precision: str) -> Encode:
 
 
 def counted(reader: Iterable, progress: Progress | None) -> Iterator:
-    """The reader's batches; after each `progress` is told how many images are done."""
+    """The reader's batches, each of which counts as progress of the run; after each `progress` is told how many images
+    are done."""
     done = 0
     for batch in reader:
+        beat()
         yield batch
         done += len(batch.positions)
         if progress:

@@ -19,6 +19,7 @@ from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.classification import ClassCounts
 from pretrain.finetune.classifier import build_classifier
 from pretrain.pretraining import evaluating
+from pretrain.profiling import part
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
@@ -100,7 +101,9 @@ class FinetuneJob:
         self, images: torch.Tensor, labels: torch.Tensor, bits: torch.Tensor | None, losses: list[torch.Tensor]
     ) -> None:
         share = self.config.train.global_batch // self.runtime.world_size
-        loss = F.cross_entropy(self.engine(images, bits), labels, reduction="sum") / share
+        scores = self.engine(images, bits)
+        with part("loss"):
+            loss = F.cross_entropy(scores, labels, reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)
 

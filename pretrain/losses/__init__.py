@@ -27,9 +27,9 @@ class Features(NamedTuple):
 
 
 LOSSES = {
-    "infonce": lambda f, settings: infonce(f.image, f.text, f.scale, settings.label_smoothing),
+    "infonce": lambda f, settings: infonce(f.image, f.text, f.scale, label_smoothing=settings.label_smoothing),
     "multi_positive": lambda f, settings: multi_positive(
-        f.image, f.text, f.scale, f.identity, settings.label_smoothing
+        f.image, f.text, f.scale, f.identity, label_smoothing=settings.label_smoothing
     ),
     "sigmoid": lambda f, settings: sigmoid(f.image, f.text, f.scale, f.bias),
     "margin": lambda f, settings: margin_ranking(f.image, f.text, settings.margin, settings.negatives),

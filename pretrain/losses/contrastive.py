@@ -2,7 +2,7 @@
 
 The tile that gives a row its log-sum-exp gives the columns their partial sums, which two all-reduces of B floats merge;
 the backward computes each tile once more. So a rank spends 8 B^2 d / world FLOPs (12 where both directions are computed
-apart), holds one tile, and sends texts only. Memory-wise it stands beside Inf-CL (arXiv 2410.17243).
+apart), holds a few tiles, and sends texts only. Memory-wise it stands beside Inf-CL (arXiv 2410.17243).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pretrain.losses.tiles import (
 )
 
 
-def infonce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+def infonce(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, *, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Symmetric InfoNCE of this rank's pairs against all pairs of all ranks.
 
     All ranks must call it (forward and backward), each with the same number of pairs.

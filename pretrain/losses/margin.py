@@ -23,8 +23,8 @@ def margin_ranking(image: torch.Tensor, text: torch.Tensor, margin: float, negat
     """Mean over this rank's pairs of max(0, margin + cosine of a negative - cosine of the pair), in both directions.
 
     Arguments, result and ranks are `infonce`'s; there is no scale. `negatives`: `sum` adds the hinges of all negatives
-    of the global batch (8 B^2 d / world FLOPs); `hardest` takes the largest (2 B^2 d / world: its backward is sparse;
-    among equals the first counts).
+    of the global batch (8 B^2 d / world FLOPs); `hardest` takes the largest, among equals the first (2 B^2 d / world,
+    for its backward is sparse; on GPUs gradients of a feature that is the hardest of several add up in no fixed order).
     """
     check_pairs(image, text)
     with torch.autocast(image.device.type, enabled=False):
@@ -71,41 +71,39 @@ class _Hardest(torch.autograd.Function):
         own = (image * text).sum(dim=1) - margin  # [b]
         all_own = gather_rows(own)  # [B]
         (row_max, column_of_row), (column_max, row_of_column) = _hardest(image, texts)
-        winner = merge_arg_max(column_max, row_of_column)
-        of_row = row_max > own  # [b]
-        of_column = (column_max > all_own) & (winner == row_of_column)  # [B]; counted by the rank that has the row
+        first = world()[0] * len(image)
+        winner = merge_arg_max(column_max, row_of_column + first)
+        of_row = ~(row_max <= own)  # [b]; what is not a number counts, so that the loss says so
+        of_column = ~(column_max <= all_own) & (winner == row_of_column + first)  # [B]; by the rank that has the row
         ctx.save_for_backward(image, text, texts, of_row, column_of_row, of_column, row_of_column)
-        loss = (row_max - own)[of_row].sum() + (column_max - all_own)[of_column].sum()
+        loss = torch.where(of_row, row_max - own, 0).sum() + torch.where(of_column, column_max - all_own, 0).sum()
         return loss / (2 * len(image))
 
     @staticmethod
     def backward(ctx, grad):
         image, text, texts, of_row, column_of_row, of_column, row_of_column = ctx.saved_tensors
-        rows, columns = of_row.nonzero()[:, 0], of_column.nonzero()[:, 0]
-        negatives = row_of_column[columns] - world()[0] * len(image)  # this rank's rows
-        grad_image, grad_texts = torch.zeros_like(image), torch.zeros_like(texts)
-        grad_image[rows] += texts[column_of_row[rows]]
-        grad_image.index_add_(0, negatives, texts[columns])
-        grad_texts.index_add_(0, column_of_row[rows], image[rows])
-        grad_texts[columns] += image[negatives]
-        grad_text = scatter_sum(grad_texts)
-        hinges = (of_row + scatter_sum(of_column.to(image.dtype)))[:, None]
+        of_row, of_column = of_row.to(image.dtype), of_column.to(image.dtype)
+        grad_image = texts[column_of_row] * of_row[:, None]
+        grad_texts = image[row_of_column] * of_column[:, None]
+        grad_image.index_add_(0, row_of_column, texts * of_column[:, None])
+        grad_texts.index_add_(0, column_of_row, image * of_row[:, None])
+        hinges = (of_row + scatter_sum(of_column))[:, None]
         factor = grad / (2 * len(image))
-        return (grad_image - hinges * text) * factor, (grad_text - hinges * image) * factor, None
+        return (grad_image - hinges * text) * factor, (scatter_sum(grad_texts) - hinges * image) * factor, None
 
 
 def _hardest(image: torch.Tensor, texts: torch.Tensor) -> tuple[tuple, tuple]:
     """The most similar text of each of this rank's images, (similarity, column) `[b]`; and of its images the most
-    similar to each text, (similarity, row of the global batch) `[B]`. Pairs do not count; among equals the first."""
-    row_max, column_of_row = image.new_full((len(image),), -torch.inf), torch.zeros(len(image), dtype=torch.long)
-    column_of_row = column_of_row.to(image.device)
+    similar to each text, (similarity, row) `[B]`. Pairs do not count; among equals the first."""
+    row_max = image.new_full((len(image),), -torch.inf)
+    column_of_row = torch.zeros(len(image), dtype=torch.long, device=image.device)
     column_max = image.new_empty(len(texts))
     row_of_column = torch.empty(len(texts), dtype=torch.long, device=image.device)
     for tile, similarity in similarity_tiles(image, texts):
         own_pairs(similarity, tile).fill_(-torch.inf)
         best, column = similarity.max(dim=1)
-        better = best > row_max
+        better = ~(best <= row_max) & ~row_max.isnan()
         row_max = torch.where(better, best, row_max)
         column_of_row = torch.where(better, column + tile.start, column_of_row)
         column_max[tile], row_of_column[tile] = similarity.max(dim=0)
-    return (row_max, column_of_row), (column_max, row_of_column + world()[0] * len(image))
+    return (row_max, column_of_row), (column_max, row_of_column)

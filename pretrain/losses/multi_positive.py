@@ -19,11 +19,17 @@ from pretrain.losses.tiles import column_tiles, gather_rows, own_columns, pull_b
 
 
 def multi_positive(
-    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, identity: torch.Tensor, label_smoothing: float = 0.0
+    image: torch.Tensor,
+    text: torch.Tensor,
+    scale: torch.Tensor,
+    identity: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Symmetric InfoNCE of this rank's pairs against all pairs of all ranks, with all positives of each.
 
-    Where no image and no text comes twice it is `infonce`, whose arguments, result and ranks it shares.
+    Where no image and no text comes twice it is `infonce`, whose arguments and ranks it shares. Of the result only the
+    mean over ranks has a meaning: it is the loss of the global batch.
 
     Args:
         identity: int64 `[b, 2]`, equal in the first column where two images are one, in the second where two texts are.

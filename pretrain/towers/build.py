@@ -18,7 +18,6 @@ from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import TextCut, TextParts, text_features
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
-SIGLIP_BIAS = -10.0  # where the SigLIP paper starts (arXiv 2303.15343), for its batch of 32,768
 
 
 class DualEncoder(nn.Module):
@@ -100,8 +99,8 @@ def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = 
     `logit_bias`: with one, also where the architecture has none.
     """
     spec = resolve_spec(name)
-    if logit_bias:
-        spec.model_cfg.setdefault("init_logit_bias", SIGLIP_BIAS)
+    if logit_bias and spec.model_cfg.get("init_logit_bias") is None:
+        spec.model_cfg["init_logit_bias"] = 0.0  # there is one; where it starts depends on the batch (logits.py)
     torch.manual_seed(seed)
     return DualEncoder(spec, text_buckets)
 

@@ -26,7 +26,7 @@ class InitReport:
     def __str__(self) -> str:
         text = f"initialised from {self.source}: {len(self.loaded)} tensors loaded"
         text += f", {len(self.resized)} resized ({', '.join(self.resized)})" if self.resized else ", none resized"
-        return text + (f", missing and left as built: {', '.join(self.missing)}" if self.missing else ", none missing")
+        return text + (f", missing and left as built: {_few(self.missing)}" if self.missing else ", none missing")
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def initialise(
         raise UserError(
             f"the weights of {source} do not fit model {model.spec.name}",
             got=f"missing {_few(refused)}, unexpected {_few(unexpected)}, other shape {_few(wrong)}",
-            remedy="set model.name to the architecture the weights were trained with",
+            remedy="set model.name to the weights' own architecture, and loss.name=sigmoid for a logit_bias",
         )
     model.clip.load_state_dict({**own, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
@@ -82,4 +82,5 @@ def initialise(
 
 
 def _few(keys: list[str]) -> str:
+    """The first of `keys`, for a message."""
     return "none" if not keys else ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -15,10 +15,11 @@ _FAR = math.log(10)  # from -ln(global batch): ten times too many or too few pai
 
 @torch.no_grad()
 def start_logits(model: DualEncoder, loss: LossConfig, global_batch: int) -> None:
-    """The start of a model that was just built, where the settings are silent too. See `set_logits`."""
+    """The start of a model whose scale and bias were not trained together, where the settings are silent too: one of B
+    answers is yes, so the bias is -ln B at similarities near 0, which a trained scale would make large."""
     if loss.name == "sigmoid":
-        if "init_logit_scale" not in model.spec.model_cfg:
-            model.clip.logit_scale.fill_(-math.log(SIGMOID_TEMPERATURE))
+        start = model.spec.model_cfg.get("init_logit_scale", -math.log(SIGMOID_TEMPERATURE))
+        model.clip.logit_scale.fill_(start)
         model.clip.logit_bias.fill_(-math.log(global_batch))
     set_logits(model, loss)
 
@@ -36,14 +37,12 @@ def set_logits(model: DualEncoder, loss: LossConfig) -> None:
         bias.requires_grad_(loss.name == "sigmoid")
 
 
-def doubt_bias(model: DualEncoder, loss: LossConfig, global_batch: int) -> str | None:
-    """A warning where the bias does not suit the batch: one of B answers is yes, so it should be near -ln B."""
-    if loss.name != "sigmoid":
-        return None
-    bias, fitting = float(model.clip.logit_bias.detach()), -math.log(global_batch)
-    if abs(bias - fitting) < _FAR:
+def doubt_bias(loss: LossConfig, global_batch: int) -> str | None:
+    """A warning where the settings start the bias far from -ln(global batch)."""
+    bias, fitting = loss.logit_bias, -math.log(global_batch)
+    if bias is None or abs(bias - fitting) < _FAR:
         return None
     return (
-        f"warning: a logit bias of {bias:.1f} suits a global batch of {math.exp(-bias):,.0f}, this one is "
-        f"{global_batch:,}: the first steps will learn the bias alone. Leave loss.logit_bias out for {fitting:.1f}"
+        f"warning: loss.logit_bias={bias:g} suits a global batch of {math.exp(-bias):,.0f}, this one is "
+        f"{global_batch:,}: the first steps will learn the bias alone; without the setting it starts at {fitting:.1f}"
     )

@@ -8,7 +8,8 @@ from torch import nn
 
 from data_tools.errors import UserError
 
-_BLOCK = re.compile(r"\.(?:resblocks|blocks|layers?)\.(\d+)\.")
+_BLOCK = re.compile(r"^(.*?\.(?:resblocks|blocks?|layers?))\.(\d+)\.(.*)$")
+_NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _STEM = re.compile(r"embed|\.conv1\.|\.ln_pre\.|\.norm_pre\.|_token$")
 
 
@@ -37,14 +38,16 @@ def layers_above(names: list[str]) -> dict[str, int]:
     above = dict.fromkeys(names, 0)
     for tower in ("image", "text"):
         inside = [name for name in names if tower_of(name) == tower]
-        blocks = {name: int(found[-1]) for name in inside if (found := _BLOCK.findall(name))}
-        if inside and (not blocks or any(".stages." in name for name in blocks)):
+        found = {name: match for name in inside if (match := _BLOCK.match(name))}
+        rows = {match[1] for match in found.values()}
+        if inside and (len(rows) != 1 or any(_NUMBERED.search(match[3]) for match in found.values())):
             raise UserError(
                 f"optim.layer_decay cannot number the layers of the {tower} tower",
-                got=next(iter(blocks), inside[0]),
+                got=", ".join(sorted(rows)) or f"no blocks beside {inside[0]}",
                 expected="a transformer, whose blocks are one row",
                 remedy="optim.layer_decay=1.0",
             )
+        blocks = {name: int(match[2]) for name, match in found.items()}
         count = 1 + max(blocks.values(), default=0)
         above |= {name: count - number for name, number in blocks.items()}
         above |= {name: count + 1 for name in inside if name not in blocks and _STEM.search(name)}

@@ -113,7 +113,7 @@ def test_ranks_send_what_the_formula_says():
         "margin, sum": sweep | gathered(column) | {"reduce_scatter_tensor": [features, column]},
         "margin, hardest": sweep
         | gathered(column)
-        | {"all_reduce": [column, 2 * column], "reduce_scatter_tensor": [features, column]},
+        | {"all_reduce": [column, 2 * column], "reduce_scatter_tensor": [column, features]},
     }
     assert run_ranks(2, traffic) == [want, want]
 
@@ -131,6 +131,21 @@ def test_large_scale_does_not_overflow(name):
     assert abs(loss.item() - want) < 1e-5 * want
     assert image.grad.isfinite().all()
     assert text.grad.isfinite().all()
+
+
+def tied(rank, world_size):
+    """Gradients of images and texts of which many are equally hard, in integers that no rounding disturbs."""
+    numbers = torch.tensor([0, 1, 1, 2, 2, 1, 0, 1])
+    rows = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    image, text = torch.eye(4)[numbers][rows].requires_grad_(), torch.eye(4)[numbers.roll(1)][rows].requires_grad_()
+    contrastive_loss(Features(image, text, torch.ones(1)), SETTINGS["margin, hardest"]).backward()
+    return torch.cat([image.grad, text.grad], dim=1) / world_size
+
+
+def test_among_equally_hard_negatives_the_first_counts_on_any_rank():
+    (want,) = run_ranks(1, tied)
+    for world_size in (2, 4):
+        assert torch.equal(torch.cat(run_ranks(world_size, tied)), want)
 
 
 def test_unequal_shapes_are_refused():

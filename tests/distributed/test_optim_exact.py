@@ -1,4 +1,4 @@
-"""Rates by tower and layer, and locked towers: updates on real ranks against one process that steps plain AdamW."""
+"""Rates by tower and layer, locked towers, Lion: updates on real ranks against one process and a plain optimizer."""
 
 import itertools
 

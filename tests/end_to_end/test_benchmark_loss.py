@@ -7,7 +7,7 @@ import pytest
 from pretrain.benchmark import cli
 from pretrain.benchmark.loss import trials
 from pretrain.losses import LOSSES
-from pretrain.rules import LOSSES as NAMES
+from pretrain.rules import LOSS_NAMES
 
 
 def test_the_command_measures_both_on_the_same_pairs(tmp_path, capsys):
@@ -46,4 +46,4 @@ def test_no_pairs_is_a_usage_error(capsys):
 
 
 def test_the_names_of_the_losses_are_known_without_torch():
-    assert tuple(LOSSES) == NAMES
+    assert tuple(LOSSES) == LOSS_NAMES

@@ -68,7 +68,7 @@ def test_a_sigmoid_run_is_exported_with_its_bias(workspace, tmp_path):
 
 
 def test_a_clip_model_goes_on_under_the_sigmoid_loss(workspace, tmp_path):
-    """Its weights have no bias: that is said, and so is a bias that does not suit the batch."""
+    """Its weights have no bias: that is said, the scale starts anew with it, and a bias far from fitting is doubted."""
     run_ranks(1, trained, workspace, tmp_path / "clip", ["loss.temperature=0.05", "train.duration=2 steps"])
     assert export_cli.main([str(tmp_path / "clip"), str(tmp_path / "out"), "--formats", "open_clip"]) == 0
     weights = next((tmp_path / "out").glob("open_clip*.safetensors"))
@@ -79,8 +79,8 @@ def test_a_clip_model_goes_on_under_the_sigmoid_loss(workspace, tmp_path):
     )
     assert "missing and left as built: logit_bias" in first
     assert "warning" not in first
-    assert "a logit bias of -10.0 suits a global batch of 22,026, this one is 16" in other
-    assert runs.rows(tmp_path / "fitting", "train")[0]["logit_scale"] == pytest.approx(20, rel=0.01)
+    assert "loss.logit_bias=-10 suits a global batch of 22,026, this one is 16" in other
+    assert runs.rows(tmp_path / "fitting", "train")[0]["logit_scale"] == pytest.approx(10, rel=0.01)
     assert (
         json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"].get("init_logit_bias") is None
     )

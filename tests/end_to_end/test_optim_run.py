@@ -1,4 +1,4 @@
-"""Whole runs with a tower that is locked at first, and with a rate that cools down."""
+"""Whole runs with a tower that is locked at first, a rate that cools down, a moving average, another optimizer."""
 
 import math
 

@@ -50,16 +50,41 @@ def test_the_hardest_of_equal_negatives_is_the_first():
     assert image.grad[:, 1].tolist() == pytest.approx([-1 / 8, 1 / 4, 0, -1 / 8])
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_one_pair_has_no_negatives(name):
+    image, text = features(1, 8)
+    one = Features(image, text, torch.tensor([10.0]), torch.zeros(1), torch.zeros(1, 2, dtype=torch.long))
+    loss = contrastive_loss(one, SETTINGS[name])
+    loss.backward()
+    assert loss.isfinite()
+    assert image.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_a_number_shows_in_the_loss(name, side):
+    pair = [value.detach() for value in features(130, 8)]
+    pair[side][100] = math.nan
+    rest = torch.tensor([10.0]), torch.zeros(1), torch.arange(260).view(130, 2)
+    assert contrastive_loss(Features(*pair, *rest), SETTINGS[name]).isnan()
+
+
 def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():
     model = tiny.build(init_logit_bias=-10.0)
     start_logits(model, LossConfig("sigmoid"), 512)
     assert model.clip.logit_bias.item() == pytest.approx(-math.log(512))
     assert model.clip.logit_scale.exp().item() == pytest.approx(10)
-    assert doubt_bias(model, LossConfig("sigmoid"), 512) is None
-    assert doubt_bias(model, LossConfig("sigmoid"), 4096) is None
     set_logits(model, LossConfig("sigmoid", logit_bias=-10, temperature=0.05))
     assert (model.clip.logit_bias.item(), model.clip.logit_scale.exp().item()) == pytest.approx((-10, 20))
-    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(model, LossConfig("sigmoid"), 512)
+    of_its_own = tiny.build(init_logit_bias=-10.0, init_logit_scale=math.log(30))
+    start_logits(of_its_own, LossConfig("sigmoid"), 512)
+    assert of_its_own.clip.logit_scale.exp().item() == pytest.approx(30)
+
+
+def test_a_bias_that_does_not_suit_the_batch_is_doubted():
+    assert doubt_bias(LossConfig("sigmoid"), 512) is None
+    assert doubt_bias(LossConfig("sigmoid", logit_bias=-10), 32768) is None
+    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(LossConfig("sigmoid", logit_bias=-10), 512)
 
 
 @pytest.mark.parametrize(

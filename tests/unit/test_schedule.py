@@ -74,13 +74,32 @@ def test_rates_differ_by_tower_and_layer():
 
 
 def test_layers_of_other_towers():
-    """timm's transformers are numbered, its convolutional stages are not one row."""
-    above = layers_above(["clip.visual.trunk.blocks.0.w", "clip.visual.trunk.patch_embed.proj.weight", "head.weight"])
-    assert list(above.values()) == [1, 2, 0]
-    with pytest.raises(UserError, match=r"cannot number the layers of the image tower.*layer_decay=1.0"):
-        layers_above(["clip.visual.trunk.stages.0.blocks.1.w"])
-    with pytest.raises(UserError, match="image tower"):
-        layers_above(["clip.visual.attnpool.w"])
+    image = [
+        "clip.visual.trunk.blocks.0.attn.w",
+        "clip.visual.trunk.patch_embed.proj.weight",
+        "clip.visual.trunk.norm.w",
+    ]
+    text = [
+        "clip.text.transformer.encoder.layer.1.output.dense.w",
+        "clip.text.transformer.embeddings.w",
+        "clip.text.proj.0.w",
+    ]
+    assert list(layers_above([*image, *text, "head.weight"]).values()) == [1, 2, 0, 1, 3, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["clip.visual.trunk.stages.0.blocks.1.w", "clip.visual.trunk.stages.1.blocks.1.w"],  # ConvNeXt
+        ["clip.visual.trunk.layers.2.blocks.7.w"],  # Swin
+        ["clip.visual.trunk.blocks.1.0.w"],  # Twins
+        ["clip.text.transformer.encoder.block.5.layer.1.w"],  # mT5
+        ["clip.visual.attnpool.w"],
+    ],
+)
+def test_layers_that_are_not_one_row_are_refused(names):
+    with pytest.raises(UserError, match=r"cannot number the layers of the (image|text) tower.*layer_decay=1\.0"):
+        layers_above(names)
 
 
 def test_a_locked_tower_has_no_group():
