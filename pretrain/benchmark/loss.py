@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from pretrain.benchmark.loss_trial import PEERS, LossTrial
-from pretrain.benchmark.peak import MALLOC
 from pretrain.benchmark.report import machine, show_table, spread, write_report
 from pretrain.benchmark.train import announce
 from pretrain.benchmark.trainers import REPO_ROOT, run_logged
@@ -64,7 +63,7 @@ def run_trial(trial: LossTrial, folder: Path) -> dict:
     folder.mkdir(parents=True)
     result = folder / "result.json"
     words = ["-m", "pretrain.benchmark.loss_trial", json.dumps(dataclasses.asdict(trial)), str(result)]
-    run_logged("loss trial", [sys.executable, *words], MALLOC | {"PYTHONPATH": str(REPO_ROOT)}, folder, _LIMIT)
+    run_logged("loss trial", [sys.executable, *words], {"PYTHONPATH": str(REPO_ROOT)}, folder, _LIMIT)
     return json.loads(result.read_text())
 
 

@@ -31,7 +31,8 @@ class Ema:
         """Take in the weights of an update that was just made. Needs no collective."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.values.values()), list(self._weights().values()), 1 - decay)
+        if self.values:  # a rank may keep nothing
+            torch._foreach_lerp_(list(self.values.values()), list(self._weights().values()), 1 - decay)
 
     @torch.no_grad()
     def gathered(self) -> dict[str, torch.Tensor]:

@@ -60,12 +60,11 @@ class CheckpointReader:
 
     def weights(self, kind: str = "weight") -> dict[str, torch.Tensor]:
         """Every parameter, whole, by the name it has in the trained module; `kind` EMA: its moving average."""
-        return {
-            name: self.read(name, kind if self.holds(name, kind) else "weight", 0, torch.Size(shape).numel()).reshape(
-                shape
-            )
-            for name, shape in self.shapes.items()
-        }
+        whole = {}
+        for name, shape in self.shapes.items():
+            found = kind if self.holds(name, kind) else "weight"
+            whole[name] = self.read(name, found, 0, torch.Size(shape).numel()).reshape(shape)
+        return whole
 
     def state(self) -> TrainState:
         """The run's TrainState."""

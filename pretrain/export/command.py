@@ -33,7 +33,7 @@ def export(options: argparse.Namespace) -> int:
 
 def history(source: Path, ema: bool) -> tuple[dict, dict]:
     """(facts of the training, metrics of the run's own evaluation of these weights) of a checkpoint folder, for the
-    model card; empty where they are not known, as for an export folder. The run evaluates no moving averages."""
+    model card; empty where they are not known, as for an export folder. `ema`: of the moving average."""
     if not (source / "state.json").is_file():
         return {}, {}
     state = json.loads((source / "state.json").read_text())
@@ -44,9 +44,12 @@ def history(source: Path, ema: bool) -> tuple[dict, dict]:
         "training data": f"digest `{position.get('manifest_digest', 'unknown')}`",
         "seed": position.get("seed", "unknown"),
     }
+    metrics = _metrics_at(source.absolute().parent, state["step"])
+    averaged = {name: value for name, value in metrics.items() if name.startswith("ema_")}
     if ema:
-        return facts | {"weights": "their exponential moving average"}, {}
-    return facts, _metrics_at(source.absolute().parent, state["step"])
+        average = {name.removeprefix("ema_"): value for name, value in averaged.items()}
+        return facts | {"weights": "their exponential moving average"}, average
+    return facts, {name: value for name, value in metrics.items() if name not in averaged}
 
 
 def _metrics_at(folder: Path, step: int) -> dict:

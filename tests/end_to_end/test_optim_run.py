@@ -88,7 +88,9 @@ def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     )
     tuned = classifier.towers.export_state()
     assert all(torch.equal(tuned[name], value) for name, value in want.items())
-    assert "exponential moving average" in (tmp_path / "average" / "README.md").read_text()
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("raw", "average")]
+    assert ["exponential moving average" in card for card in cards] == [False, True]
+    assert all("text_to_image_recall@1" in card and "ema_" not in card for card in cards)
 
 
 def test_lion_is_resumed_and_another_optimizer_refused(workspace, tmp_path):
