@@ -18,10 +18,11 @@ def draw(
     undisturbed: Mapping[int, float],
     lives: Sequence[Mapping],
     kills: Sequence[Mapping],
-    tolerance: float,
+    control: Mapping[int, float],
     title: str,
 ) -> None:
-    """Write a PNG. `lives`: `ranks` and `losses` by step of each start; `kills`: the `step` after which each died."""
+    """Write a PNG. `lives`: `ranks` and `losses` by step of each start; `kills`: the `step` after which each died;
+    `control`: the relative difference by step of a run that only its world size tells from the undisturbed one."""
     figure, (top, below) = plt.subplots(
         2, 1, figsize=(9, 5.5), height_ratios=(3, 1), sharex=True, constrained_layout=True
     )
@@ -41,7 +42,10 @@ def draw(
         for axes in (top, below):
             label = "SIGKILL of a rank" if number == 0 and axes is top else None
             axes.axvline(kill["step"], color="tab:red", linewidth=0.8, linestyle=":", label=label)
-    below.axhline(tolerance, color="grey", linewidth=0.8)
+    steps = sorted(control)
+    values = [max(control[step], 1e-9) for step in steps]
+    below.plot(steps, values, color="black", linewidth=0.7, linestyle="--", label="undisturbed, another world size")
+    below.legend(frameon=False, loc="lower right")
     below.set(yscale="log", xlabel="optimizer step", ylabel="relative\ndifference")
     top.set_ylabel("loss")
     top.legend(frameon=False)

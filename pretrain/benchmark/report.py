@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+_WIDE = 200  # columns
+
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of `values`."""
@@ -49,7 +51,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     print(title)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)  # a log file has no width that a cell would have to be cut for
+    console.print(table)
 
 
 def _cell(value: object) -> str:
