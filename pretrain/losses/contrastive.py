@@ -68,8 +68,8 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx, grad):
         image, text, texts, scale, row, column = ctx.saved_tensors
         grad_image, grad_text = pull_back(image, texts, softmax_weights(scale, row, column))
-        grad_image -= 2 * (1 - ctx.smoothing.share) * text
-        grad_text -= 2 * (1 - ctx.smoothing.share) * image
+        grad_image.sub_(text, alpha=2 * (1 - ctx.smoothing.share))
+        grad_text.sub_(image, alpha=2 * (1 - ctx.smoothing.share))
         ctx.smoothing.subtract_from(grad_image, grad_text)
         return *through_scale(image, scale, grad_image, grad_text, grad / (2 * len(image))), None
 

@@ -61,7 +61,9 @@ class _Sum(torch.autograd.Function):
         grad_image, grad_text = pull_back(image, texts, weigh)
         hinges = (of_rows + scatter_sum(of_columns))[:, None]
         factor = grad / (2 * len(image))
-        return (grad_image - hinges * text) * factor, (grad_text - hinges * image) * factor, None
+        grad_image.addcmul_(hinges, text, value=-1)
+        grad_text.addcmul_(hinges, image, value=-1)
+        return grad_image.mul_(factor), grad_text.mul_(factor), None
 
 
 class _Hardest(torch.autograd.Function):
@@ -89,7 +91,10 @@ class _Hardest(torch.autograd.Function):
         grad_texts.index_add_(0, column_of_row, image * of_row[:, None])
         hinges = (of_row + scatter_sum(of_column))[:, None]
         factor = grad / (2 * len(image))
-        return (grad_image - hinges * text) * factor, (scatter_sum(grad_texts) - hinges * image) * factor, None
+        grad_text = scatter_sum(grad_texts)
+        grad_image.addcmul_(hinges, text, value=-1)
+        grad_text.addcmul_(hinges, image, value=-1)
+        return grad_image.mul_(factor), grad_text.mul_(factor), None
 
 
 def _hardest(image: torch.Tensor, texts: torch.Tensor) -> tuple[tuple, tuple]:

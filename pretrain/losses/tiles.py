@@ -62,9 +62,9 @@ def through_scale(
     image: torch.Tensor, scale: torch.Tensor, grad_image: torch.Tensor, grad_text: torch.Tensor, factor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`factor` times the gradients of images, texts and scale; given are those of images and texts by their products
-    with the other side, already scaled."""
+    with the other side, already scaled. Overwrites them: each is as large as the features."""
     grad_scale = (grad_image * image).sum().reshape(scale.shape) * factor
-    return grad_image * (scale * factor), grad_text * (scale * factor), grad_scale
+    return grad_image.mul_(scale * factor), grad_text.mul_(scale * factor), grad_scale
 
 
 def world() -> tuple[int, int]:
