@@ -120,7 +120,7 @@ KILLS, BATCH, SAVE_EVERY = 200, 4, 3
 class PlainEngine:
     """Torch's optimizer on a tiny model; to checkpoints it looks like an engine at ZeRO stage 0."""
 
-    stage, grad_norm = 0, 0.0
+    stage, grad_norm, ema, optimizer_name = 0, 0.0, None, "adamw"
 
     def __init__(self, model):
         self.module = model
@@ -134,6 +134,8 @@ class PlainEngine:
 
     def logit_scale(self):
         return None
+
+    logit_bias = logit_scale
 
 
 class PlainJob:
