@@ -34,9 +34,7 @@ def margin_ranking(image: torch.Tensor, text: torch.Tensor, margin: float, negat
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, text, margin):
-        texts = gather_rows(text)  # [B, d]
-        own = (image * text).sum(dim=1) - margin  # [b]
-        all_own = gather_rows(own)  # [B]
+        texts, own, all_own = _gather(image, text, margin)
         loss = image.new_zeros(len(image))
         for tile, similarity in similarity_tiles(image, texts):
             own_pairs(similarity, tile).fill_(-torch.inf)
@@ -59,19 +57,13 @@ class _Sum(torch.autograd.Function):
             return weight.add_(by_column)
 
         grad_image, grad_text = pull_back(image, texts, weigh)
-        hinges = (of_rows + scatter_sum(of_columns))[:, None]
-        factor = grad / (2 * len(image))
-        grad_image.addcmul_(hinges, text, value=-1)
-        grad_text.addcmul_(hinges, image, value=-1)
-        return grad_image.mul_(factor), grad_text.mul_(factor), None
+        return *_finish(grad, image, text, grad_image, grad_text, of_rows + scatter_sum(of_columns)), None
 
 
 class _Hardest(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, text, margin):
-        texts = gather_rows(text)  # [B, d]
-        own = (image * text).sum(dim=1) - margin  # [b]
-        all_own = gather_rows(own)  # [B]
+        texts, own, all_own = _gather(image, text, margin)
         (row_max, column_of_row), (column_max, row_of_column) = _hardest(image, texts)
         first = world()[0] * len(image)
         winner = merge_arg_max(column_max, row_of_column + first)
@@ -89,12 +81,30 @@ class _Hardest(torch.autograd.Function):
         grad_texts = image[row_of_column] * of_column[:, None]
         grad_image.index_add_(0, row_of_column, texts * of_column[:, None])
         grad_texts.index_add_(0, column_of_row, image * of_row[:, None])
-        hinges = (of_row + scatter_sum(of_column))[:, None]
-        factor = grad / (2 * len(image))
-        grad_text = scatter_sum(grad_texts)
-        grad_image.addcmul_(hinges, text, value=-1)
-        grad_text.addcmul_(hinges, image, value=-1)
-        return grad_image.mul_(factor), grad_text.mul_(factor), None
+        hinges = of_row + scatter_sum(of_column)
+        return *_finish(grad, image, text, grad_image, scatter_sum(grad_texts), hinges), None
+
+
+def _gather(image: torch.Tensor, text: torch.Tensor, margin: float) -> tuple[torch.Tensor, ...]:
+    """Texts of all ranks `[B, d]`, and what a negative must not exceed: of this rank's pairs `[b]`, of all `[B]`."""
+    own = (image * text).sum(dim=1) - margin
+    return gather_rows(text), own, gather_rows(own)
+
+
+def _finish(
+    grad: torch.Tensor,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    grad_image: torch.Tensor,
+    grad_text: torch.Tensor,
+    hinges: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of images and texts, in place of those by their negatives: the pair's own part, once for each of its
+    `hinges` `[b]` that are not 0, and the mean."""
+    factor = grad / (2 * len(image))
+    grad_image.addcmul_(hinges[:, None], text, value=-1)
+    grad_text.addcmul_(hinges[:, None], image, value=-1)
+    return grad_image.mul_(factor), grad_text.mul_(factor)
 
 
 def _hardest(image: torch.Tensor, texts: torch.Tensor) -> tuple[tuple, tuple]:
