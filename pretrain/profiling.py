@@ -76,7 +76,7 @@ class StepProfiler:
         self._first, self._last = parse_steps(steps, "profile.steps") if steps and runtime.is_main else (0, -1)
         self._run_dir, self._runtime, self._note = Path(run_dir), runtime, note
         self._profile: profile | None = None
-        self._started = self._start = self._end = 0.0
+        self._started, self._start = 0.0, 0
 
     def before(self, step: int) -> None:
         """Called before the data of `step` is waited for."""
