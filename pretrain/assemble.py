@@ -87,6 +87,7 @@ def train_stream(
         global_batch=config.train.global_batch,
         window=config.data.window,
         image=image_settings(spec, config.data.crop_scale, config.data.scaled_decode),
+        phases=config.model.phases if isinstance(config, PretrainConfig) else (),
         tokenize=tokenizer_of(spec) if target == "caption" else None,
         target=target,
         rank=runtime.rank,
@@ -199,7 +200,7 @@ def _print_changes(before: str, after: str) -> None:
 
 def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:
     """What the towers draw the kept patches of each sample from, int64 `[b]`; None where they drop none."""
-    if towers.patch_dropout is None:
+    if towers.patch_dropout is None or not towers.patch_dropout.prob:
         return None
     bits = sample_bits(seed, batch.slots.epochs, batch.ids, Purpose.PATCHES)
     return torch.from_numpy(bits).to(towers.pixel_mean.device)

@@ -55,10 +55,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A cheaper beginning of a run, up to `until` (epochs | steps | samples, counted from its start): smaller pictures,
+    or patches left out (FLIP, arXiv 2212.00794). null: as the architecture has it, and so are all that comes after the
+    last phase, and every evaluation.
+    """
+
+    until: str = "???"
+    image_size: int | None = None  # pixels, whole patches; position embeddings are interpolated to them
+    patch_dropout: float | None = None  # share of an image's patches
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The towers. `name`: an open_clip architecture or the path of its JSON; `init`: an open_clip weights file."""
 
     name: str = "ViT-B-32"
+    phases: list[Phase] = field(default_factory=list)
     init: str | None = None
     locked: str = "none"  # none | image | text: this tower keeps its weights, those of `init`, which may lack the other
     text_buckets: int = 4  # captions of a micro-batch sorted by length and cut to the longest of each bucket (exact)

@@ -7,7 +7,7 @@ import torch
 from pretrain import assemble
 from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.optimizers import STATES
-from pretrain.pretraining import Evaluations, make_model
+from pretrain.pretraining import Evaluations, make_model, patch_dropouts
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
@@ -24,6 +24,7 @@ def dry_run(config: PretrainConfig) -> int:
     runtime = start(distributed=False)
     model = make_model(config)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
+    patch_dropouts(model, config.model.phases)
     Evaluations(config, model, runtime)
     if not runtime.is_main:
         return 0

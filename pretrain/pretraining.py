@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from data_tools.errors import UserError
 from pretrain import assemble
-from pretrain.config import PretrainConfig
+from pretrain.config import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
@@ -25,6 +26,7 @@ from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise, read_weights
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 from pretrain.towers.parts import lock, tower_of
+from pretrain.towers.resolution import check_image_size
 
 
 class PretrainJob:
@@ -36,6 +38,7 @@ class PretrainJob:
         self.model = make_model(config)
         spec = self.model.spec
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), spec, "caption", runtime)
+        self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
         assemble.claim_run_dir(config, runtime)
@@ -82,6 +85,8 @@ class PretrainJob:
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         device = self.runtime.device
+        if self.model.patch_dropout is not None:
+            self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
         bits = assemble.patch_bits(self.model, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
@@ -97,6 +102,25 @@ def make_model(config: PretrainConfig) -> DualEncoder:
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
+
+
+def patch_dropouts(model: DualEncoder, phases: Sequence[Phase]) -> list[float]:
+    """The share of patches that each phase leaves out, and what comes after them; 0 where the towers never do.
+
+    Raises:
+        UserError: the image tower cannot do what a phase asks for.
+    """
+    for phase in phases:
+        if phase.image_size is not None:
+            check_image_size(model.clip.visual, phase.image_size)
+        if phase.patch_dropout is not None and model.patch_dropout is None:
+            raise UserError(
+                "the image tower has no place to leave patches out",
+                got=f"model.phases with a patch_dropout of {phase.patch_dropout}",
+                remedy="set patch_dropout in the architecture's vision_cfg too, for what comes after the phases",
+            )
+    own = 0.0 if model.patch_dropout is None else model.patch_dropout.prob
+    return [own if phase.patch_dropout is None else phase.patch_dropout for phase in phases] + [own]
 
 
 def _may_miss(model: DualEncoder, config: PretrainConfig) -> list[str]:

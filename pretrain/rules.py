@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, NoReturn
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, LossConfig, PretrainConfig, Source
+from pretrain.config import FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
@@ -171,6 +171,7 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
                 _break(f"optim.{name}", value, "null in fine-tuning, which has an image tower and no average")
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
+        _validate_phases(config.model.phases)
         if config.model.locked != "none" and config.model.init is None:
             _break("model.locked", config.model.locked, "none without model.init", "set model.init to trained weights")
         for name in (f"{config.model.locked}_lr", f"{config.model.locked}_weight_decay"):
@@ -195,6 +196,19 @@ def _validate_loss(loss: LossConfig) -> None:
         value, silent = getattr(loss, name), getattr(LossConfig, name)
         if value != silent and loss.name not in losses:
             _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
+
+
+def _validate_phases(phases: list[Phase]) -> None:
+    for number, phase in enumerate(phases):
+        name = f"model.phases.{number}"
+        if parse_duration(phase.until, f"{name}.until")[1] == FOREVER:
+            _break(f"{name}.until", phase.until, "a number and one of " + ", ".join(_UNITS))
+        if phase.image_size is not None and phase.image_size <= 0:
+            _break(f"{name}.image_size", phase.image_size, "> 0 or null")
+        if phase.patch_dropout is not None and not 0 <= phase.patch_dropout < 1:
+            _break(f"{name}.patch_dropout", phase.patch_dropout, "0 <= share < 1, or null")
+        if phase.image_size is None and phase.patch_dropout is None:
+            _break(name, None, "an image_size or a patch_dropout of its own", "take the phase out")
 
 
 def _validate_sources(sources: list[Source]) -> None:

@@ -41,6 +41,9 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
         raise
     except OmegaConfBaseException as error:
         raise _explain(error, kind, path) from None
+    except TypeError as error:  # OmegaConf's word for a list that an override took for a mapping
+        remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 112}]'"
+        raise UsageError(f"{path} and the overrides do not fit together", got=str(error), remedy=remedy) from None
     except Exception as error:  # the YAML parser's errors share no class
         raise UsageError(f"config {path} is not valid YAML", got=str(error)) from None
     validate(config)

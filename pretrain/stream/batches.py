@@ -1,5 +1,6 @@
 """Building a training batch, in the loader processes: order -> read -> decode, crop, caption or label -> tensors."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ class Batch:
 
     step: int  # global step, from 0
     epoch: int  # of the run
+    phase: int  # number of model.phases it belongs to; after the last, how many there are
     slots: Slots  # where each sample lies, substitutes included; an epoch and an id seed what is random about a sample
     images: torch.Tensor  # uint8 [b, 3, size, size]
     texts: torch.Tensor | None  # int64 [b, context]
@@ -61,14 +63,16 @@ class BatchBuilder:
     """Builds rank `rank`'s batch of any global step: a function of (corpus, settings, step) alone.
 
     `reader` reads the joined shards of all sources; `first_shards` [sources] is where each source's begin; `fields`
-    [sources] are their key mappings.
+    [sources] are their key mappings; `transforms` [phases + 1] are those of the run's phases, which end at the steps
+    `ends` [phases].
     """
 
     reader: ShardReader
     mixture: Mixture
     fields: tuple[Fields, ...]
     first_shards: tuple[int, ...]
-    transform: ImageTransform
+    transforms: tuple[ImageTransform, ...]
+    ends: tuple[int, ...]
     tokenize: Tokenize | None
     target: Target
     rank: int
@@ -79,7 +83,9 @@ class BatchBuilder:
         """Raises UserError for a shard that is gone or changed, for one without a single sample of the expected kind,
         and where no substitute of a bad sample can be read."""
         slots = self.mixture.batch(step, self.world_size, self.rank)
-        size = self.transform.settings.size
+        phase = bisect_right(self.ends, step)
+        transform = self.transforms[phase]
+        size = transform.settings.size
         images = torch.empty((len(slots.shards), 3, size, size), dtype=torch.uint8)
         rows: list[_Row] = []
         bad: list[BadSample] = []
@@ -87,15 +93,16 @@ class BatchBuilder:
             for picture, *slot in zip(images.numpy(), *(column.tolist() for column in slots), strict=True):
                 place = Place(*slot)
                 try:
-                    rows.append(self._load(place, picture))
+                    rows.append(self._load(place, picture, transform))
                 except BadSampleError as error:
                     bad.append(self._describe(place, error))
-                    rows.append(self._load_substitute(place, picture))
+                    rows.append(self._load_substitute(place, picture, transform))
         captions = [row.caption for row in rows] if self.target == "caption" else []
         texts = self.tokenize(captions) if captions and self.tokenize else None
         return Batch(
             step=step,
             epoch=int(self.mixture.epochs_at(step)),
+            phase=phase,
             slots=Slots(*np.array([row.place for row in rows]).T),
             images=images,
             texts=texts,
@@ -111,7 +118,7 @@ class BatchBuilder:
         """The number of a place's shard in the joined corpus."""
         return self.first_shards[place.source] + place.shard
 
-    def _load(self, place: Place, picture: np.ndarray) -> _Row:
+    def _load(self, place: Place, picture: np.ndarray, transform: ImageTransform) -> _Row:
         """Fills `picture`, uint8 [3, size, size]. Raises BadSampleError, its `key` set once the sample was read."""
         sample = read_sample(self.reader, self.shard(place), place.index)
         fields, seed = self.fields[place.source], self.mixture.orders[place.source].seed
@@ -125,19 +132,19 @@ class BatchBuilder:
             else:
                 number = label(sample, len(self.reader.corpus.classes))
             data = fields.image_bytes(sample)
-            pixels = self.transform.train(data, seed, place.epoch, sample.id)
+            pixels = transform.train(data, seed, place.epoch, sample.id)
             picture[:] = pixels.transpose(2, 0, 1)
         except BadSampleError as error:
             error.key = sample.key
             raise
         return _Row(place, sample.id, sample.key, caption, number, xxhash.xxh3_64_intdigest(data))
 
-    def _load_substitute(self, place: Place, picture: np.ndarray) -> _Row:
+    def _load_substitute(self, place: Place, picture: np.ndarray, transform: ImageTransform) -> _Row:
         order, reason = self.mixture.orders[place.source], ""
         for attempt in range(SUBSTITUTE_ATTEMPTS):
             shard, index = order.substitute(place.epoch, place.shard, place.index, attempt)
             try:
-                return self._load(place._replace(shard=shard, index=index), picture)
+                return self._load(place._replace(shard=shard, index=index), picture, transform)
             except BadSampleError as error:
                 reason = error.reason
         raise UserError(

@@ -1,7 +1,7 @@
 """The training stream of one rank: batches from any global step on, the same at any world size and worker count."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from pathlib import Path
 from typing import get_args
@@ -10,6 +10,7 @@ import torch
 
 from data_tools.errors import UsageError
 from data_tools.shards import Corpus, ShardReader, join_corpora
+from pretrain.config import Phase
 from pretrain.rules import check_world_size, parse_duration
 from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard
@@ -47,6 +48,7 @@ class TrainStream:
         global_batch: samples of a step over all ranks.
         window: samples per shuffle window of a canonical stream.
         image: picture size and training crop.
+        phases: of the run, with pictures of other sizes.
         tokenize: list of n texts -> int64 [n, context]; picklable (not a bound method of a model), and not defined in
             the script that runs. None leaves `Batch.texts` None.
         target: `caption` or `label`.
@@ -69,6 +71,7 @@ class TrainStream:
         global_batch: int,
         window: int,
         image: ImageSettings,
+        phases: Sequence[Phase] = (),
         tokenize: Tokenize | None = None,
         target: Target = "caption",
         rank: int = 0,
@@ -93,7 +96,11 @@ class TrainStream:
             mixture=mixture,
             fields=tuple(source.fields for source in self.sources),
             first_shards=tuple(accumulate((len(s.corpus.paths) for s in self.sources[:-1]), initial=0)),
-            transform=ImageTransform(image),
+            transforms=tuple(
+                ImageTransform(replace(image, size=size or image.size))
+                for size in (*(phase.image_size for phase in phases), None)
+            ),
+            ends=(),
             tokenize=tokenize,
             target=target,
             rank=rank,
@@ -101,9 +108,23 @@ class TrainStream:
         )
         self.account = BadSampleAccount()
         self._quarantine = Quarantine(quarantine) if quarantine else None
+        self._phases = phases
+        self._set(mixture)
         self._source: BatchIterator | None = None
         self._node_ranks = node_ranks
         self._prefetcher: Prefetcher | None = None
+
+    def _set(self, mixture: Mixture) -> None:
+        """Go by this order, and by the steps at which the phases end in it."""
+        self._build.mixture = mixture
+        ends = [self.steps_until(phase.until, "model.phases") for phase in self._phases]
+        if sorted(set(ends)) != ends:
+            raise UsageError(
+                "model.phases do not end one after the other",
+                got=", ".join(f"{phase.until} (step {end})" for phase, end in zip(self._phases, ends, strict=True)),
+                remedy="put them in order; `until` counts from the start of the run",
+            )
+        self._build.ends = tuple(ends)
 
     def _mixture(self, streams: int | None = None, anchor: Anchor | None = None) -> Mixture:
         return make_mixture(self.sources, self._seed, self.global_batch, self._window, streams, anchor)
@@ -129,6 +150,9 @@ class TrainStream:
         for number, source in enumerate(self.sources if len(shares) > 1 else ()):
             share = shares[number] / sum(shares)
             lines.append(f"source {number}: {source.corpus.num_samples} samples, {share:.2%} of every global batch")
+        for phase, end, transform in zip(self._phases, self._build.ends, self._build.transforms[:-1], strict=True):
+            dropped = "" if phase.patch_dropout is None else f", {phase.patch_dropout:.0%} of the patches left out"
+            lines.append(f"phase:    images of {transform.settings.size} px{dropped}, until step {end}")
         lines += [f"damaged:  {path} is cut; what it lost is replaced and counted" for path in self.corpus.cut]
         return lines
 
@@ -148,7 +172,7 @@ class TrainStream:
             UserError: other shards, seed or window, or a global batch that C does not divide.
         """
         position.check_resumable(self.position(0))
-        self._build.mixture = self._mixture(position.streams, position.anchor)
+        self._set(self._mixture(position.streams, position.anchor))
 
     def iterate(self, first_step: int = 0) -> Iterator[Batch]:
         """Batches from global step `first_step` (from 0) on, endlessly over epochs. Loading begins at the call.

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data_tools.errors import UserError
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.patch_dropout import replace_patch_dropout
+from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import TextCut, TextParts, text_features
 
@@ -35,6 +36,7 @@ class DualEncoder(nn.Module):
         self.tokenize = tokenizer_of(spec)
         self.clip = _build_clip(spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
+        take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)

@@ -7,6 +7,7 @@ they follow from 64 random bits of each sample, a hash of (seed, epoch, sample i
 from __future__ import annotations
 
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import nn
 
 # The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
@@ -29,7 +30,7 @@ class PatchDropout(nn.Module):
     def forward(self, x: torch.Tensor):
         """`[n, prefix + patches, width]` -> `[n, prefix + kept, width]`."""
         kept = None
-        if self.training:
+        if self.training and self.prob:
             if self.bits is None:
                 raise ValueError("patch dropout needs the random bits of the samples: pass them to the towers' forward")
             prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
@@ -59,14 +60,17 @@ def _shift(value: torch.Tensor, by: int) -> torch.Tensor:
 
 
 def replace_patch_dropout(tower: nn.Module) -> PatchDropout | None:
-    """Put ours in the place of the patch dropout that open_clip or timm built; None where the tower has none."""
+    """Put ours in the place of the patch dropout that open_clip or timm built; None where the tower has no such place.
+    An open_clip tower always has, for a phase of the run that drops patches."""
+    if isinstance(tower, VisionTransformer):
+        tower.patch_dropout = PatchDropout(getattr(tower.patch_dropout, "prob", 0.0), prefix_tokens=1)
+        return tower.patch_dropout
     for parent in tower.modules():
         for name, child in parent.named_children():
             kind = type(child).__name__
             if kind in ("PatchDropout", "PatchDropoutWithIndices"):
-                first_only = getattr(child, "exclude_first_token", False)  # open_clip's word for one prefix token
-                prefix_tokens = getattr(child, "num_prefix_tokens", int(first_only))
-                ours = PatchDropout(child.prob, prefix_tokens, with_indices=kind == "PatchDropoutWithIndices")
+                indices = kind == "PatchDropoutWithIndices"
+                ours = PatchDropout(child.prob, child.num_prefix_tokens, with_indices=indices)
                 setattr(parent, name, ours)
                 return ours
     return None

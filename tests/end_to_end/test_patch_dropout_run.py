@@ -1,4 +1,4 @@
-"""Patch dropout in whole runs: the jobs hand the samples' bits on, so the number of ranks changes nothing."""
+"""Patch dropout and phases in whole runs: neither the number of ranks nor a restart changes anything."""
 
 import json
 
@@ -48,3 +48,23 @@ def test_losses_are_those_of_one_rank(workspace):
         run_ranks(world_size, trained, FinetuneJob, FinetuneConfig, workspace / "finetune.yaml", words)
     one, two = (runs.losses(workspace / f"finetune-{world_size}") for world_size in (1, 2))
     assert one == pytest.approx(two, rel=1e-5)
+
+
+PHASES = ["model.phases=[{until: 2 steps, image_size: 16, patch_dropout: 0.25}]"]
+
+
+def test_phases_are_those_of_one_rank_and_of_a_run_without_a_stop(workspace):
+    """Images of 2 x 2 patches for two steps, then 4 x 4; the second run goes on within the first phase, on two ranks,
+    under ZeRO-3, where the resized embedding is a gathered one."""
+    folders = {name: workspace / f"phases-{name}" for name in ("one", "two", "plain")}
+    for name, world_size, words in (
+        ("one", 1, PHASES),
+        ("two", 1, [*PHASES, "train.duration=1 steps"]),
+        ("two", 2, [*PHASES, "train.zero_stage=3"]),
+        ("plain", 1, []),
+    ):
+        words = [f"run.dir={folders[name]}", *PRETRAIN, "optim.schedule=constant", *words]
+        run_ranks(world_size, trained, PretrainJob, PretrainConfig, workspace / "config.yaml", words)
+    one, two, plain = (runs.losses(folders[name]) for name in folders)
+    assert one == pytest.approx(two, rel=1e-5)
+    assert one[1] != pytest.approx(plain[1], rel=1e-3)
