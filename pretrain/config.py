@@ -97,10 +97,10 @@ class OptimConfig:
     """The optimizer, and a schedule keyed on samples seen, so that a change of world size or batch does not move it.
     Lion wants betas of about 0.9 and 0.99, a rate 3 to 10 times lower than AdamW's, and as much more weight decay."""
 
-    name: str = "adamw"  # adamw | lion (which keeps one tensor a parameter where AdamW keeps two)
+    name: str = "adamw"  # adamw | lion (one tensor a parameter where AdamW keeps two) | lamb, muon (train.zero_stage=0)
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6  # adamw
+    eps: float = 1e-6  # adamw, lamb
     weight_decay: float = 0.2
     image_lr: float | None = None  # of the image tower; null: lr
     text_lr: float | None = None

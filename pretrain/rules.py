@@ -19,6 +19,7 @@ _STEPS = re.compile(r"^\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*$")
 _DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
 FOREVER = "forever"
 _MOST_PROFILED = 100
+_OF_WHOLE_MATRICES = ("lamb", "muon")
 LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # those of pretrain/losses, which imports torch
 
 
@@ -68,7 +69,7 @@ _CHOICES: dict[str, tuple] = {
     "train.precision": ("fp32", "bf16"),
     "train.zero_stage": (0, 1, 2, 3),
     "train.grad_checkpointing": ("none", "image", "text", "both"),
-    "optim.name": ("adamw", "lion"),
+    "optim.name": ("adamw", "lion", "lamb", "muon"),
     "optim.schedule": ("cosine", "constant"),
     "model.locked": ("none", "image", "text"),
     "loss.name": LOSS_NAMES,
@@ -161,6 +162,9 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         )
     if config.train.offload_optimizer and config.train.zero_stage == 0:
         _break("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
+    if config.optim.name in _OF_WHOLE_MATRICES and config.train.zero_stage > 0:
+        rule = f"0 at optim.name={config.optim.name}, which looks at whole matrices"
+        _break("train.zero_stage", config.train.zero_stage, rule, "adamw and lion work at every stage")
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")

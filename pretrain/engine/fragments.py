@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pretrain.engine.optimizers import states_of
+
 if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
 
@@ -92,17 +94,22 @@ def _moments(state: dict, like: torch.Tensor) -> Iterator[tuple[str, torch.Tenso
     return ((k, v) for k, v in state.items() if torch.is_tensor(v) and v.shape == like.shape and v.ndim > 0)
 
 
-def create_optimizer_state(engine: Engine, names: list[str], step: int) -> None:
-    """Give every flat partition zeroed states `names` at `step` updates, as if it had trained; `local_fragments` then
-    yields them for filling. For optimizers that count steps in a tensor `step`, as torch's Adam does."""
+def create_optimizer_state(engine: Engine, step: int) -> None:
+    """Give every flat partition, at stage 0 every parameter, zeroed states at `step` updates, as if it had trained;
+    `local_fragments` then yields them for filling. Steps are counted by owner, as torch's Adam does, or by group, as
+    timm's LAMB does."""
+    name, groups = engine.optimizer_name, engine.optimizer.param_groups
     if engine.stage == 0:
-        owners = [p for group in engine.optimizer.param_groups for p in group["params"]]
+        owners = [(p, states_of(name, group)) for group in groups for p in group["params"]]
     elif engine.stage == 3:
-        owners = engine.deepspeed.optimizer.fp32_partitioned_groups_flat
+        owners = [(flat, states_of(name, {})) for flat in engine.deepspeed.optimizer.fp32_partitioned_groups_flat]
     else:
-        owners = engine.deepspeed.optimizer.single_partition_of_fp32_groups
-    for owner in owners:
+        owners = [(flat, states_of(name, {})) for flat in engine.deepspeed.optimizer.single_partition_of_fp32_groups]
+    for owner, states in owners:
         state = engine.optimizer.state[owner]
         state["step"] = torch.tensor(float(step), device=owner.device)
-        for name in names:
-            state[name] = torch.zeros_like(owner, memory_format=torch.preserve_format).detach()
+        for kind in states:
+            state[kind] = torch.zeros_like(owner, memory_format=torch.preserve_format).detach()
+    if name == "lamb":
+        for group in groups:
+            group["step"] = torch.tensor(float(step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pretrain.config import OptimConfig
-from pretrain.towers.parts import layers_above, tower_of
+from pretrain.towers.parts import in_block, layers_above, tower_of
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
@@ -13,14 +13,15 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
 
     Matrices decay; vectors, scalars (norms, biases, logit scale) and what a tower names in `no_weight_decay()`
     (position and class embeddings; unless `optim.decay_embeddings`) do not. Rates differ by tower and, by
-    `optim.layer_decay`, by layer.
+    `optim.layer_decay`, by layer. For Muon, `use_muon` marks the matrices of layers: embeddings, projections and
+    vectors are AdamW's.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     above = layers_above(names) if optim.layer_decay != 1 else dict.fromkeys(names, 0)
     exempt = set() if optim.decay_embeddings else _exempt(model)
     rates = {"image": optim.image_lr, "text": optim.text_lr}
     decays = {"image": optim.image_weight_decay, "text": optim.text_weight_decay}
-    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -28,9 +29,14 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
         scale = _either(rates.get(tower), optim.lr) / optim.lr * optim.layer_decay ** above[name]
         plain = parameter.ndim < 2 or name in exempt
         decay = 0.0 if plain else _either(decays.get(tower), optim.weight_decay)
-        groups.setdefault((scale, plain, decay), []).append(parameter)
-    ordered = sorted(groups, key=lambda key: (-key[0], key[1], key[2]))
-    return [{"params": groups[key], "weight_decay": key[2], "lr_scale": key[0]} for key in ordered]
+        inner = optim.name == "muon" and parameter.ndim == 2 and in_block(name)
+        groups.setdefault((scale, plain, decay, inner), []).append(parameter)
+    ordered = sorted(groups, key=lambda key: (-key[0], *key[1:]))
+    return [
+        {"params": groups[key], "lr_scale": key[0], "weight_decay": key[2]}
+        | ({"use_muon": key[3]} if optim.name == "muon" else {})
+        for key in ordered
+    ]
 
 
 def _exempt(model: nn.Module) -> set[str]:

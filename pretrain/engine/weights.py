@@ -13,7 +13,7 @@ from data_tools.errors import UserError
 from pretrain.engine.committed import FOLDER, MANIFEST, newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
-from pretrain.engine.optimizers import STATES
+from pretrain.engine.optimizers import all_states
 from pretrain.engine.state import TrainState
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.initialise import initialise, read_weights
@@ -82,7 +82,7 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
     Raises:
         UserError: the checkpoint is of another optimizer.
     """
-    states, wanted = reader.kinds - {"weight", EMA}, STATES[engine.optimizer_name]
+    states, wanted = reader.kinds - {"weight", EMA}, all_states(engine.optimizer_name, engine.optimizer.param_groups)
     if states and states != wanted:  # none: it was saved before the first update
         raise UserError(
             f"{reader.folder} was trained with another optimizer",
@@ -90,7 +90,7 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
             expected=f"{', '.join(sorted(wanted))}, the states of optim.name={engine.optimizer_name}",
             remedy="set optim.name back, or start a new run with model.init from an export",
         )
-    create_optimizer_state(engine, sorted(wanted), step)
+    create_optimizer_state(engine, step)
     if engine.ema is not None:
         engine.ema.updates = step
     owned = local_fragments(engine, 0, 1) if engine.stage == 0 else local_fragments(engine, rank, world_size)

@@ -28,6 +28,11 @@ def lock(model: nn.Module, tower: str) -> None:
             parameter.requires_grad_(False)
 
 
+def in_block(name: str) -> bool:
+    """Whether a parameter belongs to one of the equal blocks of a tower."""
+    return _BLOCK.match(name) is not None
+
+
 def layers_above(names: list[str]) -> dict[str, int]:
     """For each of a model's parameters the layers between it and the output: 0 for what follows a tower's last block,
     1 for that block, and most for embeddings. What belongs to no tower is at 0.

@@ -93,19 +93,28 @@ def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     assert all("text_to_image_recall@1" in card and "ema_" not in card for card in cards)
 
 
-def test_lion_is_resumed_and_another_optimizer_refused(workspace, tmp_path):
-    """Stopped and resumed on other ranks at another stage, as if it had not been."""
-    words = ["optim.name=lion", "optim.lr=1e-4", "optim.warmup=0 steps"]
+@pytest.mark.parametrize(
+    ("name", "rate", "stages", "states"),
+    [
+        ("lion", 1e-4, (1, 3), "exp_avg"),
+        ("lamb", 1e-2, (0, 0), "exp_avg, exp_avg_sq"),
+        ("muon", 1e-3, (0, 0), "exp_avg, exp_avg_sq, momentum_buffer"),
+    ],
+)
+def test_it_is_resumed_and_another_optimizer_refused(workspace, tmp_path, name, rate, stages, states):
+    """Stopped and resumed on other ranks, Lion at another stage too, as if it had not been."""
+    words = [f"optim.name={name}", f"optim.lr={rate}", "optim.warmup=0 steps"]
     one, two = tmp_path / "one", tmp_path / "two"
-    run_ranks(1, trained, workspace / "config.yaml", [*words, f"run.dir={one}", "train.duration=4 steps"])
-    for ranks, duration, stage in ((1, 2, 1), (2, 4, 3)):
+    whole = ["train.duration=4 steps", f"train.zero_stage={stages[0]}"]
+    run_ranks(1, trained, workspace / "config.yaml", [*words, f"run.dir={one}", *whole])
+    for ranks, duration, stage in zip((1, 2), (2, 4), stages, strict=True):
         more = [f"run.dir={two}", f"train.duration={duration} steps", f"train.zero_stage={stage}"]
         run_ranks(ranks, trained, workspace / "config.yaml", [*words, *more])
     assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-4)
-    with pytest.raises(
-        RankError, match="was trained with another optimizer; got its states are exp_avg; expected exp_"
-    ):
-        run_ranks(1, trained, workspace / "config.yaml", [f"run.dir={two}", "train.duration=6 steps"])
+    other = "lion" if name != "lion" else "adamw"
+    last = [f"optim.name={other}", f"run.dir={two}", "train.duration=6 steps", "train.zero_stage=1"]
+    with pytest.raises(RankError, match=f"was trained with another optimizer; got its states are {states}; expected"):
+        run_ranks(1, trained, workspace / "config.yaml", last)
 
 
 def test_a_cooldown_longer_than_the_run_is_refused(workspace, tmp_path):
