@@ -17,6 +17,7 @@ from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
 
 GIB = 2**30
+_MOST_LIVE = 10**9  # parameters that ZeRO-3 keeps gathered, by DeepSpeed's stage3_max_live_parameters
 
 
 def dry_run(config: PretrainConfig) -> int:
@@ -52,6 +53,9 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     share = local_batch(config, runtime.world_size)
     micro = config.train.micro_batch or share
     parts = state_bytes(*_sizes(model), config.train, config.optim, runtime.world_size)
+    if micro < share:
+        largest = max(p.numel() for p in model.parameters())
+        parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
     parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
     if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
         parts["a second pair of towers, while the moving average is evaluated"] = 4 * _sizes(model)[0]
@@ -70,13 +74,13 @@ def state_bytes(
     parameters: int, learning: int, train: TrainConfig, optim: OptimConfig, world_size: int
 ) -> dict[str, int]:
     """Bytes of fp32 weights, and of gradients and optimizer states of those that are `learning`. ZeRO shares what its
-    stage shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054). What is offloaded takes the
-    host's memory.
+    stage shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054); stage 3 keeps those gathered
+    that it used last. What is offloaded takes the host's memory.
     """
     stage, whole = train.zero_stage, 4 * learning
     shared = whole // world_size
     parts = {
-        "weights": 4 * parameters // (world_size if stage == 3 else 1),
+        "weights": 4 * (parameters // world_size + min(parameters, _MOST_LIVE) if stage == 3 else parameters),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
     if optim.ema is not None and not train.offload_optimizer:

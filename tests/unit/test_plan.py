@@ -14,11 +14,27 @@ MODEL = "configs/models/vit_scenes_16.json"
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "states"),
-    [(0, 4000, 4000, 8000), (1, 4000, 4000, 3000), (2, 4000, 1000, 3000), (3, 1000, 1000, 3000)],
+    [(0, 4000, 4000, 8000), (1, 4000, 4000, 3000), (2, 4000, 1000, 3000), (3, 5000, 1000, 3000)],
 )
 def test_states_of_a_thousand_parameters_on_four_ranks(stage, weights, gradients, states):
     parts = state_bytes(1000, 1000, TrainConfig(zero_stage=stage), OptimConfig(), 4)
     assert list(parts.values()) == [weights, gradients, states]
+
+
+def test_zero_3_keeps_a_billion_parameters_gathered_at_most():
+    weights = state_bytes(6 * 10**9, 6 * 10**9, TrainConfig(zero_stage=3), OptimConfig(), 4)["weights"]
+    assert weights == 4 * (1.5 * 10**9 + 10**9)
+
+
+def test_micro_batches_add_their_largest_gradient():
+    def formula(micro_batch):
+        config = PretrainConfig(model=ModelConfig(MODEL), train=TrainConfig(global_batch=16, micro_batch=micro_batch))
+        return memory(config, model, start(distributed=False))
+
+    model = make_model(PretrainConfig(model=ModelConfig(MODEL)))
+    ((name, added),) = [(k, v) for k, v in formula(8).items() if k not in formula(16)]
+    assert "largest gradient" in name
+    assert added == 4 * model.clip.token_embedding.weight.numel()
 
 
 def test_a_locked_tower_has_weights_alone():
