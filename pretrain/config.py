@@ -122,6 +122,7 @@ class TrainConfig:
     `grad_checkpointing`: towers whose layers keep their input alone and run again in the backward: same gradients, less
     memory, up to a third more work. `offload_optimizer`: the optimizer's states, its fp32 master and its update live on
     the host (ZeRO-Offload, arXiv 2101.06840), which frees the memory of GPUs; without GPUs it changes nothing.
+    `compile`: train the towers through torch.compile; the first steps take minutes, and on CPUs it gains nothing.
     """
 
     duration: str = "1 epochs"  # epochs | steps | samples, or forever with optim.schedule=constant
@@ -131,6 +132,7 @@ class TrainConfig:
     zero_stage: int = 1
     grad_checkpointing: str = "none"  # none | image | text | both
     offload_optimizer: bool = False  # from stage 1
+    compile: bool = False  # to stage 2
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class PretrainJob:
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
         self.model = make_model(config)
+        if config.train.compile:
+            self.model.compile_towers()
         spec = self.model.spec
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), spec, "caption", runtime)
         self._patch_dropouts = patch_dropouts(self.model, config.model.phases)

@@ -162,6 +162,9 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         )
     if config.train.offload_optimizer and config.train.zero_stage == 0:
         _break("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
+    if config.train.compile and config.train.zero_stage == 3:
+        rule = "0, 1 or 2 beside train.compile: at 3 a layer's weights come and go in hooks that a graph cannot hold"
+        _break("train.zero_stage", 3, rule)
     if config.optim.name in _OF_WHOLE_MATRICES and config.train.zero_stage > 0:
         rule = f"0 at optim.name={config.optim.name}, which looks at whole matrices"
         _break("train.zero_stage", config.train.zero_stage, rule, "adamw and lion work at every stage")

@@ -51,6 +51,8 @@ class FinetuneJob:
             model.load_state_dict(reader.weights())
         elif runtime.is_main:
             print("\n".join(lines), flush=True)
+        if config.train.compile:
+            model.towers.compile_towers()
         self.spec = spec
         self.engine = Engine(model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder

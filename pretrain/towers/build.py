@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
+from pretrain.towers.compiling import CompiledTowers
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.resolution import take_other_sizes
@@ -38,6 +39,7 @@ class DualEncoder(nn.Module):
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
         take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
+        self._compiled: CompiledTowers | None = None
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
@@ -54,8 +56,10 @@ class DualEncoder(nn.Module):
         if self.patch_dropout is not None:
             self.patch_dropout.bits = bits
         with attention_kernel(self.pixel_mean.device):
-            image = None if images is None else _unit(self.clip.encode_image(self._pixels(images)))
-            text = None if texts is None else _unit(text_features(self.clip, texts, self.cut))
+            compiled = self._compiled if self.training else None
+            encode_image, text_forward = (compiled.image, compiled.text) if compiled else (self.clip.encode_image, None)
+            image = None if images is None else _unit(encode_image(self._pixels(images)))
+            text = None if texts is None else _unit(text_features(self.clip, texts, self.cut, text_forward))
         bias = getattr(self.clip, "logit_bias", None)
         # A copy: under ZeRO-3 the parameter itself is empty after the forward.
         return (image, text, self._scale(), *(() if bias is None else (bias.float().clone(),)))
@@ -63,6 +67,14 @@ class DualEncoder(nn.Module):
     def set_grad_checkpointing(self, towers: str) -> None:
         """Make layers of `towers` (none, image, text or both) keep their input alone and run again in the backward."""
         set_grad_checkpointing(self.clip, towers)
+
+    def compile_towers(self) -> None:
+        """Run the towers through torch.compile in training; evaluation, whose batches have other shapes, stays plain.
+
+        Raises:
+            UserError: this machine has no compiler.
+        """
+        self._compiled = CompiledTowers(self.clip, self.cut)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""

@@ -7,13 +7,15 @@ mask, last token pooled) keeps the full length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from open_clip.transformer import text_global_pool
 from torch import nn
 
+LENGTHS = 16  # compiled towers see multiples of it, so that there are few shapes
 _END_POOLED = ("argmax", "eos")
 
 
@@ -37,9 +39,10 @@ class TextParts:
 
 
 class TextCut:
-    """The rule by which a tower's texts may be cut; made once from the model."""
+    """The rule by which a tower's texts may be cut; made once from the model. `multiple`: of what their length is."""
 
     def __init__(self, clip: nn.Module):
+        self.multiple = 1
         tower = getattr(clip, "text", clip)
         self.eos_id: int | None = None
         self.pad_id: int | None = None
@@ -65,7 +68,7 @@ class TextCut:
 
     def __call__(self, tokens: torch.Tensor, buckets: int) -> TextParts:
         """Cut `tokens` `[n, context]` (CPU) into at most `buckets` parts of nearly equal count."""
-        lengths = self.lengths(tokens)
+        lengths = -(-self.lengths(tokens) // self.multiple) * self.multiple
         order = torch.argsort(lengths, stable=True)
         parts = [
             tokens[rows, : int(lengths[rows].max())].contiguous()
@@ -75,14 +78,19 @@ class TextCut:
         return TextParts(parts, torch.argsort(order))
 
 
-def text_features(clip: nn.Module, texts: TextParts, cut: TextCut) -> torch.Tensor:
-    """Features `[n, d]`, not normalised, in the order the texts came in (open_clip's own forward of causal towers takes
-    full length only)."""
-    if cut.causal:
-        features = [_causal_features(clip, *part, cut) for part in _embedded(clip, texts.parts)]
-    else:
-        features = [clip.encode_text(part) for part in texts.parts]
-    return torch.cat(features)[texts.restore]
+def text_features(
+    clip: nn.Module, texts: TextParts, cut: TextCut, forward: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Features `[n, d]`, not normalised, in the order the texts came in. `forward`: a compiled `text_forward`."""
+    forward = forward or functools.partial(text_forward, clip, cut)
+    parts = _embedded(clip, texts.parts) if cut.causal else [(part, None) for part in texts.parts]
+    return torch.cat([forward(*part) for part in parts])[texts.restore]
+
+
+def text_forward(clip: nn.Module, cut: TextCut, tokens: torch.Tensor, vectors: torch.Tensor | None) -> torch.Tensor:
+    """Features of one part's `tokens` `[n, length]`, for causal towers with their embeddings `vectors` `[n, length,
+    width]`: open_clip's own forward of these takes full length only."""
+    return clip.encode_text(tokens) if vectors is None else _causal_features(clip, tokens, vectors, cut)
 
 
 def _embedded(clip: nn.Module, parts: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -51,6 +51,7 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "train.global_batch", ("section.key=value",)),
         (BASE, "train.precision=bf61", ("train.precision", "fp32, bf16", "did you mean 'bf16'")),
         (BASE, "train.zero_stage=4", ("train.zero_stage", "0, 1, 2, 3")),
+        (BASE, "train={compile: true, zero_stage: 3}", ("train.zero_stage", "0, 1 or 2 beside train.compile")),
         (BASE, "optim.name=muon", ("train.zero_stage", "0 at optim.name=muon", "adamw and lion")),
         (BASE, "train.duration=3 epochz", ("train.duration", "epochs, steps, samples")),
         (BASE, "data.crop_scale=[0.5,0.2]", ("data.crop_scale", "low <= high")),

@@ -1,0 +1,37 @@
+"""torch.compile by tower, in training: pictures have one shape, texts a few, and every shape has its own graph."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from data_tools.errors import UserError
+from pretrain.towers.text import LENGTHS, TextCut, text_forward
+
+_COMPILERS = ("g++", "clang++", "gcc", "clang")  # of the C++ that Inductor writes for CPUs, of Triton's C for GPUs
+_GRAPHS = 64  # of a tower: lengths of texts, one or two sizes of buckets, with and without gradients
+
+
+class CompiledTowers:
+    """`image` and `text` as the plain towers' forwards are called. Random numbers are those of the plain towers.
+
+    Raises:
+        UserError: this machine has no compiler.
+    """
+
+    def __init__(self, clip: nn.Module, cut: TextCut):
+        if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
+            raise UserError(
+                "train.compile needs a compiler on every host",
+                got="none of " + ", ".join(_COMPILERS),
+                remedy="install one, or set train.compile=false",
+            )
+        torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+        compiled = functools.partial(torch.compile, dynamic=False, options={"fallback_random": True})
+        self.image = compiled(clip.encode_image)
+        self.text = compiled(functools.partial(text_forward, clip, cut))
+        cut.multiple = LENGTHS
