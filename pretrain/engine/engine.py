@@ -34,15 +34,17 @@ class Engine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        model.to(runtime.device)
+        config = deepspeed_config(optim, train, runtime.world_size)
         self.stage, self.optimizer_name = train.zero_stage, optim.name
         self.device = runtime.device
         self._grad_norm: float | torch.Tensor = 0.0
         self._clip = optim.grad_clip
         self.optimizer = make_optimizer(parameter_groups(model, optim), optim)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer, config=deepspeed_config(optim, train, runtime.world_size)
-        )
+        if self.stage == 3:
+            _shard(model, config, runtime.device)
+        else:
+            model.to(runtime.device)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
         self.module = model
         self.ema: Ema | None = None  # fragments ask for it while it is being made
         if optim.ema is not None:
@@ -147,6 +149,17 @@ class Engine:
             with deepspeed.zero.GatheredParameters([scalar]):
                 return float(scalar.detach())
         return float(scalar.detach())
+
+
+def _shard(model: nn.Module, config: dict, device: torch.device) -> None:
+    """Bring a model to the device one parameter at a time, each cut to this rank's share before the next, so that the
+    model may be larger than the device. The host holds it whole until then."""
+    import deepspeed
+
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) -> dict:

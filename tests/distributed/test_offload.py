@@ -108,3 +108,26 @@ def test_the_clamp_reaches_the_offloaded_master():
     for of_ranks in zip(*run_ranks(2, clamped), strict=True):
         assert [master for masters, _ in of_ranks for master in masters] == pytest.approx([math.log(100)])
         assert [scale for _, scale in of_ranks] == pytest.approx([100, 100], rel=1e-5)
+
+
+def moved_at_once(rank, world_size, stage):
+    """The most parameters that one call moves to the device while an engine is made, and how many there are."""
+    runtime, moved, apply = start(distributed=True), [0], torch.nn.Module._apply  # which all of .to() goes through
+
+    def recorded(module, *args, **kwargs):
+        moved.append(sum(p.numel() for p in module.parameters()))
+        return apply(module, *args, **kwargs)
+
+    model = tiny.build()
+    size = sum(p.numel() for p in model.parameters())
+    torch.nn.Module._apply = recorded
+    Engine(model, *tiny.settings(PAIRS, stage), runtime)
+    return max(moved), size
+
+
+def test_zero_3_never_has_the_whole_model_on_the_device():
+    """Which may be smaller; without a GPU it can only be seen that nothing moves the model as a whole."""
+    (moved, size), *_ = run_ranks(2, moved_at_once, 2)
+    assert moved == size
+    (moved, size), *_ = run_ranks(2, moved_at_once, 3)
+    assert moved == 0
