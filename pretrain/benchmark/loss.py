@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from pretrain.benchmark.loss_trial import PEERS, LossTrial
 from pretrain.benchmark.report import machine, show_table, spread, write_report
 from pretrain.benchmark.train import announce
-from pretrain.benchmark.trainers import REPO_ROOT, run_logged
+from pretrain.benchmark.trainers import run_trial
 from pretrain.provenance import git_commit
 
 _MIB = 2**20
-_LIMIT = 3600.0  # seconds that one trial may take
 _DEFINITION = (
     "one forward and backward at world size 1 in a fresh process, features given in fp32: FLOPs counted on a small "
     "batch and divided by B^2 d; the peak memory above the features; the seconds"
@@ -32,7 +29,7 @@ def run_loss(args: argparse.Namespace) -> int:
     results: dict[LossTrial, list[dict]] = {}
     for number, trial in enumerate(trials(args)):
         announce(f"{trial.loss} of {trial.who}, {trial.pairs} pairs")
-        results.setdefault(trial, []).append(run_trial(trial, folder / str(number)))
+        results.setdefault(trial, []).append(run_trial("loss_trial", trial, folder / str(number)))
     rows = [dataclasses.asdict(trial) | _summary(found) for trial, found in results.items()]
     show_table(
         f"d = {args.dim}, {torch.get_num_threads()} threads, forward and backward: FLOPs by B^2 d, peak MiB, median "
@@ -56,15 +53,6 @@ def trials(args: argparse.Namespace) -> list[LossTrial]:
                 who = ["dualstream", "open_clip"] if loss in PEERS else ["dualstream"]
                 found += [LossTrial(name, loss, pairs, args.dim) for name in (who if number % 2 == 0 else who[::-1])]
     return found + [LossTrial("dualstream", loss, pairs, args.dim) for pairs in args.alone for loss in args.losses]
-
-
-def run_trial(trial: LossTrial, folder: Path) -> dict:
-    """The figures of one trial, from a process of its own."""
-    folder.mkdir(parents=True)
-    result = folder / "result.json"
-    words = ["-m", "pretrain.benchmark.loss_trial", json.dumps(dataclasses.asdict(trial)), str(result)]
-    run_logged("loss trial", [sys.executable, *words], {"PYTHONPATH": str(REPO_ROOT)}, folder, _LIMIT)
-    return json.loads(result.read_text())
 
 
 def _summary(found: list[dict]) -> dict:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -17,25 +15,24 @@ from pretrain.benchmark.memory_trial import MemoryTrial
 from pretrain.benchmark.peak import MALLOC
 from pretrain.benchmark.report import machine, show_table, write_report
 from pretrain.benchmark.train import announce
-from pretrain.benchmark.trainers import REPO_ROOT, run_logged
+from pretrain.benchmark.trainers import run_trial
 from pretrain.provenance import git_commit
 
 _MIB = 2**20
-_LIMIT = 600.0  # seconds that one trial may take
 _DEFINITION = (
     "bytes of the rank that takes most, from before the model is built to the end of the second step, above what the "
     "process held after its imports: the largest resident size on CPUs, the largest allocated on GPUs"
 )
-_VARIABLES = MALLOC | {"PYTHONPATH": str(REPO_ROOT)}
 
 
 def run_memory(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
     folder = args.work_dir.resolve() / time.strftime("memory-%Y%m%d-%H%M%S")
     rows = []
-    for number, trial in enumerate(trials(args, folder)):
+    for number, trial in enumerate(trials(args)):
         announce(", ".join(_place(dataclasses.asdict(trial))))
-        rows.append(dataclasses.asdict(trial) | run_trial(trial, folder / str(number)))
+        measured = run_trial("memory_trial", trial, folder / str(number), trial.world_size, MALLOC)
+        rows.append(dataclasses.asdict(trial) | measured)
     title = f"{args.model}, {args.precision}, {args.pairs} pairs per rank: peak MiB per rank"
     columns = ("stage", "ranks", "micro-batch", "checkpointed", "measured", "formula", "ratio")
     show_table(title, columns, [(*_place(row), *_figures(row)) for row in rows])
@@ -46,7 +43,7 @@ def run_memory(args: argparse.Namespace) -> int:
     return 0
 
 
-def trials(args: argparse.Namespace, folder: Path) -> list[MemoryTrial]:
+def trials(args: argparse.Namespace) -> list[MemoryTrial]:
     """Whole batches at every stage and number of ranks; then, at the first of both, the ways to save activations."""
     if args.pairs % args.micro_batch:
         raise UsageError("--micro-batch does not divide --pairs", got=args.micro_batch, expected=f"of {args.pairs}")
@@ -61,7 +58,6 @@ def trials(args: argparse.Namespace, folder: Path) -> list[MemoryTrial]:
         micro_batch=None,
         grad_checkpointing="none",
         precision=args.precision,
-        result="",
     )
     states = [
         dataclasses.replace(whole, zero_stage=stage, world_size=size)
@@ -69,23 +65,9 @@ def trials(args: argparse.Namespace, folder: Path) -> list[MemoryTrial]:
         for stage in args.zero_stages
     ]
     savings = [(None, "image"), (None, "text"), (None, "both"), (args.micro_batch, "none"), (args.micro_batch, "both")]
-    found = states + [
+    return states + [
         dataclasses.replace(whole, micro_batch=micro, grad_checkpointing=towers) for micro, towers in savings
     ]
-    return [
-        dataclasses.replace(trial, result=str(folder / str(number) / "result.json"))
-        for number, trial in enumerate(found)
-    ]
-
-
-def run_trial(trial: MemoryTrial, folder: Path) -> dict:
-    """The figures of one trial, from processes of its own."""
-    folder.mkdir(parents=True)
-    words = ["-m", "pretrain.benchmark.memory_trial", json.dumps(dataclasses.asdict(trial))]
-    if trial.world_size > 1:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(trial.world_size), *words]
-    run_logged("memory trial", [sys.executable, *words], _VARIABLES, folder, _LIMIT)
-    return json.loads(Path(trial.result).read_text())
 
 
 def _place(row: dict) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One measurement of `benchmark.py memory`, as a rank of its own: `python -m pretrain.benchmark.memory_trial JSON`."""
+"""One measurement of `benchmark.py memory`, a rank each: `python -m pretrain.benchmark.memory_trial JSON FILE`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEPS = 2  # the first makes the optimizer's states, the second has gradients b
 
 @dataclass(frozen=True)
 class MemoryTrial:
-    """A training step to measure; `pairs` and `micro_batch` are a rank's. `result`: the JSON file to write."""
+    """A training step to measure; `pairs` and `micro_batch` are a rank's."""
 
     model: str
     zero_stage: int
@@ -34,7 +34,6 @@ class MemoryTrial:
     micro_batch: int | None
     grad_checkpointing: str
     precision: str
-    result: str
 
     def config(self) -> PretrainConfig:
         """The settings that train so."""
@@ -51,7 +50,7 @@ class MemoryTrial:
 def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     """Peak bytes of the rank that takes most. All ranks must call it."""
     config = trial.config()
-    _warm_up(config.train, runtime)
+    warm_up(config.train, runtime)
     before = reset_peak(runtime.device)
     model = make_model(config)
     engine = Engine(model, config.optim, config.train, runtime)
@@ -66,7 +65,7 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     return max(gather(peak(runtime.device) - before))
 
 
-def _warm_up(train: TrainConfig, runtime: Runtime) -> None:
+def warm_up(train: TrainConfig, runtime: Runtime) -> None:
     """A step of a model of no size, so that what the first engine imports and sets up is not counted."""
     engine = Engine(torch.nn.Linear(8, 8), OptimConfig(), train, runtime)
     engine.backward(engine(torch.ones(2, 8, device=runtime.device)).sum())
@@ -91,13 +90,13 @@ def _on(runtime: Runtime, part: MicroBatch) -> MicroBatch:
 
 
 def main() -> None:
-    """Measure the trial of the command line; rank 0 writes the result."""
+    """Measure the trial of the command line; rank 0 writes the result into the file named there."""
     trial = MemoryTrial(**json.loads(sys.argv[1]))
     runtime, config = start(distributed=True), trial.config()
     measured = measure(trial, runtime)
     if runtime.is_main:
         figures = {"measured": measured, "formula": memory(config, make_model(config), runtime)}
-        Path(trial.result).write_text(json.dumps(figures))
+        Path(sys.argv[2]).write_text(json.dumps(figures))
     finish()
 
 

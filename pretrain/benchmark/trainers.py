@@ -7,6 +7,7 @@ trainer prints samples per second.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,11 +17,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_tools.errors import UserError
 
+_TRIAL_LIMIT = 3600.0  # seconds
 REPO_ROOT = Path(__file__).resolve().parents[2]
 _STEP_LINE = re.compile(r"Train Epoch: .*Batch \(t\): [0-9.]+, ([0-9.e+]+)/s.* Loss: ([0-9.einfa+-]+) ")
 
@@ -178,6 +182,20 @@ def run_logged(name: str, command: list[str], variables: dict[str, str], folder:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         ended = f"exit code {code}" if code is not None else f"no end after {limit:.0f} s"
         raise UserError(f"the {name} failed", got=f"{ended}, last line: {last}", remedy=f"see {log}")
+
+
+def run_trial(
+    module: str, trial: Any, folder: Path, ranks: int = 1, variables: Mapping[str, str] | None = None
+) -> dict:
+    """The figures of `trial`, a dataclass, from processes of its own that run `pretrain.benchmark.<module>`."""
+    folder.mkdir(parents=True)
+    result = folder / "result.json"
+    words = ["-m", f"pretrain.benchmark.{module}", json.dumps(dataclasses.asdict(trial)), str(result)]
+    if ranks > 1:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *words]
+    environment = {"PYTHONPATH": str(REPO_ROOT), **(variables or {})}
+    run_logged(module.replace("_", " "), [sys.executable, *words], environment, folder, _TRIAL_LIMIT)
+    return json.loads(result.read_text())
 
 
 def _checked(trial: Trial, outcome: Outcome) -> Outcome:

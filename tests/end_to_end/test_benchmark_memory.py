@@ -5,23 +5,23 @@ import json
 import pytest
 
 from pretrain.benchmark import cli, memory
-from pretrain.benchmark.memory import run_trial
 from pretrain.benchmark.memory_trial import MemoryTrial
+from pretrain.benchmark.peak import MALLOC
+from pretrain.benchmark.trainers import run_trial
 
 MODEL = "configs/models/vit_scenes_16.json"
 
 
 def test_a_step_takes_what_the_formula_says(tmp_path):
-    folder = tmp_path / "0"
     step = {"zero_stage": 1, "world_size": 1, "pairs": 48, "micro_batch": None, "grad_checkpointing": "none"}
-    trial = MemoryTrial(model=MODEL, **step, precision="fp32", result=str(folder / "result.json"))
-    figures = run_trial(trial, folder)
+    trial = MemoryTrial(model=MODEL, **step, precision="fp32")
+    figures = run_trial("memory_trial", trial, tmp_path / "0", variables=MALLOC)
     assert figures["measured"] == pytest.approx(figures["formula"]["total"], rel=0.25)
 
 
 def test_the_command_measures_stages_ranks_and_savings(tmp_path, monkeypatch, capsys):
     formula = {"weights": 2**20, "total": 2**21}
-    monkeypatch.setattr(memory, "run_trial", lambda trial, folder: {"measured": 3 * 2**20, "formula": formula})
+    monkeypatch.setattr(memory, "run_trial", lambda *_: {"measured": 3 * 2**20, "formula": formula})
     words = ["memory", "--model", MODEL, "--zero-stages", "1", "3", "--work-dir", str(tmp_path)]
     assert cli.main(words) == 0
     (path,) = tmp_path.glob("memory-*/report.json")
