@@ -22,6 +22,8 @@ _EXAMPLES = """examples:
     python launch/benchmark.py chaos --config configs/quickstart.yaml --zero-stage 3 --steps 200 --kills 8
   the peak memory of a training step by ZeRO stage, ranks, micro-batch and checkpointed towers, and what --dry-run says
     python launch/benchmark.py memory --model configs/models/vit_micro_32.json
+  one step: with and without the engine at each ZeRO stage, with each lever, and open_clip's; on a GPU its MFU
+    python launch/benchmark.py step --model ViT-B-32 --batch 256
   FLOPs, peak memory and time of the losses beside open_clip's
     python launch/benchmark.py loss
 
@@ -38,11 +40,18 @@ The peers read one caption per sample: pack the shards with `--pairs`. A corpus 
 open_clip's loader runs in an environment of its own, made on first use in .peers/open_clip."""
 
 
+# zero*: our engine at a stage; the next ones: at stage 1 with one lever; bare: our towers and loss without an engine.
+VARIANTS = (
+    *("bare", "zero0", "zero1", "zero2", "zero3", "one-bucket", "cached", "checkpointed", "open_clip"),
+    "compiled",  # takes minutes to start
+)
+
+
 def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|loss|chaos|memory")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|step|loss|chaos|memory")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
@@ -57,6 +66,7 @@ def build_parser() -> Parser:
     _add_loader(loader)
     for kind in (train, loader):
         _add_places(kind)
+    _add_step(kinds.add_parser("step", help="one training step with and without its levers, and open_clip's"))
     _add_loss(kinds.add_parser("loss", help="FLOPs, memory and time of the losses beside open_clip's"))
     _add_chaos(kinds.add_parser("chaos", help="kill a run at random, resume it, compare it with an undisturbed one"))
     _add_memory(kinds.add_parser("memory", help="peak memory of a training step, beside what --dry-run promises"))
@@ -120,6 +130,19 @@ def _add_places(kind: argparse.ArgumentParser) -> None:
     add("--peer-env", type=Path, default=Path(".peers/open_clip"), help="environment of open_clip")
 
 
+def _add_step(step: argparse.ArgumentParser) -> None:
+    add = step.add_argument
+    add("--model", default="configs/models/vit_micro_32.json", help="an open_clip architecture name or JSON")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default all but compiled")
+    add("--batch", type=int, default=64, help="pairs (default 64)")
+    add("--micro-batch", type=int, default=16, help="pairs of a forward of `cached` (default 16)")
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help="default bf16")
+    add("--steps", type=int, default=10, help="timed steps of a process (default 10)")
+    add("--rounds", type=int, default=3, help="processes of each, in turn (default 3)")
+    add("--peak-tflops", type=float, help="of the device, for the MFU (default: known for some GPUs)")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
+
+
 def _add_loss(loss: argparse.ArgumentParser) -> None:
     add = loss.add_argument
     add("--losses", nargs="+", choices=LOSS_NAMES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
@@ -177,6 +200,11 @@ def _main(arguments: list[str]) -> int:
         from pretrain.benchmark.loss import run_loss
 
         return run_loss(args)
+    if args.kind == "step":
+        _check_positive(args, "batch", "micro_batch", "steps", "rounds")
+        from pretrain.benchmark.step import run_step
+
+        return run_step(args)
     if args.kind == "memory":
         _check_positive(args, "pairs", "micro_batch")
         _check_model(args)
