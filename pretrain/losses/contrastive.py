@@ -15,6 +15,7 @@ from pretrain.losses.tiles import (
     gather_rows,
     mean_over_ranks,
     merge_log_sum_exp,
+    of_pairs,
     own_columns,
     pull_back,
     similarity_tiles,
@@ -39,17 +40,7 @@ def infonce(
         The mean over this rank's pairs, 0-dim. The mean over ranks is the loss of the global batch; and with gradients
         averaged over ranks, as DeepSpeed does, the gradients of towers and scale are those of the global batch.
     """
-    check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
-        return _InfoNCE.apply(image, text, scale, label_smoothing)
-
-
-def check_pairs(image: torch.Tensor, text: torch.Tensor) -> None:
-    """Raises ValueError where images and texts do not come in pairs."""
-    if image.shape != text.shape:
-        raise ValueError(
-            f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must have one shape"
-        )
+    return of_pairs(_InfoNCE, image, text, scale, label_smoothing)
 
 
 class _InfoNCE(torch.autograd.Function):

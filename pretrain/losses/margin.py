@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.losses.contrastive import check_pairs
 from pretrain.losses.tiles import (
     gather_rows,
     merge_arg_max,
+    of_pairs,
     own_pairs,
     pull_back,
     scatter_sum,
@@ -26,9 +26,7 @@ def margin_ranking(image: torch.Tensor, text: torch.Tensor, margin: float, negat
     of the global batch (8 B^2 d / world FLOPs); `hardest` takes the largest, among equals the first (2 B^2 d / world,
     for its backward is sparse; on GPUs gradients of a feature that is the hardest of several add up in no fixed order).
     """
-    check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
-        return {"sum": _Sum, "hardest": _Hardest}[negatives].apply(image, text, margin)
+    return of_pairs({"sum": _Sum, "hardest": _Hardest}[negatives], image, text, margin)
 
 
 class _Sum(torch.autograd.Function):

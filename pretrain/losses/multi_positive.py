@@ -11,11 +11,10 @@ import torch
 
 from pretrain.losses.contrastive import (
     Smoothing,
-    check_pairs,
     log_sum_exps,
     softmax_weights,
 )
-from pretrain.losses.tiles import column_tiles, gather_rows, own_columns, pull_back, through_scale
+from pretrain.losses.tiles import column_tiles, gather_rows, of_pairs, own_columns, pull_back, through_scale
 
 
 def multi_positive(
@@ -34,9 +33,7 @@ def multi_positive(
     Args:
         identity: int64 `[b, 2]`, equal in the first column where two images are one, in the second where two texts are.
     """
-    check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
-        return _MultiPositive.apply(image, text, scale, identity, label_smoothing)
+    return of_pairs(_MultiPositive, image, text, scale, identity, label_smoothing)
 
 
 class _MultiPositive(torch.autograd.Function):

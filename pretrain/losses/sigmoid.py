@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pretrain.losses.contrastive import check_pairs
-from pretrain.losses.tiles import gather_rows, own_pairs, pull_back, similarity_tiles, through_scale
+from pretrain.losses.tiles import gather_rows, of_pairs, own_pairs, pull_back, similarity_tiles, through_scale
 
 
 def sigmoid(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -19,9 +18,7 @@ def sigmoid(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: 
     Arguments, result and ranks are `infonce`'s. The mean is over images, as in the paper, so the loss grows with the
     global batch unless `bias`, `[1]`, fits it: about -ln(global batch).
     """
-    check_pairs(image, text)
-    with torch.autocast(image.device.type, enabled=False):
-        return _Sigmoid.apply(image, text, scale, bias)
+    return of_pairs(_Sigmoid, image, text, scale, bias)
 
 
 class _Sigmoid(torch.autograd.Function):

@@ -14,6 +14,16 @@ import torch.distributed as dist
 TILE_ELEMENTS = 4 * 2**20  # similarities held at once: 16 MiB of fp32, large enough to keep a GEMM busy
 
 
+def of_pairs(function: type[torch.autograd.Function], image: torch.Tensor, text: torch.Tensor, *more) -> torch.Tensor:
+    """`function` of features `[b, d]`, in their own precision. Raises ValueError where they do not come in pairs."""
+    if image.shape != text.shape:
+        raise ValueError(
+            f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must have one shape"
+        )
+    with torch.autocast(image.device.type, enabled=False):
+        return function.apply(image, text, *more)
+
+
 def column_tiles(rows: int, columns: int) -> Iterator[slice]:
     """Slices over `columns`, each with about TILE_ELEMENTS / `rows` of them."""
     width = max(64, TILE_ELEMENTS // max(rows, 1))
