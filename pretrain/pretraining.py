@@ -144,7 +144,8 @@ class Evaluations:
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Metrics of all of them, and under `ema_` those of the moving average; all ranks must call it."""
         with evaluating(engine):
-            values = self._evaluate(self._encode(engine), engine.logit_scale())
+            encode = encoder(self.model, self.runtime.device, forward=engine)
+            values = self._evaluate(encode, engine.logit_scale())
             if values and engine.ema is not None:
                 average = DualEncoder(self.model.spec, self.model.text_buckets)
                 average.load_state_dict(engine.ema.gathered())
@@ -166,15 +167,6 @@ class Evaluations:
             outcome = evaluate_classification(encode, self.model.tokenize, reader, names, templates, self.runtime)
             values |= {f"zero_shot_{name}": value for name, value in outcome.metrics.items()}
         return values
-
-    def _encode(self, engine: Engine) -> Encode:
-        device = self.runtime.device
-
-        def encode(images: torch.Tensor | None, texts: torch.Tensor | None):
-            images = None if images is None else images.to(device, non_blocking=True)
-            return engine(images, None if texts is None else self.model.parts(texts))[:2]
-
-        return encode
 
 
 @contextmanager

@@ -48,14 +48,18 @@ class CorpusFeatures:
         return self.text_image[rows], rows
 
 
-def encoder(model: DualEncoder, device: torch.device, precision: str) -> Encode:
-    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked."""
+def encoder(
+    model: DualEncoder, device: torch.device, precision: str = "fp32", forward: Callable[..., tuple] | None = None
+) -> Encode:
+    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked.
+    `forward`: the engine that runs it, which has its own precision."""
+    run = forward or model
 
     def encode(images, texts):
         images = None if images is None else images.to(device, non_blocking=True)
         parts = None if texts is None else model.parts(texts)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model(images, parts)[:2]
+            return run(images, parts)[:2]
 
     return encode
 
