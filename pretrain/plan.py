@@ -83,9 +83,9 @@ def state_bytes(
         "weights": 4 * (parameters // world_size + min(parameters, _MOST_LIVE) if stage == 3 else parameters),
         "gradients": shared if stage >= 2 and train.micro_batch is None else whole,
     }
-    if optim.ema is not None and not train.offload_optimizer:
-        parts["moving average"] = shared
     if not train.offload_optimizer:
+        if optim.ema is not None:
+            parts["moving average"] = shared
         states = len(STATES[optim.name])
         parts["optimizer states and master"] = states * whole if stage == 0 else (states + 1) * shared
     return parts

@@ -67,7 +67,7 @@ def judge(gap: dict[int, float], control: dict[int, float] | None, allowed: dict
         raise UserError(
             f"the disturbed run left the other's curve at step {parted}",
             got=f"{gap[parted]:.2e}",
-            expected=f"at most {allowed[parted]:.0e}, which is {_ROOM} times what rounding alone has done by then",
+            expected=f"at most {allowed[parted]:.0e}, what rounding explains by then",
         )
     return 0
 

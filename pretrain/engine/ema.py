@@ -24,7 +24,8 @@ class Ema:
     def __init__(self, engine: Engine, decay: float, rank: int, world_size: int):
         self.updates = 0
         self._decay, self._engine, self._place = decay, engine, (rank, world_size)
-        self.values = {name: weight.clone() for name, weight in self._weights().items()}
+        self._masters = self._weights()  # updates change them in place
+        self.values = {name: weight.clone() for name, weight in self._masters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -32,7 +33,7 @@ class Ema:
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         if self.values:  # a rank may keep nothing
-            torch._foreach_lerp_(list(self.values.values()), list(self._weights().values()), 1 - decay)
+            torch._foreach_lerp_(list(self.values.values()), list(self._masters.values()), 1 - decay)
 
     @torch.no_grad()
     def gathered(self) -> dict[str, torch.Tensor]:

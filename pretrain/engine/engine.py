@@ -49,9 +49,8 @@ class Engine:
         self.ema: Ema | None = None  # fragments ask for it while it is being made
         if optim.ema is not None:
             self.ema = Ema(self, optim.ema, runtime.rank, runtime.world_size)
-        self._scale, self._bias = (
-            dict(model.named_parameters()).get(f"clip.logit_{name}") for name in ("scale", "bias")
-        )
+        parameters = dict(model.named_parameters())
+        self._scale, self._bias = (parameters.get(f"clip.logit_{name}") for name in ("scale", "bias"))
 
     def __call__(self, *inputs):
         """The model's forward, under the configured precision. Each one counts as progress of the run."""
