@@ -36,6 +36,15 @@ def test_features_are_those_of_a_tower_of_that_size(vision):
         assert not torch.allclose(large.encode_image(images(16)), fresh.encode_image(images(16)), atol=1e-3)
 
 
+def test_patches_of_small_images_are_left_out_too():
+    large, small = build(32, patch_dropout=0.5), build(16, patch_dropout=0.5)
+    initialise(small, large.export_state(), "the larger one")
+    with torch.no_grad():
+        got, want = (model(images(16), None, torch.arange(3))[0] for model in (large, small))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+        assert not torch.allclose(got, large.eval().encode_image(images(16)), atol=1e-3)
+
+
 def test_the_own_size_is_left_to_open_clip():
     model = build(32).eval()
     with torch.no_grad():
