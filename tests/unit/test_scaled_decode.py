@@ -190,7 +190,7 @@ def test_the_setting_reaches_the_stream_and_the_resolved_config(flag, tmp_path):
     config = PretrainConfig(run=run, data=data, train=TrainConfig(global_batch=4))
     alone = Runtime(0, 1, 0, torch.device("cpu"), 1)
     with train_stream(config, corpus, resolve_spec("ViT-B-32"), "label", alone) as stream:
-        assert stream._build.transform.settings.scaled_decode is flag
+        assert [t.settings.scaled_decode for t in stream._build.transforms] == [flag]
     assert f"scaled_decode: {str(flag).lower()}" in dump_config(config)
     assert DataConfig().scaled_decode
 
