@@ -47,7 +47,9 @@ def measure(batches: Iterator[tuple[Any, Any]], trial: LoaderTrial) -> dict[str,
     cpu, started = cpu_seconds(os.getsid(0)), time.perf_counter()
     images = _take(batches, trial, trial.images)
     seconds = time.perf_counter() - started
-    return {"images": images, "seconds": seconds, "cpu_seconds": cpu_seconds(os.getsid(0)) - cpu}
+    # A few images, decoded ahead, may take less than a tick of that clock.
+    used = max(cpu_seconds(os.getsid(0)) - cpu, 1 / os.sysconf("SC_CLK_TCK"))
+    return {"images": images, "seconds": seconds, "cpu_seconds": used}
 
 
 def cpu_seconds(session: int) -> float:
