@@ -81,12 +81,13 @@ def _batch(model: DualEncoder, trial: MemoryTrial) -> list[MicroBatch]:
     images = torch.randint(0, 256, (trial.pairs, 3, size, size), dtype=torch.uint8)
     tokens = torch.zeros(trial.pairs, context, dtype=torch.long)
     tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
-    starts = range(0, trial.pairs, micro)
-    return [(images[i : i + micro], model.cut(tokens[i : i + micro], model.text_buckets), None) for i in starts]
+    bits = torch.arange(trial.pairs)  # what patch dropout draws from, where the towers have it
+    rows = [slice(first, first + micro) for first in range(0, trial.pairs, micro)]
+    return [(images[r], model.cut(tokens[r], model.text_buckets), bits[r]) for r in rows]
 
 
 def _on(runtime: Runtime, part: MicroBatch) -> MicroBatch:
-    return part[0].to(runtime.device), part[1].to(runtime.device), part[2]
+    return part[0].to(runtime.device), part[1].to(runtime.device), part[2].to(runtime.device)
 
 
 def main() -> None:

@@ -104,7 +104,8 @@ def _micro_batches(model: DualEncoder, trial: StepTrial, device: torch.device) -
     images, tokens = _pairs(model, trial)
     size = trial.micro_batch or trial.batch
     rows = [slice(first, first + size) for first in range(0, trial.batch, size)]
-    return [(images[r].to(device), model.cut(tokens[r], trial.text_buckets).to(device), None) for r in rows]
+    bits = torch.arange(trial.batch, device=device)  # what patch dropout draws from, where the towers have it
+    return [(images[r].to(device), model.cut(tokens[r], trial.text_buckets).to(device), bits[r]) for r in rows]
 
 
 def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
@@ -143,6 +144,8 @@ def _open_clip(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forwa
     model, loss = ours.clip.to(device), ClipLoss()
     pixels = ours.to(device)._pixels(images.to(device))  # as its loader gives them: normalised floats
     tokens = tokens.to(device)
+    if ours.patch_dropout is not None:
+        ours.patch_dropout.bits = torch.arange(trial.batch, device=device)
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bf16"):
