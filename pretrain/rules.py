@@ -145,9 +145,7 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     for name in _DURATIONS:
         text = attrgetter(name)(config)
         if text is not None:
-            _, unit = parse_duration(text, name)
-            if unit == FOREVER and name != "train.duration":
-                _break(name, text, "a number and one of " + ", ".join(_UNITS))
+            _validate_duration(text, name, may_be_forever=name == "train.duration")
     if config.profile.steps is not None:
         parse_steps(config.profile.steps, "profile.steps")
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
@@ -205,11 +203,16 @@ def _validate_loss(loss: LossConfig) -> None:
             _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
 
 
+def _validate_duration(text: str, name: str, may_be_forever: bool = False) -> None:
+    _, unit = parse_duration(text, name)
+    if unit == FOREVER and not may_be_forever:
+        _break(name, text, "a number and one of " + ", ".join(_UNITS))
+
+
 def _validate_phases(phases: list[Phase]) -> None:
     for number, phase in enumerate(phases):
         name = f"model.phases.{number}"
-        if parse_duration(phase.until, f"{name}.until")[1] == FOREVER:
-            _break(f"{name}.until", phase.until, "a number and one of " + ", ".join(_UNITS))
+        _validate_duration(phase.until, f"{name}.until")
         if phase.image_size is not None and phase.image_size <= 0:
             _break(f"{name}.image_size", phase.image_size, "> 0 or null")
         if phase.patch_dropout is not None and not 0 <= phase.patch_dropout < 1:

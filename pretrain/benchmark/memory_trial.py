@@ -54,13 +54,13 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     before = reset_peak(runtime.device)
     model = make_model(config)
     engine = Engine(model, config.optim, config.train, runtime)
-    batch = _batch(model, trial)
+    batch = micro_batches(model, *_pairs(model, trial.pairs), trial.micro_batch or trial.pairs)
 
     def loss(*outputs: torch.Tensor) -> torch.Tensor:
         return contrastive_loss(Features(*outputs), config.loss)
 
     for _ in range(_STEPS):
-        contrastive_backward(engine, [_on(runtime, part) for part in batch], loss)
+        contrastive_backward(engine, [on_device(part, runtime.device) for part in batch], loss)
         engine.update(1e-4)
     return max(gather(peak(runtime.device) - before))
 
@@ -74,20 +74,26 @@ def warm_up(train: TrainConfig, runtime: Runtime) -> None:
     gc.collect()
 
 
-def _batch(model: DualEncoder, trial: MemoryTrial) -> list[MicroBatch]:
-    """Random images and texts of full length, in micro-batches."""
+def _pairs(model: DualEncoder, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images and texts of full length."""
     size, context = model.spec.image_size, model.spec.context_length
-    micro = trial.micro_batch or trial.pairs
-    images = torch.randint(0, 256, (trial.pairs, 3, size, size), dtype=torch.uint8)
-    tokens = torch.zeros(trial.pairs, context, dtype=torch.long)
+    images = torch.randint(0, 256, (pairs, 3, size, size), dtype=torch.uint8)
+    tokens = torch.zeros(pairs, context, dtype=torch.long)
     tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
-    bits = torch.arange(trial.pairs)  # what patch dropout draws from, where the towers have it
-    rows = [slice(first, first + micro) for first in range(0, trial.pairs, micro)]
+    return images, tokens
+
+
+def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list[MicroBatch]:
+    """What the towers' forward takes of `images` `[n, 3, h, w]` and `tokens` `[n, context]`, `size` pairs at a time."""
+    bits = torch.arange(len(images))  # what patch dropout draws from, where the towers have it
+    rows = [slice(first, first + size) for first in range(0, len(images), size)]
     return [(images[r], model.cut(tokens[r], model.text_buckets), bits[r]) for r in rows]
 
 
-def _on(runtime: Runtime, part: MicroBatch) -> MicroBatch:
-    return part[0].to(runtime.device), part[1].to(runtime.device), part[2].to(runtime.device)
+def on_device(part: MicroBatch, device: torch.device) -> MicroBatch:
+    """The same on `device`."""
+    images, texts, bits = part
+    return images.to(device), texts.to(device), bits.to(device)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark.memory_trial import warm_up
+from pretrain.benchmark.memory_trial import micro_batches, on_device, warm_up
 from pretrain.benchmark.peak import peak, reset_peak
 from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
@@ -100,12 +100,9 @@ def _pairs(model: DualEncoder, trial: StepTrial) -> tuple[torch.Tensor, torch.Te
     return images, model.tokenize(captions)
 
 
-def _micro_batches(model: DualEncoder, trial: StepTrial, device: torch.device) -> list[MicroBatch]:
-    images, tokens = _pairs(model, trial)
-    size = trial.micro_batch or trial.batch
-    rows = [slice(first, first + size) for first in range(0, trial.batch, size)]
-    bits = torch.arange(trial.batch, device=device)  # what patch dropout draws from, where the towers have it
-    return [(images[r].to(device), model.cut(tokens[r], trial.text_buckets).to(device), bits[r]) for r in rows]
+def _parts(model: DualEncoder, trial: StepTrial, device: torch.device) -> list[MicroBatch]:
+    found = micro_batches(model, *_pairs(model, trial), trial.micro_batch or trial.batch)
+    return [on_device(part, device) for part in found]
 
 
 def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
@@ -114,7 +111,7 @@ def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
     if trial.compile:
         model.compile_towers()
     engine = Engine(model, config.optim, config.train, runtime)
-    parts = _micro_batches(model, trial, runtime.device)
+    parts = _parts(model, trial, runtime.device)
 
     def step() -> None:
         contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features(*outputs), config.loss))
@@ -126,7 +123,7 @@ def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
 def _bare(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forward]:
     config = trial.config()
     model = make_model(config).to(device)
-    (part,) = _micro_batches(model, trial, device)
+    (part,) = _parts(model, trial, device)
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bf16"):

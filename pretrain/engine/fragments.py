@@ -101,10 +101,10 @@ def create_optimizer_state(engine: Engine, step: int) -> None:
     name, groups = engine.optimizer_name, engine.optimizer.param_groups
     if engine.stage == 0:
         owners = [(p, states_of(name, group)) for group in groups for p in group["params"]]
-    elif engine.stage == 3:
-        owners = [(flat, states_of(name, {})) for flat in engine.deepspeed.optimizer.fp32_partitioned_groups_flat]
     else:
-        owners = [(flat, states_of(name, {})) for flat in engine.deepspeed.optimizer.single_partition_of_fp32_groups]
+        zero = engine.deepspeed.optimizer
+        flats = zero.fp32_partitioned_groups_flat if engine.stage == 3 else zero.single_partition_of_fp32_groups
+        owners = [(flat, states_of(name, {})) for flat in flats]
     for owner, states in owners:
         state = engine.optimizer.state[owner]
         state["step"] = torch.tensor(float(step), device=owner.device)
