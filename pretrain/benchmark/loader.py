@@ -21,7 +21,7 @@ from data_tools.errors import UsageError, UserError
 from data_tools.shards import open_corpus
 from pretrain.benchmark.environment import peer_python, peer_versions
 from pretrain.benchmark.loader_trial import LoaderTrial, dump
-from pretrain.benchmark.report import machine, show_table, spread, write_report
+from pretrain.benchmark.report import show_table, spread, write_report
 from pretrain.benchmark.train import announce, check_captions
 from pretrain.benchmark.trainers import REPO_ROOT
 
@@ -51,8 +51,7 @@ def run_loader(args: argparse.Namespace) -> int:
     if "open_clip" in args.peers:
         versions["open_clip"] = peer_versions(python["open_clip"])
     report = {"kind": "loader", "definition": _DEFINITION, "figures": figures, "rounds": rounds, "versions": versions}
-    report |= {"command": sys.argv, "machine": machine(), "trial": vars(trial)}
-    write_report(folder / "report.json", report)
+    write_report(folder / "report.json", report | {"trial": vars(trial)})
     print(f"report: {folder / 'report.json'}")
     return 0
 

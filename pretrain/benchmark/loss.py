@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from importlib.metadata import version
 
 import torch
 
 from pretrain.benchmark.loss_trial import PEERS, LossTrial
-from pretrain.benchmark.report import machine, show_table, spread, write_report
+from pretrain.benchmark.report import show_table, spread, write_report
 from pretrain.benchmark.train import announce
 from pretrain.benchmark.trainers import run_trial
-from pretrain.provenance import git_commit
 
 _MIB = 2**20
 _DEFINITION = (
@@ -37,8 +35,7 @@ def run_loss(args: argparse.Namespace) -> int:
         ("loss", "pairs", "whose", "FLOPs", "MiB", "seconds", "range", "times"),
         [_cells(row, rows) for row in rows],
     )
-    report = {"kind": "loss", "definition": _DEFINITION, "rows": rows, "commit": git_commit(), "command": sys.argv}
-    report |= {"machine": machine(), "torch": torch.__version__, "open_clip": version("open_clip_torch")}
+    report = {"kind": "loss", "definition": _DEFINITION, "rows": rows, "open_clip": version("open_clip_torch")}
     write_report(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 
 import torch
@@ -13,10 +12,9 @@ import torch
 from data_tools.errors import UsageError
 from pretrain.benchmark.memory_trial import MemoryTrial
 from pretrain.benchmark.peak import MALLOC
-from pretrain.benchmark.report import machine, show_table, write_report
+from pretrain.benchmark.report import show_table, write_report
 from pretrain.benchmark.train import announce
 from pretrain.benchmark.trainers import run_trial
-from pretrain.provenance import git_commit
 
 _MIB = 2**20
 _DEFINITION = (
@@ -36,9 +34,7 @@ def run_memory(args: argparse.Namespace) -> int:
     title = f"{args.model}, {args.precision}, {args.pairs} pairs per rank: peak MiB per rank"
     columns = ("stage", "ranks", "micro-batch", "checkpointed", "measured", "formula", "ratio")
     show_table(title, columns, [(*_place(row), *_figures(row)) for row in rows])
-    report = {"kind": "memory", "definition": _DEFINITION, "rows": rows, "commit": git_commit()}
-    report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__}
-    write_report(folder / "report.json", report)
+    write_report(folder / "report.json", {"kind": "memory", "definition": _DEFINITION, "rows": rows})
     print(f"report: {folder / 'report.json'}")
     return 0
 

@@ -6,11 +6,14 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from pretrain.provenance import git_commit
 
 _WIDE = 200  # columns
 
@@ -36,7 +39,10 @@ def machine() -> dict:
 
 
 def write_report(path: Path, report: dict) -> None:
-    """Write `report` as strict JSON, whole or not at all."""
+    """Write `report` and its origin (command, commit, machine, torch) as strict JSON, whole or not at all."""
+    import torch
+
+    report = report | {"command": sys.argv, "commit": git_commit(), "machine": machine(), "torch": torch.__version__}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from importlib.metadata import version
 
 import torch
 
 from data_tools.errors import UsageError
-from pretrain.benchmark.report import machine, show_table, spread, write_report
+from pretrain.benchmark.report import show_table, spread, write_report
 from pretrain.benchmark.step_trial import StepTrial
 from pretrain.benchmark.train import announce
 from pretrain.benchmark.trainers import run_trial
-from pretrain.provenance import git_commit
 
 _MIB, _TERA = 2**20, 1e12
 _PEAK_TFLOPS = {  # dense bf16, by the makers' data sheets
@@ -49,8 +47,7 @@ def run_step(args: argparse.Namespace) -> int:
         ("variant", "ms", "lowest", "highest", "samples/s", "times the first", "GFLOP", "MFU %", "MiB"),
         [_cells(row, rows[0]) for row in rows],
     )
-    report = {"kind": "step", "definition": _DEFINITION, "rows": rows, "peak_tflops": peak, "commit": git_commit()}
-    report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__}
+    report = {"kind": "step", "definition": _DEFINITION, "rows": rows, "peak_tflops": peak}
     report |= {"deepspeed": version("deepspeed"), "open_clip": version("open_clip_torch")}
     write_report(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")

@@ -15,7 +15,7 @@ from data_tools.errors import UserError
 from data_tools.shards import Corpus, ShardReader, open_corpus
 from pretrain.benchmark import throughput
 from pretrain.benchmark.environment import peer_python, peer_versions
-from pretrain.benchmark.report import machine, show_table, write_report
+from pretrain.benchmark.report import show_table, write_report
 from pretrain.benchmark.trainers import Layout, Trial
 
 _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
@@ -34,8 +34,7 @@ def run_train(args: argparse.Namespace) -> int:
         bench = throughput.Bench(folder, python, announce, 60 * args.run_minutes)
         measure = _recall if args.recall else _speed
         report = measure(args, bench, trial) | {"peer": peer_versions(python)}
-    report |= {"command": sys.argv, "machine": machine(), "torch": torch.__version__, "trial": vars(trial)}
-    write_report(folder / "report.json", report)
+    write_report(folder / "report.json", report | {"trial": vars(trial)})
     print(f"report: {folder / 'report.json'}")
     return 0
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_tools.errors import UserError
 from micro_trial import micro_trial
@@ -155,9 +156,14 @@ def test_the_probe_picks_the_faster_layout(trial, tmp_path, monkeypatch):
     assert rates == {"1 x 2": 4.0, "2 x 1": 8.0}
 
 
-def test_the_report_is_strict_json(tmp_path):
+def test_the_report_is_strict_json_and_says_where_it_comes_from(tmp_path):
     report.write_report(tmp_path / "new" / "report.json", {"rate": 1.5, "path": Path("a")})
-    assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"rate": 1.5, "path": "a"}
+    written = json.loads((tmp_path / "new" / "report.json").read_text())
+    origin = {name: written.pop(name) for name in ("command", "commit", "machine", "torch")}
+    assert written == {"rate": 1.5, "path": "a"}
+    assert origin["command"] == sys.argv
+    assert origin["machine"]["cores"] >= 1
+    assert origin["torch"] == torch.__version__
     with pytest.raises(ValueError, match="JSON"):
         report.write_report(tmp_path / "bad.json", {"rate": float("nan")})
     assert not (tmp_path / "bad.json").exists()
