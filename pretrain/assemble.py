@@ -57,17 +57,18 @@ def _source(source: Source, corpus: Corpus) -> StreamSource:
     return StreamSource(corpus, fields, weight, source.repeat)
 
 
-def image_settings(
-    spec: ModelSpec, crop_scale: Sequence[float] = (0.9, 1.0), scaled_decode: bool = True
-) -> ImageSettings:
-    """Picture size, interpolation and evaluation resize as the architecture has them."""
-    low, high = crop_scale
+def image_settings(spec: ModelSpec, data: DataConfig | None = None) -> ImageSettings:
+    """Picture size, interpolation and evaluation resize as the architecture has them; training as `data` says."""
+    data = data or DataConfig()
+    low, high = data.crop_scale
     return ImageSettings(
         size=spec.image_size,
         crop_scale=(low, high),
         interpolation=spec.preprocess_cfg["interpolation"],
         resize_mode=spec.preprocess_cfg["resize_mode"],
-        scaled_decode=scaled_decode,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+        scaled_decode=data.scaled_decode,
     )
 
 
@@ -86,8 +87,9 @@ def train_stream(
         seed=config.seed,
         global_batch=config.train.global_batch,
         window=config.data.window,
-        image=image_settings(spec, config.data.crop_scale, config.data.scaled_decode),
+        image=image_settings(spec, config.data),
         phases=config.model.phases if isinstance(config, PretrainConfig) else (),
+        word_dropout=config.data.word_dropout,
         tokenize=tokenizer_of(spec) if target == "caption" else None,
         target=target,
         rank=runtime.rank,

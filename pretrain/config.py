@@ -42,12 +42,16 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training stream. `window`: samples of one canonical stream that are shuffled together."""
+    """The training stream. `window`: samples of one canonical stream that are shuffled together. The crop, `flip`,
+    `color_jitter` and `word_dropout` are drawn by a hash of seed, epoch and sample id."""
 
     train: list[Source] = field(default_factory=list)
     workers: int = 1  # loader processes per rank; 0 decodes in the training process
     window: int = 16384
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image area kept by the random crop
+    flip: float = 0.0  # share of the pictures that are mirrored
+    color_jitter: float = 0.0  # brightness, contrast and saturation times factors up to this far from 1
+    word_dropout: float = 0.0  # share of a caption's words that are left out (pretraining)
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01
     cache_dir: str | None = None  # remote shards, on a disk of the node; null: dualstream/shards in the user's cache

@@ -79,6 +79,9 @@ _CHOICES: dict[str, tuple] = {
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "data.train": (lambda v: len(v) > 0, "at least one source", "data.train.0.urls=FOLDER"),
     "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
+    "data.flip": (lambda v: 0 <= v <= 1, "0 <= share <= 1", "0.5 mirrors every other picture"),
+    "data.color_jitter": (lambda v: 0 <= v <= 1, "0 <= strength <= 1", "0.4 is usual"),
+    "data.word_dropout": (lambda v: 0 <= v < 1, "0 <= share < 1", None),
     "data.max_bad_ratio": (lambda v: 0 <= v < 1, "0 <= ratio < 1", None),
     "data.workers": (lambda v: v >= 0, ">= 0", "0 decodes in the training process"),
     "data.cache_gib": (lambda v: v > 0, "> 0", "the shards that the ranks of a node read at a time must fit"),
@@ -174,6 +177,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
             value = getattr(config.optim, name)
             if value is not None:
                 _break(f"optim.{name}", value, "null in fine-tuning, which has an image tower and no average")
+        if config.data.word_dropout:
+            _break("data.word_dropout", config.data.word_dropout, "0 in fine-tuning, which has no captions")
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
         _validate_phases(config.model.phases)

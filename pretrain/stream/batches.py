@@ -13,6 +13,7 @@ import xxhash
 from data_tools.errors import UserError
 from data_tools.shards import Sample, ShardReader
 from data_tools.shards.tar import TarDamageError
+from pretrain.stream.augment import drop_words
 from pretrain.stream.bad import BadSample, BadSampleError
 from pretrain.stream.members import Fields, Target, describe, label
 from pretrain.stream.mixture import Mixture, Place, Slots
@@ -27,7 +28,7 @@ SUBSTITUTE_ATTEMPTS = 64
 class Batch:
     """One rank's slice of a global batch; b = global batch / world size.
 
-    `captions` are the texts before tokenisation, [] for labels.
+    `captions` are the texts before tokenisation, without the words that were dropped; [] for labels.
     """
 
     step: int  # global step, from 0
@@ -64,7 +65,7 @@ class BatchBuilder:
 
     `reader` reads the joined shards of all sources; `first_shards` [sources] is where each source's begin; `fields`
     [sources] are their key mappings; `transforms` [phases + 1] are those of the run's phases, which end at the steps
-    `ends` [phases].
+    `ends` [phases]; `word_dropout` is the share of the words that captions lose.
     """
 
     reader: ShardReader
@@ -73,6 +74,7 @@ class BatchBuilder:
     first_shards: tuple[int, ...]
     transforms: tuple[ImageTransform, ...]
     ends: tuple[int, ...]
+    word_dropout: float
     tokenize: Tokenize | None
     target: Target
     rank: int
@@ -129,6 +131,7 @@ class BatchBuilder:
             caption, number = "", -1
             if self.target == "caption":
                 caption = fields.training_caption(sample, seed, place.epoch)
+                caption = drop_words(caption, self.word_dropout, seed, place.epoch, sample.id)
             else:
                 number = label(sample, len(self.reader.corpus.classes))
             data = fields.image_bytes(sample)

@@ -47,8 +47,9 @@ class TrainStream:
         seed: defines, with the corpus, the order, the crops and the choice of captions.
         global_batch: samples of a step over all ranks.
         window: samples per shuffle window of a canonical stream.
-        image: picture size and training crop.
+        image: picture size, training crop and augmentation.
         phases: of the run, with pictures of other sizes.
+        word_dropout: share of the words that a caption loses.
         tokenize: list of n texts -> int64 [n, context]; picklable (not a bound method of a model), and not defined in
             the script that runs. None leaves `Batch.texts` None.
         target: `caption` or `label`.
@@ -72,6 +73,7 @@ class TrainStream:
         window: int,
         image: ImageSettings,
         phases: Sequence[Phase] = (),
+        word_dropout: float = 0.0,
         tokenize: Tokenize | None = None,
         target: Target = "caption",
         rank: int = 0,
@@ -101,6 +103,7 @@ class TrainStream:
                 for size in (*(phase.image_size for phase in phases), None)
             ),
             ends=(),
+            word_dropout=word_dropout,
             tokenize=tokenize,
             target=target,
             rank=rank,

@@ -16,6 +16,9 @@ class Purpose(IntEnum):
     CROP = 2
     SUBSTITUTE = 3
     PATCHES = 4
+    MIRROR = 5
+    COLORS = 6
+    WORDS = 7
 
 
 def random_bits(seed: int, epoch: int, sample: int, purpose: Purpose, draw: int = 0) -> int:

@@ -55,6 +55,9 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "optim.name=muon", ("train.zero_stage", "0 at optim.name=muon", "adamw and lion")),
         (BASE, "train.duration=3 epochz", ("train.duration", "epochs, steps, samples")),
         (BASE, "data.crop_scale=[0.5,0.2]", ("data.crop_scale", "low <= high")),
+        (BASE, "data.flip=2", ("data.flip", "<= 1", "0.5")),
+        (BASE, "data.color_jitter=-0.1", ("data.color_jitter", "0 <= strength")),
+        (BASE, "data.word_dropout=1", ("data.word_dropout", "share < 1")),
         (BASE, "data.train=[{urls: a, weight: 1}, {urls: b}]", ("data.train.1.weight", "for every source or for none")),
         (BASE, "data.train=[{urls: a, weight: 0}]", ("data.train.0.weight", "> 0")),
         (BASE, "data.train=[{urls: a, weight: 1, repeat: 2}]", ("data.train.0.repeat", "1 beside a weight")),
@@ -107,9 +110,11 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
     assert caught.value.exit_code == 2
 
 
-def test_fine_tuning_keeps_no_average(load):
+def test_fine_tuning_keeps_no_average_and_reads_no_captions(load):
     with pytest.raises(UsageError, match=r"optim\.ema breaks its rule"):
         load(BASE + "init: runs/a\n", "optim.ema=0.9", kind=FinetuneConfig)
+    with pytest.raises(UsageError, match=r"data\.word_dropout"):
+        load(BASE + "init: runs/a\n", "data.word_dropout=0.1", kind=FinetuneConfig)
 
 
 def test_a_dump_holds_no_credentials(load):

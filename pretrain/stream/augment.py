@@ -1,0 +1,45 @@
+"""Random changes of a training sample beyond its crop: hashes of (seed, epoch, sample id), as the crop is.
+
+The picture's follow torchvision's RandomHorizontalFlip and ColorJitter, with the three factors in a fixed order; the
+caption's is the random deletion of EDA (arXiv 1901.11196).
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from pretrain.stream.sample_rng import Purpose, random_pair
+
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+def mirror(pixels: np.ndarray, share: float, seed: int, epoch: int, sample_id: int) -> np.ndarray:
+    """`pixels` uint8 [h, w, 3], or in a `share` of all draws their mirror image."""
+    if share and random_pair(seed, epoch, sample_id, Purpose.MIRROR)[0] < share:
+        return pixels[:, ::-1]
+    return pixels
+
+
+def jitter_colors(pixels: np.ndarray, strength: float, seed: int, epoch: int, sample_id: int) -> np.ndarray:
+    """Brightness, contrast and saturation of uint8 `pixels` [h, w, 3] times a factor each, uniform in 1 +- `strength`.
+    Pillow computes one pixel at a time, so the width of vector instructions does not enter the bits."""
+    if not strength:
+        return pixels
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    draws = (
+        *random_pair(seed, epoch, sample_id, Purpose.COLORS),
+        *random_pair(seed, epoch, sample_id, Purpose.COLORS, 1),
+    )
+    for enhancer, draw in zip(_ENHANCERS, draws, strict=False):
+        picture = enhancer(picture).enhance(1 + strength * (2 * draw - 1))
+    return np.asarray(picture)
+
+
+def drop_words(caption: str, share: float, seed: int, epoch: int, sample_id: int) -> str:
+    """`caption` without each of its words (what white space parts) with probability `share`; the first word stays where
+    none would."""
+    if not share:
+        return caption
+    words = caption.split()
+    pairs = (random_pair(seed, epoch, sample_id, Purpose.WORDS, i) for i in range((len(words) + 1) // 2))
+    draws = (draw for pair in pairs for draw in pair)
+    return " ".join([word for word, draw in zip(words, draws, strict=False) if draw >= share] or words[:1])
