@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from itertools import islice
 
 import numpy as np
@@ -12,10 +13,15 @@ import xxhash
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
+import tiny
+from pretrain import assemble
+from pretrain.config import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
+from pretrain.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.sample_rng import Purpose, random_pair
 from pretrain.stream.transform import ImageSettings, ImageTransform
+from pretrain.towers.spec import resolve_spec
 from stream_corpora import characters, write_corpus
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 24, 3)).astype(np.uint8)
@@ -93,3 +99,22 @@ def test_ranks_and_workers_do_not_enter(tmp_path):
     assert not torch.equal(whole[0].images, plain[0].images)
     assert whole[0].captions != plain[0].captions
     assert np.array_equal(whole[0].ids, plain[0].ids)
+
+
+def test_the_settings_reach_the_stream(tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(tiny.MODEL_CFG))
+    write_corpus(tmp_path, [23])
+
+    def first(**data):
+        data = DataConfig(train=[Source(urls=str(tmp_path / "s-000000.tar"))], **data)
+        model = ModelConfig(name=str(tmp_path / "tiny.json"))
+        config = PretrainConfig(data=data, model=model, train=TrainConfig(global_batch=8))
+        sources, spec = assemble.train_sources(config.data), resolve_spec(config.model.name)
+        with assemble.train_stream(config, sources, spec, "caption", start(distributed=False), True) as stream:
+            return next(stream.iterate(0))
+
+    plain = first()
+    assert torch.equal(first(flip=1.0).images, plain.images.flip(-1))
+    assert not torch.equal(first(color_jitter=0.4).images, plain.images)
+    assert all(len(caption.split()) == 1 for caption in first(word_dropout=0.999).captions)  # of two
+    assert all(len(caption.split()) == 2 for caption in plain.captions)
