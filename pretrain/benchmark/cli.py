@@ -10,6 +10,7 @@ from data_tools.errors import UsageError
 from pretrain.entry import run_entry
 from pretrain.rules import LOSS_NAMES
 
+_MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step
     python launch/benchmark.py train --shards data/photos_pairs --model configs/models/vit_micro_32.json
@@ -80,7 +81,7 @@ def _add_work(train: argparse.ArgumentParser) -> None:
         required=True,
         help="training corpus: a packed folder, a tar or a brace pattern, one caption a sample",
     )
-    add("--model", required=True, type=Path, help="architecture of the towers, an open_clip JSON file")
+    add("--model", required=True, help=_MODEL)
     add("--precision", choices=("bf16", "fp32"), default="bf16", help="bf16: autocast over fp32 weights (default)")
     add("--global-batch", type=int, default=256, help="pairs per step over all ranks (default 256)")
     add("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
@@ -132,7 +133,7 @@ def _add_places(kind: argparse.ArgumentParser) -> None:
 
 def _add_step(step: argparse.ArgumentParser) -> None:
     add = step.add_argument
-    add("--model", default="configs/models/vit_micro_32.json", help="an open_clip architecture name or JSON")
+    add("--model", default="configs/models/vit_micro_32.json", help=_MODEL)
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default all but compiled")
     add("--batch", type=int, default=64, help="pairs (default 64)")
     add("--micro-batch", type=int, default=16, help="pairs of a forward of `cached` (default 16)")
@@ -169,7 +170,7 @@ def _add_chaos(chaos: argparse.ArgumentParser) -> None:
 
 def _add_memory(memory: argparse.ArgumentParser) -> None:
     add = memory.add_argument
-    add("--model", type=Path, default=Path("configs/models/vit_micro_32.json"), help="architecture, an open_clip JSON")
+    add("--model", default="configs/models/vit_micro_32.json", help=_MODEL)
     add("--zero-stages", type=int, nargs="+", choices=(0, 1, 2, 3), default=[0, 1, 2, 3], help="default 0 1 2 3")
     add("--world-sizes", type=int, nargs="+", default=[1, 2], help="ranks (default 1 2)")
     add("--pairs", type=int, default=32, help="pairs of a rank and step (default 32)")
@@ -202,6 +203,7 @@ def _main(arguments: list[str]) -> int:
         return run_loss(args)
     if args.kind == "step":
         _check_positive(args, "batch", "micro_batch", "steps", "rounds")
+        _check_model(args)
         from pretrain.benchmark.step import run_step
 
         return run_step(args)
@@ -229,8 +231,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_model(args: argparse.Namespace) -> None:
-    if not args.model.is_file():
-        raise UsageError(f"--model {args.model} is missing", expected="an open_clip architecture JSON")
+    """Refuses what is no architecture; a file's path becomes that from anywhere, since trials run elsewhere."""
+    from pretrain.towers.spec import resolve_spec
+
+    resolve_spec(args.model)
+    if args.model.endswith(".json"):
+        args.model = str(Path(args.model).resolve())
 
 
 def _check_positive(args: argparse.Namespace, *names: str) -> None:

@@ -62,7 +62,7 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
 
     Returns both curves and the largest difference between them, overall and relative to the loss.
     """
-    model = build_model(str(trial.architecture), trial.seed, _BUCKETS)
+    model = build_model(trial.model, trial.seed, _BUCKETS)
     model.train()
     peer = Peer(model, trial)
     optim = OptimConfig(lr=trial.lr, weight_decay=trial.weight_decay, decay_embeddings=True)
@@ -85,7 +85,7 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
 def step_flops(trial: Trial, local_batch: int) -> dict:
     """FLOPs of forward, loss and backward over the first `local_batch` pairs of the stream, as `FlopCounterMode` counts
     them: ours (texts cut in buckets, one-sweep loss) and open_clip's (texts at full length, ClipLoss)."""
-    model = build_model(str(trial.architecture), trial.seed, _BUCKETS)
+    model = build_model(trial.model, trial.seed, _BUCKETS)
     peer = Peer(model, trial)
     batch = next(_batches(trial, model, 1))
     images, texts = batch.images[:local_batch], batch.texts[:local_batch]

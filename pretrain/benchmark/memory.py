@@ -47,7 +47,7 @@ def trials(args: argparse.Namespace) -> list[MemoryTrial]:
     if gpus and max(args.world_sizes) > gpus:
         raise UsageError("more ranks than GPUs", got=max(args.world_sizes), expected=f"at most {gpus}")
     whole = MemoryTrial(
-        model=str(args.model.resolve()),
+        model=args.model,
         zero_stage=args.zero_stages[0],
         world_size=args.world_sizes[0],
         pairs=args.pairs,

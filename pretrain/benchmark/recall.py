@@ -71,7 +71,7 @@ def _our_weights(trial: Trial, run: Path, epoch: int) -> DualEncoder:
 
 def _their_weights(trial: Trial, run: Path, epoch: int) -> DualEncoder:
     path = run / "checkpoints" / f"epoch_{epoch}.pt"
-    model = build_model(str(trial.architecture), trial.seed)
+    model = build_model(trial.model, trial.seed)
     initialise(model, read_weights(path), str(path))
     return model.eval()
 

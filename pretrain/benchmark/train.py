@@ -51,7 +51,7 @@ def _trial(args: argparse.Namespace, corpus: Corpus) -> Trial:
     return Trial(
         source=str(Path(args.shards).absolute()),
         shards=corpus.paths,
-        architecture=args.model.resolve(),
+        model=args.model,
         global_batch=args.global_batch,
         steps_per_epoch=whole if args.recall else args.steps,
         epochs=args.epochs if args.recall else 1,

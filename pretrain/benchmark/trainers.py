@@ -31,11 +31,12 @@ _STEP_LINE = re.compile(r"Train Epoch: .*Batch \(t\): [0-9.]+, ([0-9.e+]+)/s.* L
 
 @dataclass(frozen=True)
 class Trial:
-    """A training that both can run. `shards`: tar paths; `source`: the same, as our `data.train` takes it."""
+    """A training that both can run. `shards`: tar paths; `source`: the same, as our `data.train` takes it; `model`: an
+    open_clip architecture name or the absolute path of its JSON."""
 
     source: str
     shards: tuple[str, ...]
-    architecture: Path
+    model: str
     global_batch: int
     steps_per_epoch: int
     epochs: int = 1
@@ -110,7 +111,7 @@ def _our_settings(trial: Trial, folder: Path) -> dict:
         "seed": trial.seed,
         "run": {"dir": str(folder / "run"), "resume": "never"},
         "data": {"train": [{"urls": trial.source}], "workers": trial.workers},
-        "model": {"name": str(trial.architecture)},
+        "model": {"name": trial.model},
         "optim": {
             "lr": trial.lr,
             "weight_decay": trial.weight_decay,
@@ -154,7 +155,7 @@ def _their_arguments(trial: Trial, layout: Layout, folder: Path) -> list[str]:
         "name": "run",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(trial.architecture), *words, "--local-loss", "--gather-with-grad"]
+    return [trial.model, *words, "--local-loss", "--gather-with-grad"]
 
 
 def free_port() -> int:

@@ -46,7 +46,7 @@ def _benchmark(repo_root, trial, folder, *words) -> dict:
     if not (repo_root / ".peers" / "open_clip" / "bin" / "python").exists():
         pytest.skip("needs .peers/open_clip, which `python launch/benchmark.py train` makes on first use")
     script = str(repo_root / "launch" / "benchmark.py")
-    work = ["--shards", trial.source, "--model", str(trial.architecture), "--global-batch", "8", "--workers", "0"]
+    work = ["--shards", trial.source, "--model", trial.model, "--global-batch", "8", "--workers", "0"]
     place = ["--work-dir", str(folder), "--peer-env", str(repo_root / ".peers" / "open_clip"), "--precision", "fp32"]
     command = [sys.executable, script, "train", *work, *place, *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)

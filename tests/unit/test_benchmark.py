@@ -169,18 +169,29 @@ def test_the_report_is_strict_json_and_says_where_it_comes_from(tmp_path):
     assert not (tmp_path / "bad.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["train --shards {shards} --model", "memory --model", "step --model"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("ViT-B-31", "did you mean ViT-B-32"), ("no-such.json", "no-such.json cannot be read; got No such file")],
+)
+def test_an_unknown_architecture_is_one_line(trial, capsys, kind, model, message):
+    assert cli.main([*kind.format(shards=trial.source).split(), model]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--recall"], "--recall needs a held-out corpus"),
         (["--steps", "5", "--skip-steps", "5"], "leaves nothing to measure"),
         (["--pairs", "0"], "--pairs is not positive"),
-        (["--model", "no-such.json"], "no-such.json is missing"),
         (["--precision", "fp8"], "invalid choice"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_code_2(trial, capsys, words, message):
-    assert cli.main(["train", "--shards", trial.source, "--model", str(trial.architecture), *words]) == 2
+    assert cli.main(["train", "--shards", trial.source, "--model", trial.model, *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
