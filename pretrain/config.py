@@ -129,7 +129,7 @@ class TrainConfig:
     `compile`: train the towers through torch.compile; the first steps take minutes, and on CPUs it gains nothing.
     """
 
-    duration: str = "1 epochs"  # epochs | steps | samples, or forever with optim.schedule=constant
+    duration: str = "1 epoch"  # epochs | steps | samples, or forever with optim.schedule=constant
     global_batch: int = 256
     micro_batch: int | None = None
     precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)
@@ -155,7 +155,7 @@ class CheckpointConfig:
     """When to save (besides the end and a signal) and which committed checkpoints stay: the newest `keep`, and those
     that the other two rules name."""
 
-    every: str | None = "1 epochs"
+    every: str | None = "1 epoch"
     keep: int = 2
     keep_every: str | None = None  # save at every multiple of this duration too, and never delete those
     keep_best: str | None = None  # metric of the evaluation, -NAME where lower is better: save and keep the best one

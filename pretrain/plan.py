@@ -8,10 +8,9 @@ from pretrain import assemble
 from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.optimizers import STATES
 from pretrain.pretraining import Evaluations, make_model, patch_dropouts
-from pretrain.rules import local_batch
+from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
-from pretrain.stream.loader import FOREVER
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
@@ -34,7 +33,7 @@ def dry_run(config: PretrainConfig) -> int:
     print(dump_config(config))
     print(f"ranks:    {runtime}")
     print("\n".join(stream.describe()))
-    length = "forever" if steps == FOREVER else f"{steps} steps, {steps * config.train.global_batch} samples"
+    length = "forever" if steps == ENDLESS else f"{steps} steps, {steps * config.train.global_batch} samples"
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     size, learning = _sizes(model)
     print(f"model:    {model.spec.name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")

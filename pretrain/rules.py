@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from operator import attrgetter
 from typing import Any, NoReturn
 
@@ -14,43 +15,50 @@ from pretrain.config import FinetuneConfig, LossConfig, Phase, PretrainConfig, S
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
-_TIME = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(seconds|minutes|hours)\s*$")
+_NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]{1,2})?)"
+_TIME = re.compile(rf"^\s*{_NUMBER}\s*(second|minute|hour)s?\s*$")
 _STEPS = re.compile(r"^\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*$")
-_DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(epochs|steps|samples)\s*$")
+_DURATION = re.compile(rf"^\s*{_NUMBER}\s*(epoch|step|sample)s?\s*$")
 FOREVER = "forever"
+ENDLESS = 1 << 62  # steps of a run without an end
 _MOST_PROFILED = 100
 _OF_WHOLE_MATRICES = ("lamb", "muon")
 LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # those of pretrain/losses, which imports torch
 
 
-def parse_duration(text: str, where: str) -> tuple[float, str]:
-    """`"3 epochs"` -> (3.0, "epochs"); units are epochs, steps and samples. `"forever"` -> (inf, "forever")."""
+def parse_duration(text: str, where: str) -> tuple[Fraction, str]:
+    """`"3 epochs"` -> (3, "epochs"); units are epochs, steps and samples. `"forever"` -> (ENDLESS, "forever").
+
+    Raises UsageError for anything else, `where` being the setting.
+    """
     if text == FOREVER:
-        return math.inf, FOREVER
+        return Fraction(ENDLESS), FOREVER
     match = _DURATION.match(str(text))
     if not match:
         raise UsageError(
-            f"{where} is not a duration", got=repr(text), expected="a number and one of " + ", ".join(_UNITS)
+            f"{where} is not a duration",
+            got=repr(text),
+            expected="a number and one of " + ", ".join(_UNITS),
+            remedy="or forever" if where == _MAY_BE_ENDLESS else None,
         )
-    return float(match[1]), match[2]
+    return Fraction(match[1]), f"{match[2]}s"
 
 
 def duration_steps(text: str, where: str, steps_per_epoch: int, global_batch: int) -> int:
-    """A duration in optimizer steps, rounded up to a whole step."""
+    """A duration in optimizer steps, rounded up to a whole step. Raises UsageError."""
     number, unit = parse_duration(text, where)
-    scale = {"epochs": steps_per_epoch, "steps": 1, "samples": 1 / global_batch}[unit]
-    steps = number * scale
-    return int(steps) if steps == int(steps) else int(steps) + 1
+    scale = {"epochs": Fraction(steps_per_epoch), "samples": Fraction(1, global_batch)}.get(unit, 1)
+    return math.ceil(number * scale)
 
 
 def parse_seconds(text: str, where: str) -> float:
-    """`"20 minutes"` -> 1200.0; units are seconds, minutes and hours."""
+    """`"20 minutes"` -> 1200.0; units are seconds, minutes and hours. Raises UsageError."""
     match = _TIME.match(str(text))
     if not match:
         raise UsageError(
             f"{where} is not a time", got=repr(text), expected="a number and one of " + ", ".join(_SECONDS)
         )
-    return float(match[1]) * _SECONDS[match[2]]
+    return float(match[1]) * _SECONDS[f"{match[2]}s"]
 
 
 def parse_steps(text: str, where: str) -> tuple[int, int]:
@@ -82,6 +90,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "data.flip": (lambda v: 0 <= v <= 1, "0 <= share <= 1", "0.5 mirrors every other picture"),
     "data.color_jitter": (lambda v: 0 <= v <= 1, "0 <= strength <= 1", "0.4 is usual"),
     "data.word_dropout": (lambda v: 0 <= v < 1, "0 <= share < 1", None),
+    "optim.betas": (lambda v: all(0 <= beta < 1 for beta in v), "0 <= beta < 1, twice", None),
+    "optim.eps": (lambda v: v > 0, "> 0", None),
+    "log.images": (lambda v: v >= 0, ">= 0", None),
     "data.max_bad_ratio": (lambda v: 0 <= v < 1, "0 <= ratio < 1", None),
     "data.workers": (lambda v: v >= 0, ">= 0", "0 decodes in the training process"),
     "data.cache_gib": (lambda v: v > 0, "> 0", "the shards that the ranks of a node read at a time must fit"),
@@ -122,6 +133,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     ),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
 }
+_MAY_BE_ENDLESS = "train.duration"
+_MAY_BE_ZERO = ("optim.warmup", "optim.cooldown")
 _DURATIONS = (
     "train.duration",
     "optim.warmup",
@@ -148,7 +161,7 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     for name in _DURATIONS:
         text = attrgetter(name)(config)
         if text is not None:
-            _validate_duration(text, name, may_be_forever=name == "train.duration")
+            _validate_duration(text, name)
     if config.profile.steps is not None:
         parse_steps(config.profile.steps, "profile.steps")
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
@@ -208,9 +221,11 @@ def _validate_loss(loss: LossConfig) -> None:
             _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
 
 
-def _validate_duration(text: str, name: str, may_be_forever: bool = False) -> None:
-    _, unit = parse_duration(text, name)
-    if unit == FOREVER and not may_be_forever:
+def _validate_duration(text: str, name: str) -> None:
+    number, unit = parse_duration(text, name)
+    if number == 0 and name not in _MAY_BE_ZERO:
+        _break(name, text, "> 0", "null switches it off" if name.startswith(("eval", "checkpoint")) else None)
+    if unit == FOREVER and name != _MAY_BE_ENDLESS:
         _break(name, text, "a number and one of " + ", ".join(_UNITS))
 
 

@@ -24,10 +24,10 @@ from pretrain.ledger import Ledger
 from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
 from pretrain.peers import HANGS, Peers
 from pretrain.profiling import StepProfiler, part
-from pretrain.rules import duration_steps, parse_seconds
+from pretrain.rules import ENDLESS, duration_steps, parse_seconds
 from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, OnHost, Runtime, StopRequest, agree, finish, gather, start
 from pretrain.stream.batches import Batch
-from pretrain.stream.loader import FOREVER, TrainStream
+from pretrain.stream.loader import TrainStream
 from pretrain.watchdog import Watchdog, beat, end_process, phase, print_stacks
 
 
@@ -99,7 +99,7 @@ class Run:
         self._every = self._intervals()
         retention = Retention(config.checkpoint.keep, self._every["keep"], config.checkpoint.keep_best)
         self.checkpoints = Checkpoints(config.run.dir, job.runtime, retention)
-        end = None if self.total_steps == FOREVER else self.total_steps
+        end = None if self.total_steps == ENDLESS else self.total_steps
         self.metrics = Metrics(config.run.dir, job.runtime.is_main, end, state.step)
         self.ledger = Ledger(job.stream, state, self.metrics)
         cooling = self.schedule.cooled(state.samples_seen)
@@ -293,7 +293,7 @@ class Run:
         save = config.checkpoint
         every = {"log": config.log.every, "eval": config.eval.every, "checkpoint": save.every, "keep": save.keep_every}
         steps = {
-            name: None if text is None else max(1, duration_steps(text, f"{name}.every", per_epoch, batch_of(config)))
+            name: None if text is None else duration_steps(text, name, per_epoch, batch_of(config))
             for name, text in every.items()
         }
         return {**steps, "eval": steps["eval"] or self.total_steps}
@@ -334,7 +334,7 @@ def batch_of(config: PretrainConfig | FinetuneConfig) -> int:
 
 
 def run_steps(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> int:
-    """Optimizer steps of the whole run; `FOREVER` where it has no end."""
+    """Optimizer steps of the whole run; `ENDLESS` where it has no end."""
     return stream.steps_until(config.train.duration, "train.duration")
 
 
@@ -357,4 +357,4 @@ def make_schedule(config: PretrainConfig | FinetuneConfig, stream: TrainStream) 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed what a model draws in a step from (seed, step, rank): then a checkpoint needs no generator states."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) % 2**63)

@@ -1,5 +1,6 @@
 """The training stream of one rank: batches from any global step on, the same at any world size and worker count."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, count
@@ -25,7 +26,6 @@ from pretrain.stream.workers import BatchIterator
 __all__ = ["BadSample", "Batch", "StreamSource", "TrainStream"]
 
 MIN_READS = 1000  # reads (or one epoch, if shorter) over which the ratio of bad samples is judged
-FOREVER = 1 << 62  # steps of a run without an end
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ class TrainStream:
         return lines
 
     def steps_until(self, duration: str, where: str) -> int:
-        """Steps of the run, from its start, after which it has lasted so long; `FOREVER` for `forever`."""
+        """Steps of the run, from its start, after which it has lasted so long; `rules.ENDLESS` for `forever`."""
         number, unit = parse_duration(duration, where)
         if unit == "epochs":
-            return self.mixture.step_at(number)
+            return self.mixture.step_at(float(number))
         if unit == "samples":
-            return self.mixture.step_at_samples(number)
-        return FOREVER if unit == "forever" else -int(-number // 1)
+            return self.mixture.step_at_samples(float(number))
+        return math.ceil(number)
 
     def go_on_from(self, position: Position) -> None:
         """Continue a run from its saved position, at this world size and global batch; call it before `iterate`.

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import UserError
-from pretrain.stream.loader import FOREVER, StreamSource, TrainStream, source_streams
+from pretrain.rules import ENDLESS
+from pretrain.stream.loader import StreamSource, TrainStream, source_streams
 from pretrain.stream.mixture import PERIOD, Mixture, Quotas, largest_remainders
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor, Position
@@ -216,5 +217,5 @@ def test_streams_are_kept_and_must_divide_the_new_batch(folders):
 def test_how_long_a_run_lasts(folders):
     run = stream([(folders[0][0], 1.0)])
     assert run.steps_per_epoch == 6
-    durations = {"2 epochs": 12, "0.5 epochs": 3, "100 samples": 7, "96 samples": 6, "5 steps": 5, "forever": FOREVER}
+    durations = {"2 epochs": 12, "0.5 epochs": 3, "100 samples": 7, "96 samples": 6, "5 steps": 5, "forever": ENDLESS}
     assert {text: run.steps_until(text, "x") for text in durations} == durations

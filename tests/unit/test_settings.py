@@ -6,7 +6,7 @@ import pytest
 
 from data_tools.errors import UsageError
 from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.rules import duration_steps, local_batch
+from pretrain.rules import duration_steps, local_batch, parse_duration, parse_seconds
 from pretrain.settings import dump_config, load_config
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
@@ -53,8 +53,12 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "train.zero_stage=4", ("train.zero_stage", "0, 1, 2, 3")),
         (BASE, "train={compile: true, zero_stage: 3}", ("train.zero_stage", "0, 1 or 2 beside train.compile")),
         (BASE, "optim.name=muon", ("train.zero_stage", "0 at optim.name=muon", "adamw and lion")),
-        (BASE, "train.duration=3 epochz", ("train.duration", "epochs, steps, samples")),
+        (BASE, "train.duration=3 epochz", ("train.duration", "epochs, steps, samples", "or forever")),
         (BASE, "data.crop_scale=[0.5,0.2]", ("data.crop_scale", "low <= high")),
+        (BASE, "checkpoint.every=0 steps", ("checkpoint.every", "> 0", "null switches it off")),
+        (BASE, "train.duration=0 epochs", ("train.duration", "> 0")),
+        (BASE, "optim.betas=[0.9,1.5]", ("optim.betas", "0 <= beta < 1")),
+        (BASE, "log.images=-1", ("log.images", ">= 0")),
         (BASE, "data.flip=2", ("data.flip", "<= 1", "0.5")),
         (BASE, "data.color_jitter=-0.1", ("data.color_jitter", "0 <= strength")),
         (BASE, "data.word_dropout=1", ("data.word_dropout", "share < 1")),
@@ -145,6 +149,15 @@ def test_durations_round_up_to_whole_steps():
     assert duration_steps("0.5 epochs", "x", steps_per_epoch=7, global_batch=32) == 4
     assert duration_steps("100 samples", "x", steps_per_epoch=7, global_batch=32) == 4
     assert duration_steps("96 samples", "x", steps_per_epoch=7, global_batch=32) == 3
+    assert duration_steps("1e6 samples", "x", steps_per_epoch=7, global_batch=1000) == 1000
+    assert duration_steps("0.1 epochs", "x", steps_per_epoch=30, global_batch=32) == 3  # in floats 3.0000000000000004
+    for batch in (210, 300, 1999):
+        assert duration_steps(f"{7 * batch} samples", "x", steps_per_epoch=7, global_batch=batch) == 7
+
+
+def test_one_is_singular():
+    assert parse_duration("1 epoch", "x") == parse_duration("1 epochs", "x")
+    assert parse_seconds("1 hour", "x") == parse_seconds("60 minutes", "x") == 3600
 
 
 def test_the_ranks_share(load):

@@ -74,3 +74,11 @@ def test_other_ranks_say_nothing(tmp_path, capsys):
     log_steps(run, 8, waited=10.0)
     run.close()
     assert capsys.readouterr().out == ""
+
+
+def test_every_legal_seed_seeds_every_step():
+    states = set()
+    for seed in (0, 2**40, 2**64 - 1):
+        train.seed_step(seed, 10**7, 4095)
+        states.add(torch.initial_seed())
+    assert len(states) == 3
