@@ -13,6 +13,7 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit, above w
 _JPEG_START = b"\xff\xd8"
 WHOLE = 8  # eighths
 CHEAP_SCALES = (1, 2, 3, 4)  # eighths; libjpeg-turbo's 5/8 to 7/8 lack vector code and take longer than 8/8
+_REFUSED = (ValueError, KeyError)  # KeyError: a subsampling that simplejpeg has no name for
 _WHITE = (255, 255, 255, 255)
 
 
@@ -22,7 +23,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         return None
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except _REFUSED:
         return None
     return width, height
 
@@ -59,7 +60,7 @@ def _decode_jpeg(data: bytes, eighths: int) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", **least)
     except BadSampleError:
         raise
-    except ValueError:
+    except _REFUSED:
         return None
 
 

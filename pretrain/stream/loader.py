@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -120,8 +120,9 @@ class TrainStream:
     def _set(self, mixture: Mixture) -> None:
         """Go by this order, and by the steps at which the phases end in it."""
         self._build.mixture = mixture
-        ends = [self.steps_until(phase.until, "model.phases") for phase in self._phases]
-        if sorted(set(ends)) != ends:
+        begun = mixture.anchor.step  # steps of a resumed run in an order of its past, in which no end can be placed
+        ends = [max(begun, self.steps_until(phase.until, "model.phases")) for phase in self._phases]
+        if any(end > begun if end == later else end > later for end, later in pairwise(ends)):
             raise UsageError(
                 "model.phases do not end one after the other",
                 got=", ".join(f"{phase.until} (step {end})" for phase, end in zip(self._phases, ends, strict=True)),

@@ -49,6 +49,17 @@ def test_a_resumed_run_stands_where_it_stood(corpus):
         assert torch.equal(batch.images, again.images)
 
 
+@pytest.mark.parametrize("ends", [("2 steps", "80 samples"), ("32 samples", "3 steps"), ("0.5 epochs", "1 epoch")])
+def test_a_run_goes_on_behind_all_of_its_phases(corpus, ends):
+    phases = [Phase(end, image_size=8) for end in ends]
+    whole = batches(corpus, 0, 8, phases)
+    with TrainStream(corpus, **SETTINGS, global_batch=16, phases=phases) as stream:
+        positions = [stream.position(step) for step in range(8)]
+    for step, position in enumerate(positions):
+        again = batches(corpus, step, 8 - step, phases, position=position)
+        assert [batch.phase for batch in again] == [batch.phase for batch in whole[step:]]
+
+
 def test_ends_in_samples_hold_at_another_global_batch(corpus):
     """32 samples were seen in two steps of 16; the phase that ends at 96 has two steps of 32 left."""
     with TrainStream(corpus, **SETTINGS, global_batch=16, phases=PHASES) as stream:

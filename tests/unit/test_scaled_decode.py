@@ -84,6 +84,14 @@ def test_libjpeg_gives_the_scale_that_is_asked_for(kind):
             assert pixels.shape == (scaled_size(height, eighths), scaled_size(width, eighths), 3)
 
 
+def test_a_subsampling_without_a_name_is_left_to_pillow():
+    data = bytearray(jpeg(blobs(64, 48)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 11] = 0x14  # the first component's factors: 4:4:1, which cameras write
+    assert jpeg_size(bytes(data)) is None
+    assert decode_rgb(bytes(data), 4).shape == (48, 64, 3)
+
+
 def test_other_pictures_come_at_their_own_size():
     buffer = io.BytesIO()
     blobs(60, 40).save(buffer, "PNG")
