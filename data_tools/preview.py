@@ -84,12 +84,11 @@ def _cell(sample: Sample, classes: tuple[str, ...]) -> _Cell:
 
     from data_tools.pack.image import SUFFIXES
 
-    members = sample.members
-    fields = json.loads(members["json"]) if "json" in members else {}
-    captions = fields.get("captions") or ([members["txt"].decode("utf-8", "replace")] if "txt" in members else [])
+    members, captions = sample.members, _captions(sample)
     if "cls" in members:
-        number = int(members["cls"])
-        captions = [classes[number] if number < len(classes) else str(number), *captions]
+        number = members["cls"].decode("utf-8", "replace").strip()
+        known = number.isdecimal() and int(number) < len(classes)
+        captions = [classes[int(number)] if known else number, *captions]
     data = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
     if data is None:
         raise UserError(f"sample {sample.key} has no image", got=", ".join(members))
@@ -102,6 +101,18 @@ def _cell(sample: Sample, classes: tuple[str, ...]) -> _Cell:
     if scale > 1:  # small pictures grow by whole pixels, so that what the model sees can be seen
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     return _Cell(picture.convert("RGB"), captions)
+
+
+def _captions(sample: Sample) -> list[str]:
+    from data_tools.pack.folder import as_captions
+
+    members = sample.members
+    try:
+        fields = json.loads(members.get("json", b"{}"))
+        captions = as_captions(fields.get("captions")) if isinstance(fields, dict) else []
+    except (ValueError, RecursionError) as error:
+        return [f"its json cannot be read: {error}"]
+    return captions or ([members["txt"].decode("utf-8", "replace")] if "txt" in members else [])
 
 
 def _sheet(cells: list[_Cell]) -> bytes:

@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize", type=int, metavar="N", help="shrink the shortest side to N pixels (default: as it is)"
     )
     samples.add_argument(
-        "--max-pixels", type=float, default=179, metavar="M", help="millions, per image (default: 179)"
+        "--max-pixels",
+        type=float,
+        default=89,
+        metavar="M",
+        help="millions, per image (default: 89, which training decodes)",
     )
     samples.add_argument("--max-megabytes", type=float, default=100, metavar="M", help="per image file (default: 100)")
     shards = parser.add_argument_group("shards")

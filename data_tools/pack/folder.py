@@ -52,7 +52,7 @@ def _row(root: Path, relative: str, stem: str, siblings: set[str], labels: bool)
             row.captions = [(root / f"{stem}.txt").read_text("utf-8-sig")]
         if f"{name}.json" in siblings:
             _read_json(row, root / f"{stem}.json")
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         row.fault = ("bad_row", f"text beside the image: {error}")
     return row
 

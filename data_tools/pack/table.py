@@ -70,7 +70,7 @@ def _check_columns(path: Path, values: dict, columns: Columns) -> str:
 
 def _row(source: str, values: dict, columns: Columns, caption: str, label: str | None) -> Row:
     used = {columns.image, caption, columns.label}
-    row = Row(source, _text(values[columns.image]), label=label)
+    row = Row(source, _text(values.get(columns.image)), label=label)
     row.metadata = {name: value for name, value in values.items() if name not in used}
     try:
         row.captions = as_captions(values.get(caption)) if caption else []
@@ -140,7 +140,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
             try:
                 values = json.loads(line)
                 fault = None if isinstance(values, dict) else "not a JSON object"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # no JSON, or nested without end
                 fault = f"not JSON: {error}"
             yield source, values, fault
 

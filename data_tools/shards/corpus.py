@@ -186,4 +186,7 @@ def _is_cut(tar: Path, size: int, recorded: str, remedy: str) -> bool:
 
 
 def _missing(tar: Path) -> UserError:
+    if tar.suffix != ".tar":
+        expected = "a packed folder, its manifest.json, a tar or a brace pattern of tars"
+        return UserError(f"no corpus at {tar}", expected=expected, remedy="check the path; `data_tools pack` makes one")
     return UserError(f"missing shard {tar}", remedy="check the path or pattern, or copy the shard back")

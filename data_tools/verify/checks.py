@@ -31,11 +31,12 @@ class ShardCheck:
 
 @dataclass
 class ShardReport:
-    """What was found: `problems` is empty for a sound shard. `index` is None when the tar cannot be walked."""
+    """What was found: `problems` is empty for a sound shard. `key_hashes`, uint64 [samples], is all that stays of its
+    index, so that a corpus of 10^9 samples fits in memory; None when the tar cannot be walked."""
 
     tar: Path
     problems: list[str] = field(default_factory=list)
-    index: Index | None = None
+    key_hashes: np.ndarray | None = None
     decoded: int = 0
 
 
@@ -48,11 +49,13 @@ def check_shard(check: ShardCheck, advance: Callable[[int], None]) -> ShardRepor
             report.problems.append(f"missing shard {check.tar}")
             return report
         stored = _check_index_file(check, report)
-        _check_tar(check, stored, report)
+        index = _check_tar(check, stored, report)
         if check.record:
             _check_parquet(check.tar.with_suffix(".parquet"), check.record, report)
-        if report.index and check.decode > 0:
-            _check_images(check, report.index, report)
+        if index is not None:
+            report.key_hashes = index.key_hashes.copy()
+        if index is not None and check.decode > 0:
+            _check_images(check, index, report)
     except OSError as error:
         report.problems.append(f"cannot read {error.filename or check.tar}: {error.strerror}")
     return report
@@ -60,10 +63,10 @@ def check_shard(check: ShardCheck, advance: Callable[[int], None]) -> ShardRepor
 
 def duplicate_keys(reports: list[ShardReport]) -> list[str]:
     """Keys that stand in more than one shard of a folder."""
-    folders: dict[Path, list[tuple[Path, Index]]] = {}
+    folders: dict[Path, list[tuple[Path, np.ndarray]]] = {}
     for report in reports:
-        if report.index:
-            folders.setdefault(report.tar.parent, []).append((report.tar, report.index))
+        if report.key_hashes is not None:
+            folders.setdefault(report.tar.parent, []).append((report.tar, report.key_hashes))
     return [problem for tars in folders.values() for problem in _repeated(tars)]
 
 
@@ -79,22 +82,23 @@ def _check_index_file(check: ShardCheck, report: ShardReport) -> Index | None:
         return None
 
 
-def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> None:
+def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> Index | None:
     record, size = check.record, check.tar.stat().st_size
     if record and size != record.bytes:
         report.problems.append(f"size of {check.tar}: {size} bytes, the manifest has {record.bytes}")
     try:
-        report.index = build_index(check.tar)
+        index = build_index(check.tar)
     except TarDamageError as error:
         report.problems.append(str(error) + _place(error.offset, stored))
-        return
-    if record and report.index.tar_hash.hex() != record.xxh3_128:
+        return None
+    if record and index.tar_hash.hex() != record.xxh3_128:
         report.problems.append(f"content of {check.tar} changed: its hash is not the manifest's")
-    if record and report.index.num_samples != record.samples:
-        report.problems.append(f"{check.tar} has {report.index.num_samples} samples, the manifest {record.samples}")
-    if stored and stored.to_bytes() != report.index.to_bytes():
-        changed = "index of other members" if stored.tar_hash == report.index.tar_hash else "content changed"
+    if record and index.num_samples != record.samples:
+        report.problems.append(f"{check.tar} has {index.num_samples} samples, the manifest {record.samples}")
+    if stored and stored.to_bytes() != index.to_bytes():
+        changed = "index of other members" if stored.tar_hash == index.tar_hash else "content changed"
         report.problems.append(f"{check.tar} and its index differ ({changed})")
+    return index
 
 
 def _place(offset: int, stored: Index | None) -> str:
@@ -141,17 +145,18 @@ def _image_faults(sample: Sample) -> Iterator[str]:
             yield f"sample {sample.key}: json does not parse: {error}"
 
 
-def _repeated(tars: list[tuple[Path, Index]]) -> list[str]:
-    hashes = np.concatenate([index.key_hashes for _, index in tars])
+def _repeated(tars: list[tuple[Path, np.ndarray]]) -> list[str]:
+    hashes = np.concatenate([hashes for _, hashes in tars])
     order = np.argsort(hashes, kind="stable")
     twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-    edges = np.cumsum([0, *(index.num_samples for _, index in tars)])
+    edges = np.cumsum([0, *(len(hashes) for _, hashes in tars)])
     problems = []
     for place in twice[:_SHOWN].tolist():
         shards = np.searchsorted(edges, np.flatnonzero(hashes == hashes[place]), "right") - 1
         names = ", ".join(tars[shard][0].name for shard in shards)
-        tar, index = tars[shards[-1]]
-        sample = _read(tar, index, place - int(edges[shards[-1]]))
+        shard = int(np.searchsorted(edges, place, "right")) - 1
+        tar = tars[shard][0]
+        sample = _read(tar, build_index(tar), place - int(edges[shard]))
         problems.append(f"key {sample.key!r} in more than one shard: {names}")
     if len(twice) > _SHOWN:
         problems.append(f"and {len(twice) - _SHOWN} more keys that repeat")

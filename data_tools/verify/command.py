@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     problems += duplicate_keys(reports)
     for problem in problems:
         print(problem)
-    samples = sum(report.index.num_samples for report in reports if report.index)
+    samples = sum(len(report.key_hashes) for report in reports if report.key_hashes is not None)
     decoded = sum(report.decoded for report in reports)
     seconds = time.monotonic() - started
     print(f"verified {len(reports)} shards, {samples} samples, {decoded} images decoded, in {seconds:.1f} s")

@@ -170,9 +170,11 @@ def test_malformed_rows_are_accounted_for(tmp_path):
     assert faults(items) == {"t.csv:2": None, "t.csv:3": "bad_row", "t.csv:4": "bad_row", "t.csv:6": None}
     (tmp_path / "t.jsonl").write_text(
         '{"image": "a.jpg", "caption": "x"}\n{"image": \n[1]\n{"image": "b.jpg", "caption": 7}\n'
+        + "[" * 100_000
+        + '\n{"caption": "without an image"}\n'
     )
     items = group(read_table(tmp_path / "t.jsonl", Columns(), None), pairs=False)
-    assert list(faults(items).values()) == [None, "bad_row", "bad_row", "bad_row"]
+    assert list(faults(items).values()) == [None, *["bad_row"] * 4, "missing_file"]
     half = '{"image": "a.jpg", "caption": "half a pair \\ud83d"}\n'
     (tmp_path / "s.jsonl").write_text(half)
     assert group(read_table(tmp_path / "s.jsonl", Columns(), None), pairs=False)[0].rows[0].captions == [

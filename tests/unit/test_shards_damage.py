@@ -224,6 +224,28 @@ def test_verify_reports_damage_and_fails(packed, tmp_path, damage, message, caps
     assert "problems: " in printed.err
 
 
+def test_a_key_that_stands_in_many_shards_is_named_once_for_each(tmp_path, capsys):
+    from data_tools.__main__ import main
+
+    for number in range(3):
+        foreign(tmp_path / f"{number}.tar", ["0000.jpg", "0001.jpg"], jpeg())
+    assert main(["verify", *(str(tmp_path / f"{number}.tar") for number in range(3))]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("in more than one shard: 0.tar, 1.tar, 2.tar") == 4
+    assert printed.count("key '0000'") == printed.count("key '0001'") == 2
+
+
+def test_preview_shows_what_a_damaged_sample_has(tmp_path):
+    from data_tools.__main__ import main
+
+    rows = [{"json": b"{", "cls": b"x"}, {"json": b"[1]", "txt": b"a text"}, {"json": b'{"captions": "a string"}'}]
+    write_shard(tmp_path / "a.tar", [(f"{n}", {"jpg": jpeg(), **row}) for n, row in enumerate(rows)])
+    assert main(["preview", str(tmp_path / "a.tar"), str(tmp_path / "p.html")]) == 0
+    page = (tmp_path / "p.html").read_text()
+    for text in ("its json cannot be read", "a text", "a string"):
+        assert text in page
+
+
 def test_verify_decodes_images_of_foreign_tars(tmp_path, capsys):
     from data_tools.__main__ import main
 
