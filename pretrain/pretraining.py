@@ -13,10 +13,10 @@ from pretrain import assemble
 from pretrain.config import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import MicroBatch, contrastive_backward
+from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
-from pretrain.evaluate.runner import evaluate_classification, evaluate_retrieval
+from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.losses import Features, contrastive_loss
 from pretrain.rules import local_batch
@@ -77,7 +77,7 @@ class PretrainJob:
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's pairs with a feature that is not finite."""
         with torch.no_grad():
-            outputs = [self.engine(*micro_batch)[:2] for micro_batch in self._micro_batches(batch)]
+            outputs = [self.engine(*on_device(part, self.engine.device))[:2] for part in self._micro_batches(batch)]
         rows = assemble.non_finite_rows([torch.cat(features) for features in zip(*outputs, strict=True)])
         return [batch.keys[row] for row in rows]
 
@@ -86,15 +86,13 @@ class PretrainJob:
         return self._evaluations(self.engine)
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        device = self.runtime.device
         if self.model.patch_dropout is not None:
             self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
         bits = assemble.patch_bits(self.model, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            parts = self.model.cut(batch.texts[rows], self.model.text_buckets)
-            images = batch.images[rows].to(device, non_blocking=True)
-            yield images, parts.to(device), None if bits is None else bits[rows]
+            texts = self.model.cut(batch.texts[rows], self.model.text_buckets)
+            yield batch.images[rows], texts, None if bits is None else bits[rows]
 
 
 def make_model(config: PretrainConfig) -> DualEncoder:
@@ -133,12 +131,18 @@ def _may_miss(model: DualEncoder, config: PretrainConfig) -> list[str]:
 
 
 class Evaluations:
-    """The evaluations of a run on its corpora, which are opened at once so that a missing one is found at the start."""
+    """The evaluations of a run on its corpora. These are looked into at once, so that one that is missing, or has no
+    captions, labels or class names, is found at the start."""
 
     def __init__(self, config: PretrainConfig, model: DualEncoder, runtime: Runtime):
         self.config, self.model, self.runtime = config, model, runtime
         self._retrieval = config.eval.retrieval and assemble.eval_corpus(config.eval.retrieval, config.data)
         self._classes = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
+        if self._retrieval:
+            self._pairs = assemble.eval_reader(config, self._retrieval, model.spec, True, runtime)
+        if self._classes:
+            self._labelled = assemble.eval_reader(config, self._classes, model.spec, False, runtime)
+            check_classes(self._classes.classes, self._labelled.labelled)
         self._templates = load_templates(config.eval.templates)
 
     def __call__(self, engine: Engine) -> dict[str, float]:
@@ -158,13 +162,11 @@ class Evaluations:
     def _evaluate(self, encode: Encode, scale: float | None) -> dict[str, float]:
         values: dict[str, float] = {}
         if self._retrieval:
-            reader = assemble.eval_reader(self.config, self._retrieval, self.model.spec, True, self.runtime)
-            outcome = evaluate_retrieval(encode, reader, self.runtime, self._retrieval.num_samples, scale=scale)
-            values |= outcome.metrics
+            count = self._retrieval.num_samples
+            values |= evaluate_retrieval(encode, self._pairs, self.runtime, count, scale=scale).metrics
         if self._classes:
-            reader = assemble.eval_reader(self.config, self._classes, self.model.spec, False, self.runtime)
-            names, templates = self._classes.classes, self._templates
-            outcome = evaluate_classification(encode, self.model.tokenize, reader, names, templates, self.runtime)
+            tokenize, names, templates = self.model.tokenize, self._classes.classes, self._templates
+            outcome = evaluate_classification(encode, tokenize, self._labelled, names, templates, self.runtime)
             values |= {f"zero_shot_{name}": value for name, value in outcome.metrics.items()}
         return values
 

@@ -56,6 +56,7 @@ def encoder(
     run = forward or model
 
     def encode(images, texts):
+        beat()
         images = None if images is None else images.to(device, non_blocking=True)
         parts = None if texts is None else model.parts(texts)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -65,11 +66,9 @@ def encoder(
 
 
 def counted(reader: Iterable, progress: Progress | None) -> Iterator:
-    """The reader's batches, each of which counts as progress of the run; after each `progress` is told how many images
-    are done."""
+    """The reader's batches; after each `progress` is told how many images are done."""
     done = 0
     for batch in reader:
-        beat()
         yield batch
         done += len(batch.positions)
         if progress:

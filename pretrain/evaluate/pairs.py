@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from data_tools.errors import UserError
-from data_tools.shards import Corpus, ShardReader
+from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import paired_similarities, require_finite
 
@@ -59,7 +59,17 @@ def _facts(corpus: Corpus) -> Iterator[dict]:
     with ShardReader(corpus) as reader:
         for shard, count in enumerate(corpus.counts.tolist()):
             for index in range(count):
-                yield json.loads(reader.read(shard, index).members.get("json", b"{}"))
+                yield _fields(reader.read(shard, index))
+
+
+def _fields(sample: Sample) -> dict:
+    try:
+        fields = json.loads(sample.members.get("json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the json of sample {sample.key} cannot be read", got=str(error)) from None
+    if not isinstance(fields, dict) or isinstance(fields.get("pair"), dict | list):
+        raise UserError(f"the json of sample {sample.key} names no pair", expected='an object with a "pair" id')
+    return fields
 
 
 def metrics_by_kind(features: CorpusFeatures, pairs: MinimalPairs) -> list[dict] | None:

@@ -73,6 +73,9 @@ def append_record(path: str | Path, record: Mapping) -> None:
     """Append `record` to the .jsonl at `path`: under a lock, in one write, fsynced.
 
     A crash can leave the beginning of a line at most: readers ignore it, the next writer cuts it off.
+
+    Raises:
+        UserError: the file cannot be written, or ends in something that is no beginning of a record.
     """
     line = to_line(record)
     path = Path(path)
@@ -81,8 +84,13 @@ def append_record(path: str | Path, record: Mapping) -> None:
         with open(path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+            content = file.read()
+            whole = _whole_lines(content)
+            if whole != content and not content[len(whole) :].startswith(b"{"):
+                remedy = "give another --output"
+                raise UserError(f"{path} is no file of results", got=repr(content[-40:]), remedy=remedy)
+            file.truncate(len(whole))
+            file.write(line if whole.endswith(b"\n") or not whole else b"\n" + line)
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"results file {path} cannot be written", got=error.strerror) from None
@@ -98,10 +106,19 @@ def read_records(path: str | Path) -> list[dict]:
     if not path.exists():
         return []
     records = []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(_whole_lines(path.read_bytes()).splitlines(), 1):
         try:
             records.append(json.loads(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not a result", got=str(error)) from None
     return records
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """All but the beginning of a line at the end; a record that only lacks its line break is whole."""
+    end = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[end:])
+    except ValueError:
+        return content[:end]
+    return content

@@ -80,6 +80,19 @@ def validation_loss(features: CorpusFeatures, scale: float, batch: int = LOSS_BA
     return torch.stack(losses).mean().item()
 
 
+def check_classes(classes: Sequence[str], labelled: bool = True) -> None:
+    """Raises UserError for a corpus that cannot be classified: fewer than two classes, or no labels."""
+    if len(classes) < 2:
+        raise UserError(
+            "zero-shot classification needs class names",
+            got=f"{len(classes)} in the corpus",
+            expected="two or more",
+            remedy="pack it with labels, or give evaluate.py a file with one name a line, in their order (--classes)",
+        )
+    if not labelled:
+        raise UserError("the corpus has no labels", expected="a `cls` member in each sample")
+
+
 @torch.no_grad()
 def evaluate_classification(
     encode: Encode,
@@ -95,18 +108,11 @@ def evaluate_classification(
     Raises:
         UserError: fewer than two classes, a corpus without labels, labels without a class (on every rank).
     """
-    if len(classes) < 2:
-        raise UserError(
-            "zero-shot classification needs class names",
-            got=f"{len(classes)} in the corpus",
-            expected="two or more",
-            remedy="give a file with one name a line, in the order of the labels (--classes FILE)",
-        )
+    check_classes(classes)
     embeddings = class_embeddings(encode, tokenize, classes, templates, ranks)
     hits = ClassCounts.zeros(len(classes), embeddings.device)
     for batch in counted(reader, progress):
-        if batch.labels is None:
-            raise UserError("the corpus has no labels", expected="a `cls` member in each sample")
+        check_classes(classes, batch.labels is not None)
         real = batch.positions >= 0
         features = encode(batch.images, None)[0].float()
         hits.add(features[real.to(features.device)], batch.labels[real].to(features.device), embeddings)

@@ -13,6 +13,7 @@ from rich.table import Table
 from data_tools.arguments import Parser
 from data_tools.errors import UserError
 from pretrain.entry import run_entry
+from pretrain.evaluate.results import read_records
 
 _EXAMPLES = """example:
   python -m pretrain.evaluate.summary --results runs/a/results.jsonl --finetuned runs/b --made "export=runs/a/export"
@@ -45,7 +46,7 @@ def _run(arguments: list[str]) -> int:
     words.add_argument("--shortcuts", type=Path, metavar="FILE", help="shortcuts.json of a generated corpus")
     words.add_argument("--made", nargs="*", default=[], metavar="WHAT=PATH", help="paths to list below the table")
     options = words.parse_args(arguments)
-    shortcuts = json.loads(_text(options.shortcuts)) if options.shortcuts else {}
+    shortcuts = _shortcuts(options.shortcuts) if options.shortcuts else {}
     table = Table()
     for column in ("held out", "reached", "chance", "shortcuts reach"):
         table.add_column(column, justify="left" if column == "held out" else "right")
@@ -60,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 
 def _evaluated(path: Path, shortcuts: dict) -> Iterator[tuple[str, ...]]:
     """Rows of the newest record of each task."""
-    newest = {record["task"]: record for record in map(json.loads, _text(path).splitlines())}
+    newest = {record["task"]: record for record in _records(path)}
     for task, metric, label in _SHOWN:
         record = newest.get(task)
         if record is not None:
@@ -71,8 +72,7 @@ def _evaluated(path: Path, shortcuts: dict) -> Iterator[tuple[str, ...]]:
 
 def _finetuned(run: Path | None) -> Iterator[tuple[str, ...]]:
     if run is not None:
-        rows = [json.loads(line) for line in _text(run / "metrics.jsonl").splitlines()]
-        last = [row for row in rows if row["kind"] == "eval"][-1:]
+        last = [row for row in _records(run / "metrics.jsonl") if row["kind"] == "eval"][-1:]
         yield from (("fine-tuned classification, top-1", _percent(row["top1"]), "", "") for row in last)
 
 
@@ -80,11 +80,17 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def _text(path: Path) -> str:
+def _records(path: Path) -> list[dict]:
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read", got="no such file")
+    return read_records(path)
+
+
+def _shortcuts(path: Path) -> dict:
     try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read", got=error.strerror) from None
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read", got=str(error)) from None
 
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ class EvalReader:
     ):
         check_first_shard(corpus, PLAIN, "caption" if tokenize else None)
         with ShardReader(corpus) as reader:
-            labelled = "cls" in _read(reader, 0, 0).members
+            self.labelled = "cls" in _read(reader, 0, 0).members
         share = -(-corpus.num_samples // world_size)
         self._build = _EvalBuilder(
-            ShardReader(corpus), ImageTransform(image), tokenize, labelled, batch, rank * share, share
+            ShardReader(corpus), ImageTransform(image), tokenize, self.labelled, batch, rank * share, share
         )
         self._batches, self._workers = -(-share // batch), workers
 

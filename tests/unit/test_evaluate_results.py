@@ -48,6 +48,22 @@ def test_a_line_cut_by_a_crash_is_ignored_and_mended(tmp_path, cut):
     assert read_records(file) == [{"number": 0}, {"number": 1}]
 
 
+def test_a_record_that_only_lacks_its_line_break_stays(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"number": 0}\n{"number": 1}')
+    assert read_records(file) == [{"number": 0}, {"number": 1}]
+    append_record(file, {"number": 2})
+    assert [record["number"] for record in read_records(file)] == [0, 1, 2]
+
+
+def test_another_kind_of_file_is_left_as_it_is(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("model,recall\na,0.5")
+    with pytest.raises(UserError, match="is no file of results"):
+        append_record(file, {"number": 0})
+    assert file.read_text() == "model,recall\na,0.5"
+
+
 def test_a_damaged_whole_line_is_an_error(tmp_path):
     file = tmp_path / "results.jsonl"
     file.write_text('{"number": 0}\n{"num\n')

@@ -142,6 +142,13 @@ def test_broken_pairs_are_refused(tmp_path, pairs, message):
         read_pairs(_corpus(tmp_path, pairs))
 
 
+@pytest.mark.parametrize("text", [b"{", b"[1]", b'{"pair": [1]}'])
+def test_facts_that_cannot_be_read_name_the_sample(tmp_path, text):
+    write_shard(tmp_path / "a.tar", [("0007", {"jpg": b"x", "json": text})])
+    with pytest.raises(UserError, match="the json of sample 0007"):
+        read_pairs(open_corpus([tmp_path / "a.tar"]))
+
+
 def test_a_pair_without_a_caption_is_refused():
     features = CorpusFeatures(torch.eye(3), torch.eye(3)[:2], torch.tensor([0, 2]))
     with pytest.raises(UserError, match="no caption"):
