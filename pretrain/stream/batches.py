@@ -22,6 +22,7 @@ from pretrain.stream.transform import ImageTransform
 Tokenize = Callable[[list[str]], torch.Tensor]
 
 SUBSTITUTE_ATTEMPTS = 64
+_TELLING = 16  # samples of a shard that tell of its kind where none is as expected; fewer are just bad
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class BatchBuilder:
         sample = read_sample(self.reader, self.shard(place), place.index)
         fields, seed = self.fields[place.source], self.mixture.orders[place.source].seed
         try:
-            if self.shard(place) not in self._checked:
+            if self.shard(place) not in self._checked and self.reader.corpus.counts[self.shard(place)] >= _TELLING:
                 refuse_foreign_shard(self.reader, self.shard(place), sample, fields, self.target)
                 self._checked.add(self.shard(place))
             caption, number = "", -1

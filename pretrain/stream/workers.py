@@ -22,7 +22,7 @@ from data_tools.errors import UserError
 
 PREFETCH = 2  # batches that each worker keeps ready
 _PRELOAD = ["torch.utils.data", "pretrain.stream.loader"]
-_GRACE = 60  # seconds in which a rank may end by itself after its whole process group got SIGTERM
+_GRACE = 3600  # seconds that a rank has for what it is at, an evaluation too, once its process group got SIGTERM
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _REPOSITORY = str(Path(__file__).resolve().parents[2])
 

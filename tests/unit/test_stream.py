@@ -250,6 +250,8 @@ def test_a_later_shard_of_another_kind_fails_at_once_with_its_keys(tmp_path):
     write_corpus(tmp_path, [20, 20], {n: {"txt": None, "json": b'{"alt": "a", "url": 3}'} for n in range(20, 40)})
     with pytest.raises(UserError, match=r"the expected caption \(json:captions, txt\).*fields of its json alt, url"):
         batches(open_corpus([tmp_path / "s-000000.tar", tmp_path / "s-000001.tar"]), steps=2)
+    small = write_corpus(tmp_path, [20, 20, 1], {40: {"txt": None, "json": None}})  # too few to tell: a bad sample
+    assert {bad.kind for batch in batches(small, steps=8, global_batch=8) for bad in batch.bad} == {"no_caption"}
 
 
 def test_nothing_readable_ends_with_an_error(tmp_path):
