@@ -201,11 +201,11 @@ def _print_changes(before: str, after: str) -> None:
 
 
 def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:
-    """What the towers draw the kept patches of each sample from, int64 `[b]`; None where they drop none."""
+    """What the towers draw the kept patches of each sample from, int64 `[b]` on the host; None where they drop none."""
     if towers.patch_dropout is None or not towers.patch_dropout.prob:
         return None
     bits = sample_bits(seed, batch.slots.epochs, batch.ids, Purpose.PATCHES)
-    return torch.from_numpy(bits).to(towers.pixel_mean.device)
+    return torch.from_numpy(bits)
 
 
 def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:

@@ -32,8 +32,11 @@ _GRACE = 60.0  # seconds that a launcher gets to end the ranks that are left
 
 def run_chaos(args: argparse.Namespace) -> int:
     """Disturb one run, leave two alone, compare; returns the exit code."""
-    from pretrain.benchmark.chaos_picture import draw  # early: it needs a package of its own
-
+    try:  # before anything is run: it needs a package of its own
+        from pretrain.benchmark.chaos_picture import draw
+    except ModuleNotFoundError as error:
+        remedy = "pip install -e '.[plot]'"
+        raise UserError("the picture of this benchmark needs matplotlib", got=str(error), remedy=remedy) from None
     folder = args.work_dir.resolve() / time.strftime("chaos-%Y%m%d-%H%M%S")
     words = _words(args)
     config = load_config(PretrainConfig, args.config, [*words, f"run.dir={folder}"])

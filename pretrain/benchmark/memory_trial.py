@@ -60,7 +60,7 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
         return contrastive_loss(Features(*outputs), config.loss)
 
     for _ in range(_STEPS):
-        contrastive_backward(engine, [on_device(part, runtime.device) for part in batch], loss)
+        contrastive_backward(engine, batch, loss)
         engine.update(1e-4)
     return max(gather(peak(runtime.device) - before))
 
@@ -88,12 +88,6 @@ def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor
     bits = torch.arange(len(images))  # what patch dropout draws from, where the towers have it
     rows = [slice(first, first + size) for first in range(0, len(images), size)]
     return [(images[r], model.cut(tokens[r], model.text_buckets), bits[r]) for r in rows]
-
-
-def on_device(part: MicroBatch, device: torch.device) -> MicroBatch:
-    """The same on `device`."""
-    images, texts, bits = part
-    return images.to(device), texts.to(device), bits.to(device)
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark.memory_trial import micro_batches, on_device, warm_up
+from pretrain.benchmark.memory_trial import micro_batches, warm_up
 from pretrain.benchmark.peak import peak, reset_peak
 from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import MicroBatch, contrastive_backward
+from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.losses import Features, contrastive_loss

@@ -60,7 +60,7 @@ class Checkpoints:
         self._copy = HostCopy()
         self._save: _Save | None = None
         self._task: _Task | None = None
-        best = self.retention.best(self.folder) if runtime.is_main else None
+        best = self.retention.best(committed.committed(self.folder)) if runtime.is_main else None
         self._best_score = gather(best and best[0])[0]
 
     def save(
@@ -133,11 +133,13 @@ class Checkpoints:
             self._task.join(_PATIENCE)
 
     def is_best(self, values: Mapping[str, float]) -> bool:
-        """Whether an evaluation beats, by `checkpoint.keep_best`, all others of the run."""
+        """Whether an evaluation beats, by `checkpoint.keep_best`, all others of the run. All ranks must call it."""
         score = self.retention.score(values)
         if score is None and self.retention.keep_best and values:
             name = self.retention.keep_best.removeprefix("-")
             raise UserError(f"checkpoint.keep_best names no metric of this run: {name}", expected=", ".join(values))
+        if score is not None:
+            score = gather(score)[0]  # unlike devices may differ in its last bits, and the save is collective
         better = score is not None and (self._best_score is None or score > self._best_score)
         if better:
             self._best_score = score

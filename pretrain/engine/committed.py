@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +50,18 @@ class Retention:
             return None
         return -values[name] if self.keep_best != name else values[name]
 
-    def best(self, folder: Path) -> tuple[float, Path] | None:
-        """Score and folder of the best evaluated checkpoint, the earliest of equals."""
-        scores = [(self.score(evaluation(path)), path) for path in committed(folder)]
+    def best(self, checkpoints: Sequence[Path]) -> tuple[float, Path] | None:
+        """Score and folder of the best evaluated one of `checkpoints`, the first of equals."""
+        scores = [(self.score(evaluation(path)), path) for path in checkpoints]
         known = [(score, path) for score, path in scores if score is not None]
         return max(known, key=lambda pair: pair[0], default=None)
 
-    def superfluous(self, folder: Path) -> list[Path]:
-        """Checkpoints that no rule keeps."""
-        best = self.best(folder)
+    def superfluous(self, checkpoints: Sequence[Path]) -> list[Path]:
+        """Those of `checkpoints`, oldest first, that no rule keeps."""
+        best = self.best(checkpoints)
         return [
             path
-            for path in committed(folder)[: -self.keep]
+            for path in checkpoints[: -self.keep]
             if not (self.keep_every and step_of(path) % self.keep_every == 0) and (best is None or path != best[1])
         ]
 
@@ -119,13 +119,15 @@ def commit(temporary: Path, final: Path, entries: list[dict], small: Mapping[str
     commit_point("before-latest")
     _write(folder / LATEST, final.name + "\n")
     commit_point("before-best")
-    best = retention.best(folder)
+    kept = [path for path in committed(folder) if step_of(path) <= step_of(final)]
+    passed_over = [path for path in committed(folder) if path not in kept]  # damaged: the run went on from before them
+    best = retention.best(kept)
     if best is None:
         (folder / BEST).unlink(missing_ok=True)
     else:
         _write(folder / BEST, best[1].name + "\n")
     commit_point("before-pruning")
-    for old in retention.superfluous(folder):
+    for old in [*passed_over, *retention.superfluous(kept)]:
         hidden = _hide(old)
         commit_point("while-pruning")
         shutil.rmtree(hidden, ignore_errors=True)  # what stays for now, a file that is open on NFS, `clear` removes

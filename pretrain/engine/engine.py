@@ -19,9 +19,11 @@ from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
 from pretrain.watchdog import beat
 
+_LARGEST_BUCKET = 5 * 10**8  # elements of a buffer that gradients are reduced in; DeepSpeed's default
+
 
 class NonFiniteError(UserError):
-    """The loss or a gradient is not finite. Raised on all ranks, before the update."""
+    """A gradient is not finite. Raised on all ranks, before the update."""
 
 
 class Engine:
@@ -34,7 +36,8 @@ class Engine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        config = deepspeed_config(optim, train, runtime.world_size)
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        config = deepspeed_config(optim, train, runtime.world_size, learning)
         self.stage, self.optimizer_name = train.zero_stage, optim.name
         self.device = runtime.device
         self._grad_norm: float | torch.Tensor = 0.0
@@ -161,13 +164,17 @@ def _shard(model: nn.Module, config: dict, device: torch.device) -> None:
             setattr(module, name, buffer.to(device))
 
 
-def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) -> dict:
-    """DeepSpeed's settings, derived: never written by hand, so the batch triangle cannot disagree.
+def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int, learning: int) -> dict:
+    """DeepSpeed's settings for a model of so many parameters that are `learning`, derived: never written by hand, so
+    the batch triangle cannot disagree.
 
-    Gradients communicate and accumulate in fp32 unless autocast asks otherwise; clipping is explicit, because DeepSpeed
-    clips at 1.0 by default; elasticity, schedulers and saving stay off, the house has its own.
+    Gradients communicate and accumulate in fp32 unless autocast asks otherwise, in buffers no larger than the model has
+    use for (DeepSpeed's own take gigabytes from any GPU); clipping is explicit, because DeepSpeed clips at 1.0 by
+    default; its throughput timer, which waits for the device at every forward, elasticity, schedulers and saving stay
+    off, the house has its own.
     """
-    zero: dict[str, object] = {"stage": train.zero_stage}
+    bucket = min(max(learning, 1), _LARGEST_BUCKET)
+    zero: dict[str, object] = {"stage": train.zero_stage, "reduce_bucket_size": bucket}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
@@ -180,4 +187,5 @@ def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int) ->
         "zero_force_ds_cpu_optimizer": False,  # offloaded too it is torch's: bit for bit the same, and no compiler
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
+        "timers": {"throughput": {"enabled": False}},
     }

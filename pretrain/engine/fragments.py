@@ -96,8 +96,8 @@ def _moments(state: dict, like: torch.Tensor) -> Iterator[tuple[str, torch.Tenso
 
 def create_optimizer_state(engine: Engine, step: int) -> None:
     """Give every flat partition, at stage 0 every parameter, zeroed states at `step` updates, as if it had trained;
-    `local_fragments` then yields them for filling. Steps are counted by owner, as torch's Adam does, or by group, as
-    timm's LAMB does."""
+    `local_fragments` then yields them for filling. Steps are counted by owner, as torch's Adam does on the device and
+    timm's optimizers on the host, or by group, as its LAMB does."""
     name, groups = engine.optimizer_name, engine.optimizer.param_groups
     if engine.stage == 0:
         owners = [(p, states_of(name, group)) for group in groups for p in group["params"]]
@@ -107,7 +107,7 @@ def create_optimizer_state(engine: Engine, step: int) -> None:
         owners = [(flat, states_of(name, {})) for flat in flats]
     for owner, states in owners:
         state = engine.optimizer.state[owner]
-        state["step"] = torch.tensor(float(step), device=owner.device)
+        state["step"] = torch.tensor(float(step), device=owner.device if name == "adamw" else "cpu")
         for kind in states:
             state[kind] = torch.zeros_like(owner, memory_format=torch.preserve_format).detach()
     if name == "lamb":

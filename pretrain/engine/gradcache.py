@@ -22,9 +22,9 @@ MicroBatch = tuple[torch.Tensor, TextParts, torch.Tensor | None]  # what the tow
 
 def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], loss_fn: Loss) -> torch.Tensor:
     """Gradients of the global batch's loss; returns this rank's share of it, detached. All ranks must call it,
-    each with as many micro-batches."""
+    each with as many micro-batches. These may lie on the host: the device then holds one at a time."""
     if len(micro_batches) == 1:
-        outputs = engine(*micro_batches[0])
+        outputs = engine(*on_device(micro_batches[0], engine.device))
         with part("loss"):
             loss = loss_fn(*outputs)
         engine.backward(loss)
@@ -50,7 +50,7 @@ def _features(engine: Engine, micro_batches: Sequence[MicroBatch]) -> tuple[list
     images, texts, states, scalars = [], [], [], []
     for micro_batch in micro_batches:
         states.append(_rng_state(engine.device))
-        image, text, *scalars = engine(*micro_batch)
+        image, text, *scalars = engine(*on_device(micro_batch, engine.device))
         images.append(image)
         texts.append(text)
     leaves = [torch.cat(images), torch.cat(texts), *(scalar.clone() for scalar in scalars)]
@@ -59,10 +59,17 @@ def _features(engine: Engine, micro_batches: Sequence[MicroBatch]) -> tuple[list
 
 def _replay(engine: Engine, micro_batch: MicroBatch, grads: Sequence[torch.Tensor], state: tuple) -> None:
     _set_rng_state(engine.device, state)
-    outputs = engine(*micro_batch)
+    outputs = engine(*on_device(micro_batch, engine.device))
     # The zero-weighted scalars keep the graph alike on every micro-batch, which ZeRO-3 needs.
     surrogate = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
     engine.backward(surrogate)
+
+
+def on_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The same on `device`; copies overlap with computation where the host memory is pinned."""
+    images, texts, bits = micro_batch
+    bits = None if bits is None else bits.to(device, non_blocking=True)
+    return images.to(device, non_blocking=True), texts.to(device), bits
 
 
 def _rng_state(device: torch.device) -> tuple:

@@ -62,7 +62,7 @@ class FinetuneJob:
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean cross-entropy of the global batch."""
         losses: list[torch.Tensor] = []
-        parts = [functools.partial(self._backward, *part, losses) for part in self._micro_batches(batch)]
+        parts = [functools.partial(self._backward, *rows, losses) for rows in self._micro_batches(batch)]
         if len(parts) == 1:
             parts[0]()
         else:
@@ -72,7 +72,7 @@ class FinetuneJob:
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""
         with torch.no_grad():
-            scores = [self.engine(images, bits) for images, _, bits in self._micro_batches(batch)]
+            scores = [self._scores(images, bits) for images, _, bits in self._micro_batches(batch)]
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:
@@ -91,21 +91,24 @@ class FinetuneJob:
         return counts.metrics()
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Images, labels and random bits (or None) on the device."""
-        device = self.runtime.device
+        """Images, labels and random bits (or None) on the host, so that the device holds one micro-batch at a time."""
         bits = assemble.patch_bits(self.engine.module.towers, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            images = batch.images[rows].to(device, non_blocking=True)
-            yield images, batch.labels[rows].to(device), None if bits is None else bits[rows]
+            yield batch.images[rows], batch.labels[rows], None if bits is None else bits[rows]
+
+    def _scores(self, images: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
+        device = self.runtime.device
+        bits = None if bits is None else bits.to(device, non_blocking=True)
+        return self.engine(images.to(device, non_blocking=True), bits)
 
     def _backward(
         self, images: torch.Tensor, labels: torch.Tensor, bits: torch.Tensor | None, losses: list[torch.Tensor]
     ) -> None:
         share = self.config.train.global_batch // self.runtime.world_size
-        scores = self.engine(images, bits)
+        scores = self._scores(images, bits)
         with part("loss"):
-            loss = F.cross_entropy(scores, labels, reduction="sum") / share
+            loss = F.cross_entropy(scores, labels.to(scores.device), reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)
 

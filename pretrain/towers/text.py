@@ -28,7 +28,7 @@ class TextParts:
     restore: torch.Tensor
 
     def to(self, device: torch.device) -> TextParts:
-        """The same on `device`; copies overlap with computation where the host memory is pinned."""
+        """The same on `device`."""
         parts = [part.to(device, non_blocking=True) for part in self.parts]
         return TextParts(parts, self.restore.to(device, non_blocking=True))
 

@@ -97,3 +97,48 @@ def test_muon_has_the_matrices_of_layers():
     inner = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
     assert muons == {name for name in names.values() if ".resblocks." in name and name.endswith(inner)}
     assert len(muons) == 2 * 2 * 4  # towers, layers, matrices
+
+
+CLIP, STEEP = 0.01, 1e4  # a clipping that bites; with so large an eps AdamW moves by the gradient over eps
+
+
+def clipped(rank, world_size):
+    """For each stage and number of micro-batches the gradient norm that is logged, and this rank's fragments after a
+    clipped update."""
+    runtime = start(distributed=True)
+    local = PAIRS // world_size
+    rows, results = slice(rank * local, (rank + 1) * local), {}
+    for stage, parts in itertools.product(range(4), (1, 4)):
+        model = tiny.build()
+        settings = tiny.settings(PAIRS, stage, grad_clip=CLIP, eps=STEEP, weight_decay=0.0)
+        engine = Engine(model, *settings, runtime)
+        images, tokens = tiny.batch(model, PAIRS)
+        contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts), infonce)
+        engine.update(STEEP)
+        fragments = local_fragments(engine, rank, world_size)
+        values = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]
+        results[stage, parts] = engine.grad_norm, values
+    return results
+
+
+def test_clipping_takes_the_norm_of_the_whole_gradient():
+    """One process in fp64; AdamW with a usual eps would hide a factor of the gradient."""
+    model = tiny.build().double()
+    images, tokens = tiny.batch(model, PAIRS)
+    image = F.normalize(model.clip.encode_image(model._pixels(images)), dim=-1)
+    text = F.normalize(model.clip.encode_text(tokens), dim=-1)
+    infonce(image, text, model.clip.logit_scale.exp()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    norm = torch.cat([grad.flatten() for grad in grads.values()]).norm()
+    assert norm > 2 * CLIP
+    fresh = {name: p.detach().double().flatten() for name, p in tiny.build().named_parameters()}
+    want = torch.cat([grads[name].flatten() * CLIP / norm for name in fresh])
+    ranks = run_ranks(2, clipped, timeout=300)
+    for key in ranks[0]:
+        got = {name: value.clone() for name, value in fresh.items()}
+        for logged, fragments in (results[key] for results in ranks):
+            assert logged == pytest.approx(float(norm), rel=1e-4)
+            for name, first, values in fragments:
+                got[name][first : first + len(values)] = values
+        moved = torch.cat([fresh[name] - got[name] for name in fresh])
+        assert (moved - want).norm() <= 1e-3 * want.norm(), key

@@ -33,7 +33,7 @@ def micro_batches(model, rows, size):
     images, tokens = tiny.batch(model, PAIRS)
     bits = torch.from_numpy(sample_bits(7, 3, IDS, Purpose.PATCHES))[rows]
     parts = tiny.micro_batches(model, images[rows], tokens[rows], size)
-    return [(*part, bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
+    return [(*part[:2], bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
 
 
 def gradients(rank, world_size, vision_cfg, configurations):

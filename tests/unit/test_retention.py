@@ -51,6 +51,15 @@ def test_the_best_evaluated_one_stays(metric, best, tmp_path):
     assert not (tmp_path / "best").exists()
 
 
+def test_a_damaged_one_that_the_run_passed_over_is_no_spare(tmp_path):
+    for step in (100, 200):
+        save(tmp_path, step, Retention(keep=2), {"recall": step / 1000})
+    (step_folder(tmp_path, 200) / "rank-0").write_text("torn")
+    save(tmp_path, 150, Retention(keep=2, keep_best="recall"), {"recall": 0.05})  # the run went on from step 100
+    assert steps(tmp_path) == [100, 150]
+    assert pointer(tmp_path, "best") == "step-000000100"
+
+
 def test_a_file_that_is_not_as_it_was_written_is_not_committed(tmp_path):
     save(tmp_path, 1, Retention())
     final = step_folder(tmp_path, 2)
