@@ -6,8 +6,10 @@ import torch
 
 from pretrain import assemble
 from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
-from pretrain.engine.optimizers import STATES
-from pretrain.pretraining import Evaluations, make_model, patch_dropouts
+from pretrain.engine.groups import parameter_groups
+from pretrain.engine.optimizers import STATES, states_of
+from pretrain.engine.weights import describe
+from pretrain.pretraining import Evaluations, load_init, make_model, patch_dropouts
 from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
@@ -20,12 +22,19 @@ _MOST_LIVE = 10**9  # parameters that ZeRO-3 keeps gathered, by DeepSpeed's stag
 
 
 def dry_run(config: PretrainConfig) -> int:
-    """Resolve the settings, open the shards, build the model, and print what would run and how much memory it takes."""
+    """Resolve the settings, open the shards, build the model, look at the weights it would start from, and print what
+    would run and how much memory it takes.
+
+    Raises:
+        UserError: whatever would end the run at its start.
+    """
     runtime = start(distributed=False)
     model = make_model(config)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
     patch_dropouts(model, config.model.phases)
     Evaluations(config, model, runtime)
+    reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
+    report = load_init(model, config) if reader is None and config.model.init is not None else None
     if not runtime.is_main:
         return 0
     steps = run_steps(config, stream)
@@ -37,6 +46,8 @@ def dry_run(config: PretrainConfig) -> int:
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     size, learning = _sizes(model)
     print(f"model:    {model.spec.name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
+    if report is not None:
+        print(report)
     if doubt := doubt_bias(config.loss, config.train.global_batch):
         print(doubt)
     for name, size in memory(config, model, runtime).items():
@@ -51,7 +62,8 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
     micro = config.train.micro_batch or share
-    parts = state_bytes(*_sizes(model), config.train, config.optim, runtime.world_size)
+    states = _states(model, config.optim)
+    parts = state_bytes(*_sizes(model), states, config.train, config.optim, runtime.world_size)
     if micro < share:
         largest = max(p.numel() for p in model.parameters())
         parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
@@ -69,10 +81,17 @@ def _sizes(model: DualEncoder) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
+def _states(model: DualEncoder, optim: OptimConfig) -> int:
+    """Elements of all the tensors that the optimizer keeps; Muon has fewer of some parameters than of others."""
+    groups = parameter_groups(model, optim)
+    return sum(len(states_of(optim.name, group)) * p.numel() for group in groups for p in group["params"])
+
+
 def state_bytes(
-    parameters: int, learning: int, train: TrainConfig, optim: OptimConfig, world_size: int
+    parameters: int, learning: int, states: int, train: TrainConfig, optim: OptimConfig, world_size: int
 ) -> dict[str, int]:
-    """Bytes of fp32 weights, and of gradients and optimizer states of those that are `learning`. ZeRO shares what its
+    """Bytes of fp32 weights, of gradients of those that are `learning`, and of so many `states`, elements that the
+    optimizer keeps of them; but for buffers that a reduction or an update needs for a moment. ZeRO shares what its
     stage shares; stages 1 to 3 keep a master beside the weights (ZeRO, arXiv 1910.02054); stage 3 keeps those gathered
     that it used last. What is offloaded takes the host's memory.
     """
@@ -85,8 +104,7 @@ def state_bytes(
     if not train.offload_optimizer:
         if optim.ema is not None:
             parts["moving average"] = shared
-        states = len(STATES[optim.name])
-        parts["optimizer states and master"] = states * whole if stage == 0 else (states + 1) * shared
+        parts["optimizer states and master"] = 4 * states if stage == 0 else 4 * states // world_size + shared
     return parts
 
 

@@ -23,7 +23,7 @@ from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model
-from pretrain.towers.initialise import initialise, read_weights
+from pretrain.towers.initialise import InitReport, initialise, read_weights
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 from pretrain.towers.parts import lock, tower_of
 from pretrain.towers.resolution import check_image_size
@@ -48,13 +48,7 @@ class PretrainJob:
         if reader is not None:
             self.model.load_state_dict(reader.weights())
         elif config.model.init is not None:
-            report = initialise(
-                self.model, read_weights(config.model.init), config.model.init, _may_miss(self.model, config)
-            )
-            if "logit_bias" in report.missing:
-                start_logits(self.model, config.loss, config.train.global_batch)
-            else:
-                set_logits(self.model, config.loss)
+            report = load_init(self.model, config)
             if runtime.is_main:
                 print(report, flush=True)
         doubt = doubt_bias(config.loss, config.train.global_batch)
@@ -102,6 +96,17 @@ def make_model(config: PretrainConfig) -> DualEncoder:
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
+
+
+def load_init(model: DualEncoder, config: PretrainConfig) -> InitReport:
+    """Give `model` the weights of `model.init`; returns what was loaded. Raises UserError where they do not fit."""
+    weights, free = read_weights(config.model.init), _may_miss(model, config)
+    report = initialise(model, weights, config.model.init, free)
+    if "logit_bias" in report.missing:
+        start_logits(model, config.loss, config.train.global_batch)
+    else:
+        set_logits(model, config.loss)
+    return report
 
 
 def patch_dropouts(model: DualEncoder, phases: Sequence[Phase]) -> list[float]:

@@ -125,3 +125,7 @@ def test_dry_run_writes_nothing(workspace):
     assert "GiB per rank, total" in done.stdout
     assert "6 steps" in done.stdout
     assert not folder.exists()
+    absent = runs.run([*runs.command(workspace, folder, "model.init=absent.safetensors"), "--dry-run"])
+    assert absent.returncode == 1
+    assert "absent.safetensors" in absent.stderr
+    assert not folder.exists()

@@ -17,12 +17,12 @@ MODEL = "configs/models/vit_scenes_16.json"
     [(0, 4000, 4000, 8000), (1, 4000, 4000, 3000), (2, 4000, 1000, 3000), (3, 5000, 1000, 3000)],
 )
 def test_states_of_a_thousand_parameters_on_four_ranks(stage, weights, gradients, states):
-    parts = state_bytes(1000, 1000, TrainConfig(zero_stage=stage), OptimConfig(), 4)
+    parts = state_bytes(1000, 1000, 2000, TrainConfig(zero_stage=stage), OptimConfig(), 4)
     assert list(parts.values()) == [weights, gradients, states]
 
 
 def test_zero_3_keeps_a_billion_parameters_gathered_at_most():
-    weights = state_bytes(6 * 10**9, 6 * 10**9, TrainConfig(zero_stage=3), OptimConfig(), 4)["weights"]
+    weights = state_bytes(6 * 10**9, 6 * 10**9, 0, TrainConfig(zero_stage=3), OptimConfig(), 4)["weights"]
     assert weights == 4 * (1.5 * 10**9 + 10**9)
 
 
@@ -38,24 +38,38 @@ def test_micro_batches_add_their_largest_gradient():
 
 
 def test_a_locked_tower_has_weights_alone():
-    parts = state_bytes(1000, 400, TrainConfig(zero_stage=1), OptimConfig(), 4)
+    parts = state_bytes(1000, 400, 800, TrainConfig(zero_stage=1), OptimConfig(), 4)
     assert list(parts.values()) == [4000, 1600, 1200]
 
 
 def test_a_moving_average_is_shared_at_every_stage():
     for stage in range(4):
-        assert state_bytes(1000, 1000, TrainConfig(zero_stage=stage), OptimConfig(ema=0.9), 4)["moving average"] == 1000
+        assert (
+            state_bytes(1000, 1000, 2000, TrainConfig(zero_stage=stage), OptimConfig(ema=0.9), 4)["moving average"]
+            == 1000
+        )
 
 
-def test_lion_keeps_half_of_what_adamw_does():
-    train, lion = TrainConfig(zero_stage=0), OptimConfig(name="lion")
-    assert state_bytes(1000, 1000, train, lion, 4)["optimizer states and master"] == 4000
-    assert host_bytes(1000, TrainConfig(zero_stage=2, offload_optimizer=True), lion, 4) == 3000
+def test_each_optimizer_counts_what_it_keeps():
+    model = tiny.build()
+    size = sum(p.numel() for p in model.parameters())
+    matrices = sum(p.numel() for name, p in model.named_parameters() if ".resblocks." in name and p.ndim == 2)
+
+    def kept(name, stage):
+        train = TrainConfig(global_batch=16, zero_stage=stage)
+        config = PretrainConfig(optim=OptimConfig(name=name), train=train)
+        return memory(config, model, start(distributed=False))["optimizer states and master"]
+
+    assert kept("adamw", 0) == kept("lamb", 0) == 8 * size
+    assert kept("adamw", 1) == 12 * size
+    assert (kept("lion", 0), kept("lion", 1)) == (4 * size, 8 * size)
+    assert kept("muon", 0) == 8 * size - 4 * matrices
+    assert host_bytes(1000, TrainConfig(zero_stage=2, offload_optimizer=True), OptimConfig(name="lion"), 4) == 3000
 
 
 def test_an_offloaded_optimizer_takes_memory_of_the_host():
     offloaded = TrainConfig(zero_stage=2, offload_optimizer=True)
-    assert state_bytes(1000, 1000, offloaded, OptimConfig(), 4) == {"weights": 4000, "gradients": 1000}
+    assert state_bytes(1000, 1000, 2000, offloaded, OptimConfig(), 4) == {"weights": 4000, "gradients": 1000}
     assert host_bytes(1000, offloaded, OptimConfig(), 4) == 4000
     assert host_bytes(1000, TrainConfig(zero_stage=2), OptimConfig(), 4) == 0
 
