@@ -23,7 +23,7 @@ exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal wi
 def parser(job: str, description: str, examples: str) -> Parser:
     """The command line that training jobs share."""
     words = Parser(
-        prog=f"launch/{job}.py",
+        prog=f"python launch/{job}.py",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, NoReturn
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
+from pretrain.config import EvalConfig, FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
@@ -186,12 +186,7 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
         _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
     if isinstance(config, FinetuneConfig):
-        for name in ("ema", "text_lr", "text_weight_decay"):
-            value = getattr(config.optim, name)
-            if value is not None:
-                _break(f"optim.{name}", value, "null in fine-tuning, which has an image tower and no average")
-        if config.data.word_dropout:
-            _break("data.word_dropout", config.data.word_dropout, "0 in fine-tuning, which has no captions")
+        _validate_finetuning(config)
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
         _validate_phases(config.model.phases)
@@ -201,6 +196,26 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
             if getattr(config.optim, name, None) is not None:
                 _break(f"optim.{name}", getattr(config.optim, name), "null for a tower that is locked")
     _validate_sources(config.data.train)
+
+
+# Settings of pretraining that fine-tuning shares the sections of, and what it is silent at.
+_OF_CAPTIONS = {
+    "optim.ema": None,
+    "optim.text_lr": None,
+    "optim.text_weight_decay": None,
+    "eval.retrieval": None,
+    "eval.templates": EvalConfig.templates,
+    "data.word_dropout": 0.0,
+}
+
+
+def _validate_finetuning(config: FinetuneConfig) -> None:
+    for name, silent in _OF_CAPTIONS.items():
+        value = attrgetter(name)(config)
+        if value != silent:
+            _break(name, value, f"{'null' if silent is None else silent} in fine-tuning: labels, one tower, no average")
+    if config.train.grad_checkpointing in ("text", "both"):
+        _break("train.grad_checkpointing", config.train.grad_checkpointing, "none or image in fine-tuning")
 
 
 # Settings that some losses alone know, and those losses.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
 from data_tools.remote.urls import redact_text
-from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig
+from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.rules import validate
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
@@ -42,7 +42,7 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
     except OmegaConfBaseException as error:
         raise _explain(error, kind, path) from None
     except TypeError as error:  # OmegaConf's word for a list that an override took for a mapping
-        remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 112}]'"
+        remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 160}]'"
         raise UsageError(f"{path} and the overrides do not fit together", got=str(error), remedy=remedy) from None
     except Exception as error:  # the YAML parser's errors share no class
         raise UsageError(f"config {path} is not valid YAML", got=str(error)) from None
@@ -80,18 +80,18 @@ def _explain(error: OmegaConfBaseException, kind: type, path: Path) -> UsageErro
 
 
 def _nearest(key: str, names: list[str]) -> str | None:
-    """The known key most like `key`, by its whole path or else by its last word."""
+    """The known key most like `key`, by its whole path or by its last word (all that is known of a key in a list)."""
     leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    whole = difflib.get_close_matches(key, names, 1)
-    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), 1)
-    return whole[0] if whole else leaves[leaf[0]] if leaf else None
+    found = [(word, word) for word in difflib.get_close_matches(key, names, 1)]
+    found += [(leaf, leaves[leaf]) for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), 1)]
+    likeness = [difflib.SequenceMatcher(None, key, word).ratio() for word, _ in found]
+    return found[likeness.index(max(likeness))][1] if found else None
 
 
-def _all_keys(kind: Any, prefix: str = "") -> Iterator[str]:
-    for item in fields(kind):
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        yield prefix + item.name
-        if is_dataclass(default):
-            yield from _all_keys(default, prefix + item.name + ".")
-    if kind is DataConfig or isinstance(kind, DataConfig):
-        yield prefix + "train.0.urls"
+def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings; those of a list's items stand under 0."""
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name
+        inner = get_args(hint)[0] if get_origin(hint) is list else hint
+        if is_dataclass(inner):
+            yield from _all_keys(cast(type, inner), f"{prefix}{name}." + "0." * (inner is not hint))

@@ -13,12 +13,12 @@ from pretrain.rules import LOSS_NAMES
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step
-    python launch/benchmark.py train --shards data/photos_pairs --model configs/models/vit_micro_32.json
+    python launch/benchmark.py train --shards data/photos/pairs --model configs/models/vit_micro_32.json
   recall of both after the same samples, the mean over three seeds
-    python launch/benchmark.py train --recall --shards data/photos_pairs --val data/photos_val \\
+    python launch/benchmark.py train --recall --shards data/photos/pairs --val data/photos/val \\
         --model configs/models/vit_micro_32.json --epochs 3 --seeds 0 1 2
   the loss curves of both from the same weights on the same batches, fp32
-    python launch/benchmark.py train --loss-curve --shards data/photos_pairs --model configs/models/vit_micro_32.json
+    python launch/benchmark.py train --loss-curve --shards data/photos/pairs --model configs/models/vit_micro_32.json
   the loss curve of a run through random kills and changes of world size, laid over that of an undisturbed run
     python launch/benchmark.py chaos --config configs/quickstart.yaml --zero-stage 3 --steps 200 --kills 8
   the peak memory of a training step by ZeRO stage, ranks, micro-batch and checkpointed towers, and what --dry-run says
@@ -51,7 +51,7 @@ VARIANTS = (
 def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
+    parser = Parser("python launch/benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|step|loss|chaos|memory")
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter

@@ -41,7 +41,7 @@ def _run(arguments: list[str]) -> int:
 
 def _parser() -> Parser:
     words = Parser(
-        prog="launch/evaluate.py",
+        prog="python launch/evaluate.py",
         description="Zero-shot evaluation, alone or sharded over the ranks of deepspeed or torchrun.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

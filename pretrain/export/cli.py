@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     words = Parser(
-        prog="launch/export.py",
+        prog="python launch/export.py",
         description="Write a trained dual encoder for open_clip and transformers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

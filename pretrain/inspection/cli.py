@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     words = Parser(
-        prog="launch/inspect_batch.py",
+        prog="python launch/inspect_batch.py",
         description="Show which samples a step of a pretraining takes, without training.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,7 @@
 """Settings: YAML and overrides in, a frozen checked tree or one clear message out."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -45,6 +46,8 @@ def test_a_dump_reads_back_as_the_same_tree(load):
     ("text", "override", "parts"),
     [
         (BASE, "optim.lrr=1", ("'optim.lrr'", "did you mean 'optim.lr'")),
+        (BASE, "data.train.0.captoins=txt", ("'captoins'", "did you mean 'data.train.0.captions'")),
+        (BASE, "model.phases=[{until: 1 epoch, image_siz: 64}]", ("did you mean 'model.phases.0.image_size'",)),
         (BASE, "trian.global_batch=2", ("'trian'", "did you mean 'train'")),
         (BASE, "data.train.0.url=x", ("'url'", "data.train.0.urls")),
         (BASE, "train.global_batch=abc", ("train.global_batch", "'abc'")),
@@ -114,11 +117,14 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
     assert caught.value.exit_code == 2
 
 
-def test_fine_tuning_keeps_no_average_and_reads_no_captions(load):
-    with pytest.raises(UsageError, match=r"optim\.ema breaks its rule"):
-        load(BASE + "init: runs/a\n", "optim.ema=0.9", kind=FinetuneConfig)
-    with pytest.raises(UsageError, match=r"data\.word_dropout"):
-        load(BASE + "init: runs/a\n", "data.word_dropout=0.1", kind=FinetuneConfig)
+@pytest.mark.parametrize(
+    "word",
+    ["optim.ema=0.9", "data.word_dropout=0.1", "eval.retrieval=data/val", "eval.templates=openai",
+     "train.grad_checkpointing=both"],
+)  # fmt: skip
+def test_fine_tuning_refuses_what_it_would_not_heed(load, word):
+    with pytest.raises(UsageError, match=rf"{re.escape(word.partition('=')[0])} breaks its rule.*in fine-tuning"):
+        load(BASE + "init: runs/a\n", word, kind=FinetuneConfig)
 
 
 def test_a_dump_holds_no_credentials(load):
