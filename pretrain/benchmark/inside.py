@@ -82,17 +82,18 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     return {"dualstream": ours, "open_clip": theirs, "largest_gap": max(gaps), "largest_relative_gap": relative}
 
 
-def step_flops(trial: Trial, local_batch: int) -> dict:
-    """FLOPs of forward, loss and backward over the first `local_batch` pairs of the stream, as `FlopCounterMode` counts
+def step_flops(trial: Trial, pairs: int) -> dict:
+    """FLOPs of forward, loss and backward over the first `pairs` of the stream, as `FlopCounterMode` counts
     them: ours (texts cut in buckets, one-sweep loss) and open_clip's (texts at full length, ClipLoss)."""
     model = build_model(trial.model, trial.seed, _BUCKETS)
     peer = Peer(model, trial)
     batch = next(_batches(trial, model, 1))
-    images, texts = batch.images[:local_batch], batch.texts[:local_batch]
+    images, texts = batch.images[:pairs], batch.texts[:pairs]
     parts = model.parts(texts)
     ours = _count(lambda: _infonce(*model(images, parts)).backward())
     theirs = _count(lambda: peer.backward(images, texts))
     return {
+        "pairs": pairs,
         "dualstream": ours,
         "open_clip": theirs,
         "ratio": theirs / ours,

@@ -91,13 +91,14 @@ def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> d
     theirs, probes = throughput.fastest_layout(bench, trial, candidates, args.skip_steps)
     results = throughput.alternate(bench, trial, ours, theirs, args.pairs)
     figures = throughput.summary(results, trial.global_batch, args.skip_steps)
-    flops = step_flops(trial, trial.global_batch // ours.ranks)
+    counted = trial.global_batch // ours.ranks  # pairs: a share, because this process holds all of their activations
+    flops = step_flops(trial, counted)
     rows = [
-        (name, str(layout), *(figures[name][key] for key in ("median", "min", "max")), flops[name] / 1e9)
+        (name, str(layout), *(figures[name][key] for key in ("median", "min", "max")), flops[name] / counted / 1e9)
         for name, layout in (("dualstream", ours), ("open_clip", theirs))
     ]
     title = f"samples/s, {trial.precision}, batch {trial.global_batch}, {args.pairs} alternating pairs"
-    show_table(title, ("trainer", "processes x threads", "median", "lowest", "highest", "GFLOP/rank step"), rows)
+    show_table(title, ("trainer", "processes x threads", "median", "lowest", "highest", "GFLOP/pair"), rows)
     pair = figures["ratio_per_pair"]
     print(f"ratio of the medians {figures['ratio_of_medians']:.2f} (per pair {pair['min']:.2f} to {pair['max']:.2f})")
     print(f"ratio of the FLOPs   {flops['ratio']:.2f}")
