@@ -82,6 +82,25 @@ def test_the_other_activation_would_be_noticed(tmp_path):
     verify_export(model, tmp_path / "out", ["open_clip", "transformers"])
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(interpolation="bilinear")),
+        ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(resize_mode="squash")),
+        ("preprocessor_config.json", lambda config: config.update(resample=2)),
+        ("preprocessor_config.json", lambda config: config.update(size={"height": 32, "width": 32})),
+    ],
+)
+def test_another_resize_would_be_noticed(tmp_path, file, change):
+    model = _model()
+    export_model(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / file).read_text())
+    change(config)
+    (tmp_path / "out" / file).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="resizes pictures in another way"):
+        verify_export(model, tmp_path / "out", ["open_clip", "transformers"])
+
+
 def _to_gelu_native(config):
     config["model_cfg"]["quick_gelu"] = False
     return config
