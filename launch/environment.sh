@@ -29,6 +29,8 @@ prepare_environment() {
     state="$(cat setup.cfg setup.py | cksum) $(.venv/bin/python --version)"
     if [[ "$(cat "$stamp" 2>/dev/null)" != "$state" ]]; then
         echo "installing dualstream${extra:+[$extra]} into .venv (once; torch is large)"
+        # Resolvers of pip before 23.1 (Debian 12 brings 23.0) may try releases of s3fs against fsspec for an hour.
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade pip
         .venv/bin/python -m pip install -qq --disable-pip-version-check --editable ".${extra:+[$extra]}"
         echo "$state" > "$stamp"
     fi
