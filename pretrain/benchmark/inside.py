@@ -73,7 +73,7 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     for batch in _batches(trial, model, trial.steps_per_epoch):
         images = batch.images.to(runtime.device)
         lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
-        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts))], _infonce)))
+        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts), None)], _infonce)))
         engine.update(lr)
         theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
         peer.update(lr)
