@@ -7,14 +7,14 @@ caption's is the random deletion of EDA (arXiv 1901.11196).
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from pretrain.stream.sample_rng import Purpose, random_pair
+from pretrain.stream.sample_rng import Purpose, random_numbers
 
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def mirror(pixels: np.ndarray, share: float, seed: int, epoch: int, sample_id: int) -> np.ndarray:
     """`pixels` uint8 [h, w, 3], or in a `share` of all draws their mirror image."""
-    if share and random_pair(seed, epoch, sample_id, Purpose.MIRROR)[0] < share:
+    if share and random_numbers(seed, epoch, sample_id, Purpose.MIRROR, 1)[0] < share:
         return pixels[:, ::-1]
     return pixels
 
@@ -25,11 +25,8 @@ def jitter_colors(pixels: np.ndarray, strength: float, seed: int, epoch: int, sa
     if not strength:
         return pixels
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    draws = (
-        *random_pair(seed, epoch, sample_id, Purpose.COLORS),
-        *random_pair(seed, epoch, sample_id, Purpose.COLORS, 1),
-    )
-    for enhancer, draw in zip(_ENHANCERS, draws, strict=False):
+    draws = random_numbers(seed, epoch, sample_id, Purpose.COLORS, len(_ENHANCERS))
+    for enhancer, draw in zip(_ENHANCERS, draws, strict=True):
         picture = enhancer(picture).enhance(1 + strength * (2 * draw - 1))
     return np.asarray(picture)
 
@@ -40,6 +37,5 @@ def drop_words(caption: str, share: float, seed: int, epoch: int, sample_id: int
     if not share:
         return caption
     words = caption.split()
-    pairs = (random_pair(seed, epoch, sample_id, Purpose.WORDS, i) for i in range((len(words) + 1) // 2))
-    draws = (draw for pair in pairs for draw in pair)
-    return " ".join([word for word, draw in zip(words, draws, strict=False) if draw >= share] or words[:1])
+    draws = random_numbers(seed, epoch, sample_id, Purpose.WORDS, len(words))
+    return " ".join([word for word, draw in zip(words, draws, strict=True) if draw >= share] or words[:1])

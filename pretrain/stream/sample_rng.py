@@ -37,6 +37,12 @@ def random_pair(seed: int, epoch: int, sample: int, purpose: Purpose, draw: int 
     return (bits >> 32) * 2.0**-32, (bits & 0xFFFFFFFF) * 2.0**-32
 
 
+def random_numbers(seed: int, epoch: int, sample: int, purpose: Purpose, count: int) -> list[float]:
+    """`count` independent uniform numbers in [0, 1), those of draws 0, 1, ... in turn."""
+    pairs = (random_pair(seed, epoch, sample, purpose, draw) for draw in range((count + 1) // 2))
+    return [number for pair in pairs for number in pair][:count]
+
+
 def sample_bits(seed: int, epochs: int | np.ndarray, samples: np.ndarray, purpose: Purpose) -> np.ndarray:
     """`random_bits` of each of `samples`, uint64 [n], as int64 [n]. `epochs`: one of all, or one of each."""
     epochs = np.broadcast_to(epochs, samples.shape).tolist()
