@@ -143,10 +143,9 @@ class Evaluations:
         self.config, self.model, self.runtime = config, model, runtime
         self._retrieval = config.eval.retrieval and assemble.eval_corpus(config.eval.retrieval, config.data)
         self._classes = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
-        if self._retrieval:
-            self._pairs = assemble.eval_reader(config, self._retrieval, model.spec, True, runtime)
+        self._pairs = self._retrieval and assemble.eval_reader(config, self._retrieval, model.spec, True, runtime)
+        self._labelled = self._classes and assemble.eval_reader(config, self._classes, model.spec, False, runtime)
         if self._classes:
-            self._labelled = assemble.eval_reader(config, self._classes, model.spec, False, runtime)
             check_classes(self._classes.classes, self._labelled.labelled)
         self._templates = load_templates(config.eval.templates)
 

@@ -198,8 +198,8 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     _validate_sources(config.data.train)
 
 
-# Settings of pretraining that fine-tuning shares the sections of, and what it is silent at.
-_OF_CAPTIONS = {
+# Settings that fine-tuning shares with pretraining and would not heed, and their values where nothing is said.
+_NOT_OF_FINETUNING = {
     "optim.ema": None,
     "optim.text_lr": None,
     "optim.text_weight_decay": None,
@@ -210,10 +210,8 @@ _OF_CAPTIONS = {
 
 
 def _validate_finetuning(config: FinetuneConfig) -> None:
-    for name, silent in _OF_CAPTIONS.items():
-        value = attrgetter(name)(config)
-        if value != silent:
-            _break(name, value, f"{'null' if silent is None else silent} in fine-tuning: labels, one tower, no average")
+    for name, silent in _NOT_OF_FINETUNING.items():
+        _keep_silent(name, attrgetter(name)(config), silent, "in fine-tuning: labels, one tower, no average")
     if config.train.grad_checkpointing in ("text", "both"):
         _break("train.grad_checkpointing", config.train.grad_checkpointing, "none or image in fine-tuning")
 
@@ -231,9 +229,13 @@ _OF_SOME_LOSSES = {
 
 def _validate_loss(loss: LossConfig) -> None:
     for name, losses in _OF_SOME_LOSSES.items():
-        value, silent = getattr(loss, name), getattr(LossConfig, name)
-        if value != silent and loss.name not in losses:
-            _break(f"loss.{name}", value, f"{'null' if silent is None else silent} at loss.name={loss.name}")
+        if loss.name not in losses:
+            _keep_silent(f"loss.{name}", getattr(loss, name), getattr(LossConfig, name), f"at loss.name={loss.name}")
+
+
+def _keep_silent(name: str, value: object, silent: object, where: str) -> None:
+    if value != silent:
+        _break(name, value, f"{'null' if silent is None else silent} {where}")
 
 
 def _validate_duration(text: str, name: str) -> None:

@@ -6,7 +6,6 @@ members of a pair share their words.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from data_tools.errors import UserError
 from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import paired_similarities, require_finite
+from pretrain.stream.bad import BadSampleError
+from pretrain.stream.members import sample_json
 
 CHANCE = {
     "image_to_text_accuracy": 1 / 2,
@@ -64,9 +65,9 @@ def _facts(corpus: Corpus) -> Iterator[dict]:
 
 def _fields(sample: Sample) -> dict:
     try:
-        fields = json.loads(sample.members.get("json", b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the json of sample {sample.key} cannot be read", got=str(error)) from None
+        fields = sample_json(sample, "json") if "json" in sample.members else {}
+    except BadSampleError as error:
+        raise UserError(f"the json of sample {sample.key} cannot be read", got=error.reason) from None
     if not isinstance(fields, dict) or isinstance(fields.get("pair"), dict | list):
         raise UserError(f"the json of sample {sample.key} names no pair", expected='an object with a "pair" id')
     return fields

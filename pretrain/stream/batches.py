@@ -123,12 +123,13 @@ class BatchBuilder:
 
     def _load(self, place: Place, picture: np.ndarray, transform: ImageTransform) -> _Row:
         """Fills `picture`, uint8 [3, size, size]. Raises BadSampleError, its `key` set once the sample was read."""
-        sample = read_sample(self.reader, self.shard(place), place.index)
+        shard = self.shard(place)
+        sample = read_sample(self.reader, shard, place.index)
         fields, seed = self.fields[place.source], self.mixture.orders[place.source].seed
         try:
-            if self.shard(place) not in self._checked and self.reader.corpus.counts[self.shard(place)] >= _TELLING:
-                refuse_foreign_shard(self.reader, self.shard(place), sample, fields, self.target)
-                self._checked.add(self.shard(place))
+            if shard not in self._checked and self.reader.corpus.counts[shard] >= _TELLING:
+                refuse_foreign_shard(self.reader, shard, sample, fields, self.target)
+                self._checked.add(shard)
             caption, number = "", -1
             if self.target == "caption":
                 caption = fields.training_caption(sample, seed, place.epoch)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count
 from pathlib import Path
 from typing import get_args
 
@@ -122,7 +122,8 @@ class TrainStream:
         self._build.mixture = mixture
         begun = mixture.anchor.step  # steps of a resumed run in an order of its past, in which no end can be placed
         ends = [max(begun, self.steps_until(phase.until, "model.phases")) for phase in self._phases]
-        if any(end > begun if end == later else end > later for end, later in pairwise(ends)):
+        ahead = [end for end in ends if end > begun]
+        if ends[len(ends) - len(ahead) :] != sorted(set(ahead)):
             raise UsageError(
                 "model.phases do not end one after the other",
                 got=", ".join(f"{phase.until} (step {end})" for phase, end in zip(self._phases, ends, strict=True)),

@@ -95,7 +95,7 @@ def describe(sample: Sample) -> str:
     """The members of a sample and the fields of its json, for a message."""
     text = f"members {', '.join(sample.members)}"
     try:
-        content = _json(sample, "json") if "json" in sample.members else None
+        content = sample_json(sample, "json") if "json" in sample.members else None
     except BadSampleError:
         return text
     return text + (f"; fields of its json {', '.join(content)}" if isinstance(content, dict) else "")
@@ -124,7 +124,7 @@ def _find(sample: Sample, place: str) -> Any:
         return None
     if not colon:
         return _decode(sample.members[extension])
-    content = _json(sample, extension)
+    content = sample_json(sample, extension)
     if not isinstance(content, dict):
         raise BadSampleError("bad_json", f"the {extension} is no object")
     for name in path.split("."):
@@ -132,7 +132,8 @@ def _find(sample: Sample, place: str) -> Any:
     return content
 
 
-def _json(sample: Sample, extension: str) -> Any:
+def sample_json(sample: Sample, extension: str) -> Any:
+    """What the member says. Raises BadSampleError `bad_json`."""
     try:
         return json.loads(sample.members[extension])
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or nested without end
