@@ -6,7 +6,7 @@ import os
 import sys
 
 from data_tools.arguments import Parser
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, shown
 
 VERBS = {
     "pack": ("data_tools.pack.command", "a folder or table of images -> indexed WebDataset shards"),
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was committed stays", file=sys.stderr)

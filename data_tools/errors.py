@@ -1,8 +1,34 @@
 """The error a user sees: one line that says what was got, what was expected, and what to do."""
 
+import re
+
+SHOWN = 300  # characters of a user's data in one place of a message, at most
+_TAIL = 80
+# Control characters, halves of surrogate pairs, and what turns the direction of writing: shown as Python writes them.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(value: object, limit: int = SHOWN) -> str:
+    """A user's data as a message may hold them: on one line, nothing a terminal would obey, `limit` characters at most.
+
+    Of a longer text the beginning and the end stay, with its length between them.
+    """
+    text = " ".join(str(value).split())
+    whole = _printable(text[: limit + 1])
+    if len(whole) <= limit:
+        return whole
+    cut, tail = f" ... ({len(text)} characters) ... ", min(_TAIL, limit // 4)
+    return whole[: max(0, limit - tail - len(cut))] + cut + _printable(text[-tail:])[-tail:]
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 class UserError(ValueError):
     """A fault in the user's input, files or settings. Entry points print it as one line and exit with `exit_code`.
+
+    Each part passes through `shown`; a part that is itself a UserError stays whole.
 
     Args:
         what: the fault, naming the file, field or value.
@@ -13,15 +39,30 @@ class UserError(ValueError):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None):
-        parts = [what]
+    def __init__(self, what: object, *, got: object = None, expected: object = None, remedy: str | None = None):
+        parts = [_part(what)]
         if got is not None:
-            parts.append(f"got {got}")
+            parts.append(f"got {_part(got)}")
         if expected is not None:
-            parts.append(f"expected {expected}")
+            parts.append(f"expected {_part(expected)}")
         if remedy is not None:
-            parts.append(f"remedy: {remedy}")
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+            parts.append(f"remedy: {_part(remedy)}")
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple:
+        return _unpickled, (type(self), str(self), self.__dict__)
+
+
+def _part(value: object) -> str:
+    return str(value) if isinstance(value, UserError) else shown(value)
+
+
+def _unpickled(kind: type[UserError], message: str, attributes: dict) -> UserError:
+    """The error as it was raised in another process."""
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(UserError):

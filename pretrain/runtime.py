@@ -158,7 +158,7 @@ def together(action: Callable[[], object], what: str) -> object:
     try:
         value = action()
     except (OSError, UserError) as error:
-        fault = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        fault = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else error
     faults = {rank: text for rank, text in enumerate(gather(fault)) if text is not None}
     if faults:
         rank, text = next(iter(faults.items()))

@@ -235,7 +235,7 @@ class _Task(threading.Thread):
         super().__init__(daemon=True, name="checkpoint")  # a rank that fails does not wait for a save nobody commits
         self._action = action
         self.value: object = None
-        self.fault: str | None = None
+        self.fault: UserError | str | None = None
         self.start()
 
     def run(self) -> None:
@@ -243,7 +243,7 @@ class _Task(threading.Thread):
         try:
             self.value = self._action()
         except Exception as error:
-            self.fault = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.fault = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _dump(values: dict) -> str:

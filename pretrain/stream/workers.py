@@ -38,7 +38,7 @@ class _Jobs(Dataset):
         try:
             return self.build(job)
         except UserError as error:
-            return UserError(str(error))
+            return UserError(error)
 
 
 _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
