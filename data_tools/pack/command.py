@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument(
         "--image-root", type=Path, metavar="DIR", help="where paths start (default: the table's folder or its images/)"
     )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="also take files outside the input that links, ../ or absolute paths lead to (default: skipped, listed)",
+    )
     samples = parser.add_argument_group("samples")
     samples.add_argument("--labels", choices=["folder"], help="take the class from the first sub-folder")
     samples.add_argument("--pairs", action="store_true", help="one sample per caption instead of one per image")
@@ -59,12 +64,13 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from data_tools.pack import plan, rows  # late: `--help` must answer at once
     from data_tools.pack.image import Limits
+    from data_tools.pack.inside import Boundary
     from data_tools.pack.run import run_plan
 
     started = time.monotonic()
     source = _read(args)
     items = rows.group(source, args.pairs)[: args.limit]
-    rows.measure(items, source.root)
+    rows.measure(items, Boundary(source.root, args.follow_links))
     limits = Limits(int(args.max_pixels * 1e6), int(args.max_megabytes * _MEGA), args.resize)
     settings = plan.Settings(args.name, args.samples_per_shard, args.shard_bytes, args.pairs, limits)
     report = run_plan(plan.make_plan(source, items, settings), args.output, args.workers or available_cores())

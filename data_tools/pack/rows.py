@@ -8,6 +8,8 @@ from pathlib import Path
 
 import xxhash
 
+from data_tools.pack.inside import Boundary
+
 MISSING = -1
 
 
@@ -81,13 +83,22 @@ def group(source: Source, pairs: bool) -> list[Item]:
     return list(items.values())
 
 
-def measure(items: Iterable[Item], root: Path) -> None:
-    """Fill in the size of every image file."""
+def measure(items: Iterable[Item], boundary: Boundary) -> None:
+    """Fill in the size of every image file; rows of a file outside the boundary become faults, and it is not read."""
     for item in items:
+        fault = boundary.fault(item.image)
+        if fault:
+            _refuse(item, fault)
+            continue
         try:
-            item.size = os.stat(root / item.image).st_size if item.image else MISSING
+            item.size = os.stat(boundary.root / item.image).st_size if item.image else MISSING
         except (OSError, ValueError):  # ValueError: a null byte in the path
             item.size = MISSING
+
+
+def _refuse(item: Item, fault: tuple[str, str]) -> None:
+    for row in item.rows:
+        row.fault = row.fault or fault
 
 
 def _split_captions(rows: list[Row]) -> Iterable[Row]:

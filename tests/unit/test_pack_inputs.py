@@ -12,6 +12,7 @@ import pytest
 from data_tools.errors import UsageError, UserError
 from data_tools.pack.folder import read_folder
 from data_tools.pack.image import Limits
+from data_tools.pack.inside import Boundary
 from data_tools.pack.plan import Settings, make_plan
 from data_tools.pack.rows import group, measure
 from data_tools.pack.table import Columns, read_table
@@ -230,7 +231,7 @@ def test_ids_do_not_depend_on_how_a_path_is_written(tmp_path):
 def plan_of(tmp_path, rows, **changes):
     source = read_table(write_jsonl(tmp_path / "t.jsonl", rows), Columns(), None)
     items = group(source, pairs=False)
-    measure(items, source.root)
+    measure(items, Boundary(source.root))
     settings = {"name": "s", "samples_per_shard": 4, "shard_bytes": None, "pairs": False, "limits": LIMITS}
     return make_plan(source, items, Settings(**{**settings, **changes}))
 
