@@ -2,6 +2,8 @@
 
 import re
 
+from data_tools.redaction import redact_text
+
 SHOWN = 300  # characters of a user's data in one place of a message, at most
 _TAIL = 80
 # Control characters, halves of surrogate pairs, and what turns the direction of writing: shown as Python writes them.
@@ -11,9 +13,9 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 def shown(value: object, limit: int = SHOWN) -> str:
     """A user's data as a message may hold them: on one line, nothing a terminal would obey, `limit` characters at most.
 
-    Of a longer text the beginning and the end stay, with its length between them.
+    Of a longer text the beginning and the end stay, with its length between them. URLs lose their credentials.
     """
-    text = " ".join(str(value).split())
+    text = redact_text(" ".join(str(value).split()))
     whole = _printable(text[: limit + 1])
     if len(whole) <= limit:
         return whole

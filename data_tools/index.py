@@ -8,6 +8,7 @@ from pathlib import Path
 from data_tools.errors import UserError
 from data_tools.parallel import available_cores, run_tasks
 from data_tools.progress import Progress
+from data_tools.redaction import redact_source
 
 EXAMPLES = """examples:
   python -m data_tools index laion/00000.tar
@@ -54,7 +55,7 @@ def _index(tar: Path | str, advance: Callable[[int], None]) -> tuple[int, str | 
     except UserError as error:
         return 0, str(error)
     except OSError as error:
-        return 0, f"cannot index {tar}: {error.strerror}"
+        return 0, f"cannot index {redact_source(str(tar))}: {error.strerror}"
     return samples, None
 
 
@@ -71,13 +72,13 @@ def _index_remote(url: str) -> int:
     from data_tools.remote.cache import Cache
     from data_tools.remote.settings import default_settings
     from data_tools.remote.store import write_bytes
-    from data_tools.remote.urls import index_url, redact
+    from data_tools.remote.urls import index_url
     from data_tools.shards.index import index_path
 
     settings = default_settings()
     cache = Cache(settings)
     samples, shard = cache.identify(url)
-    _check_samples(samples, redact(url))
+    _check_samples(samples, redact_source(url))
     lease = cache.lease(shard)
     try:
         write_bytes(index_url(url), index_path(lease.tar).read_bytes(), settings.limits)

@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"cannot write {args.output}", got=suffix or "no suffix", expected=".png or .html")
     if args.count < 1:
         raise UsageError("--count is too small", got=args.count, expected=">= 1")
-    from data_tools.remote.urls import redact_text
+    from data_tools.redaction import redact_source
     from data_tools.shards import open_corpus
     from data_tools.shards.commit import atomic_write
 
     cells = _cells(open_corpus(args.shards), args.count, args.seed)
-    data = _sheet(cells) if suffix == ".png" else _page(cells, redact_text(args.shards))
+    data = _sheet(cells) if suffix == ".png" else _page(cells, redact_source(args.shards))
     with atomic_write(args.output.absolute()) as file:
         file.write(data)
     print(args.output)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_tools.errors import UserError
+from data_tools.redaction import redact_text
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 _LINGER = 5.0  # seconds that the rank with the store stays for ranks that meet the same fault a little later
@@ -30,7 +31,7 @@ def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = No
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except Exception:
-        _print_once(f"error on rank {os.environ.get('RANK', '0')}:\n{traceback.format_exc()}")
+        _print_once(f"error on rank {os.environ.get('RANK', '0')}:\n{redact_text(traceback.format_exc())}")
         code = EXIT_FAILED
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()

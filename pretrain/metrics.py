@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from data_tools.redaction import redact_text
 from data_tools.shards.commit import atomic_write
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
@@ -101,7 +102,7 @@ def starvation_advice(share: float, workers: int, cores: int, scaled_decode: boo
 
 def write_status(run_dir: str | Path, state: str, step: int, checkpoint: Path | None, reason: str = "") -> None:
     """Write run.dir/status.json, which says what exit codes cannot: launchers hide those of the ranks."""
-    status = {"state": state, "step": step, "checkpoint": checkpoint and str(checkpoint), "reason": reason}
+    status = {"state": state, "step": step, "checkpoint": checkpoint and str(checkpoint), "reason": redact_text(reason)}
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     with atomic_write(Path(run_dir) / "status.json") as file:
         file.write(json.dumps(status, indent=1).encode())

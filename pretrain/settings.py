@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
-from data_tools.remote.urls import redact_text
+from data_tools.redaction import redact_source
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.rules import validate
 
@@ -52,7 +52,16 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
 
 def dump_config(config: PretrainConfig | FinetuneConfig) -> str:
     """The resolved tree as YAML, readable by `load_config`. It is printed and kept, so URLs lose their credentials."""
-    return redact_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(_shown(asdict(config))))
+
+
+def _shown(tree: Any) -> Any:
+    """The tree with its texts redacted, one by one: as YAML a password may be escaped past recognition."""
+    if isinstance(tree, dict):
+        return {key: _shown(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_shown(value) for value in tree]
+    return redact_source(tree) if isinstance(tree, str) else tree
 
 
 def _override(raw, word: str) -> None:

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.redaction import redact
 from data_tools.remote.fetch import checked_stat, fetch
 from data_tools.remote.http_range import Stat
 from data_tools.remote.locks import locked, share
 from data_tools.remote.retry import RemoteError
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError, reserve
-from data_tools.remote.urls import redact
 from data_tools.shards.commit import atomic_write, sync_folder
 from data_tools.shards.index import Index, build_index, hash_file
 

@@ -6,10 +6,10 @@ import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from data_tools.errors import UserError
+from data_tools.redaction import redact
 from data_tools.remote.http_range import Span, Stat
 from data_tools.remote.retry import Limits, RemoteError
 from data_tools.remote.store import read_span, stat
-from data_tools.remote.urls import redact
 
 PART = 16 << 20
 CONNECTIONS = 8

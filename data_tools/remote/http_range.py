@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_tools.redaction import redact
 from data_tools.remote.retry import RemoteError, TransientError, retry_after
-from data_tools.remote.urls import redact
 
 if TYPE_CHECKING:
     import aiohttp

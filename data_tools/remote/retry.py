@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data_tools.errors import UserError
-from data_tools.remote.urls import redact, redact_text
+from data_tools.redaction import redact, redact_text
 
 Result = TypeVar("Result")
 
@@ -111,7 +111,7 @@ def retry_after(value: str | None) -> float:
 
 
 def _raise_if_hopeless(url: str, error: Exception) -> None:
-    shown, text = redact(url), _text(error)
+    shown, text = redact(url), _text(url, error)
     if isinstance(error, FileNotFoundError | IsADirectoryError):
         raise MissingError(f"no such object: {shown}", remedy="check the URL, or upload the file") from None
     if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
@@ -125,12 +125,12 @@ def _given_up(url: str, error: Exception, failures: int, seconds: float, done: i
     times = f"{failures} failures in a row" if failures > 1 else "no time left after a failure"
     return RemoteError(
         f"giving up on {redact(url)} after {seconds:.0f} s ({times}, {done} bytes read)",
-        got=_text(error),
+        got=_text(url, error),
         expected="the whole object in time",
         remedy="check the network and the server, then start the same command again",
     )
 
 
-def _text(error: Exception) -> str:
-    text = redact_text(str(error)).strip()
+def _text(url: str, error: Exception) -> str:
+    text = redact_text(str(error).replace(url, redact(url))).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

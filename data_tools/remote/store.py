@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from data_tools.errors import UsageError
+from data_tools.redaction import redact
 from data_tools.remote.http_range import Span, Stat, read_http, stat_http, too_short
 from data_tools.remote.retry import Limits, RemoteError, persist
-from data_tools.remote.urls import redact
+from data_tools.remote.urls import check_url, is_http
 
 _REQUEST = 8 << 20  # bytes of one request where bodies cannot be streamed
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
@@ -29,7 +30,7 @@ def stat(url: str, limits: Limits) -> Stat:
     """Length and version of an object."""
     fs = _file_system(url, limits)
     until = time.monotonic() + limits.seconds(0)
-    if _is_http(url):
+    if is_http(url):
         return persist(url, lambda left: _run(fs, stat_http, left, fs, url, limits.idle), limits, until)
 
     def ask(left: float) -> Stat:
@@ -48,7 +49,7 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
 
     def read(left: float) -> None:
         span.put(b"")  # raises where nobody wants the rest any more
-        if _is_http(url):
+        if is_http(url):
             _run(fs, read_http, left, fs, url, span, limits.idle)
             return
         while span.left:
@@ -79,7 +80,7 @@ def read_bytes(url: str, limits: Limits, start: int = 0, stop: int | None = None
 def write_bytes(url: str, data: bytes, limits: Limits) -> None:
     """Make a small object whole; object stores show it only then."""
     fs = _file_system(url, limits)
-    if _is_http(url):
+    if is_http(url):
         remedy = "write it where the files are served from, and upload it beside them"
         raise RemoteError(f"cannot write {redact(url)}", got="HTTP, which is read only", remedy=remedy)
     until = time.monotonic() + limits.seconds(len(data))
@@ -90,6 +91,7 @@ def _file_system(url: str, limits: Limits) -> Any:
     """fsspec's instance for a URL, shared within the process; credentials come from its protocol's own environment."""
     import fsspec  # late: `--help` must answer at once
 
+    check_url(url)
     scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
@@ -109,10 +111,6 @@ def _file_system(url: str, limits: Limits) -> Any:
     if _is_s3(fs):
         fs.retries = 1  # `persist` repeats, and knows the deadline
     return fs
-
-
-def _is_http(url: str) -> bool:
-    return url.lower().startswith(("http://", "https://"))
 
 
 def _is_s3(fs: Any) -> bool:

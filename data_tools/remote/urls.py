@@ -1,14 +1,9 @@
-"""URLs of remote files: which they are, their siblings, and how they are shown without credentials."""
+"""URLs of remote files: which they are, and their siblings."""
 
-import os
 import re
 
-from data_tools.errors import UserError
-
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
-_AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_HIDDEN = "***"
-_SUSPECT = re.compile("[@?#]")
+from data_tools.errors import UsageError, UserError
+from data_tools.redaction import redact_source, redact_text
 
 
 def is_remote(source: str) -> bool:
@@ -16,9 +11,28 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
+def check_url(url: str) -> None:
+    """Refuse an HTTP URL whose user or password hides where the host begins. Raises UsageError."""
+    _, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    _, colon, port = re.sub(r"^\[.*\]", "", authority).partition(":")
+    if is_http(url) and "@" not in authority and "@" in rest and colon and not port.isdigit():
+        raise UsageError(
+            f"cannot tell the host of {redact_source(url)}",
+            got="a user or password with a raw slash, question mark or hash",
+            expected="these percent-encoded",
+            remedy="write / as %2F, ? as %3F and # as %23, or put user and password into ~/.netrc",
+        )
+
+
+def is_http(url: str) -> bool:
+    """Whether the URL is read over HTTP or HTTPS."""
+    return url.lower().startswith(("http://", "https://"))
+
+
 def split_query(url: str) -> tuple[str, str]:
     """(URL, query with its question mark). Only HTTP has queries: in an object store's key these are plain letters."""
-    if url.lower().startswith(("http://", "https://")):
+    if is_http(url):
         head, mark, query = url.partition("?")
         return head, mark + query
     return url, ""
@@ -54,31 +68,8 @@ def expand_braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
-        shown = redact(pattern) if is_remote(pattern) else pattern
         raise UserError(
-            f"bad brace pattern {shown!r}", got=redact_text(str(error)), expected="such as shard-{000000..000012}.tar"
+            f"bad brace pattern {redact_source(pattern)!r}",
+            got=redact_text(str(error).replace(pattern, redact_source(pattern))),
+            expected="such as shard-{000000..000012}.tar",
         ) from None
-
-
-def redact(url: str) -> str:
-    """The URL without user, password, query and fragment, each of which may be a credential."""
-    if not _SUSPECT.search(url):
-        return url  # the very same string: a corpus has many
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    if "@" in authority:
-        authority = f"{_HIDDEN}@{authority.rpartition('@')[2]}"
-    shown = f"{scheme}://{authority}{slash}{path}"
-    for mark in "?#":
-        head, found, _ = shown.partition(mark)
-        shown = f"{head}{mark}{_HIDDEN}" if found else shown
-    return shown
-
-
-def redact_text(text: str) -> str:
-    """A message of a library, or a config, without the credentials that its URLs and the AWS environment hold."""
-    for name in _AWS_SECRETS:
-        secret = os.environ.get(name)
-        if secret:
-            text = text.replace(secret, _HIDDEN)
-    return _URL.sub(lambda match: redact(match[0]), text)

@@ -10,8 +10,9 @@ import numpy as np
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.redaction import redact, redact_source
 from data_tools.remote.settings import CacheSettings, Shard, default_settings
-from data_tools.remote.urls import expand_braces, is_remote, redact
+from data_tools.remote.urls import expand_braces, is_remote
 from data_tools.shards import manifest as manifests
 from data_tools.shards.index import build_index, index_header, index_path, write_index
 from data_tools.shards.remote_sources import ShardEntry, resolve_url
@@ -72,18 +73,17 @@ def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike], cache: Ca
         shards += found
         if names and classes and names != classes:
             raise UserError(
-                f"class names of {_shown(source)} differ from those of the sources before",
+                f"class names of {redact_source(os.fspath(source))} differ from those of the sources before",
                 got=names,
                 expected=classes,
             )
         classes = classes or names
     if not shards:
-        raise UserError(
-            "the corpus is empty", got=", ".join(map(_shown, sources)) or "no source", expected="a sample or more"
-        )
+        named = ", ".join(redact_source(os.fspath(source)) for source in sources)
+        raise UserError("the corpus is empty", got=named or "no source", expected="a sample or more")
     content = b"".join(struct.pack("<QQ16s", shard.samples, shard.tar_bytes, shard.digest) for shard in shards)
     places = tuple(shard.place for shard in shards)
-    paths = tuple(map(_shown, places))
+    paths = tuple(map(redact_source, places))
     return Corpus(
         paths=paths,
         counts=np.array([shard.samples for shard in shards], np.int64),
@@ -116,11 +116,6 @@ def join_corpora(corpora: Sequence[Corpus]) -> Corpus:
         hashes=b"".join(corpus.hashes for corpus in corpora),
         cache=next((corpus.cache for corpus in corpora if corpus.cache), None),
     )
-
-
-def _shown(place: str | os.PathLike) -> str:
-    place = os.fspath(place)
-    return redact(place) if is_remote(place) else place
 
 
 def tar_paths(url: str) -> list[Path]:

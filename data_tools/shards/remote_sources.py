@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.progress import Progress
+from data_tools.redaction import redact
 from data_tools.remote.retry import DeniedError, MissingError
 from data_tools.remote.settings import CacheSettings
 from data_tools.remote.store import read_bytes
-from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, redact, split_query
+from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, split_query
 from data_tools.shards import manifest as manifests
 from data_tools.shards.index import HEADER_BYTES, parse_header
 

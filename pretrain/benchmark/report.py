@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.redaction import redact_source
 from pretrain.provenance import git_commit
 
 _WIDE = 200  # columns
@@ -42,7 +43,9 @@ def write_report(path: Path, report: dict) -> None:
     """Write `report` and its origin (command, commit, machine, torch) as strict JSON, whole or not at all."""
     import torch
 
-    report = report | {"command": sys.argv, "commit": git_commit(), "machine": machine(), "torch": torch.__version__}
+    command = [redact_source(word) for word in sys.argv]
+    origin = {"command": command, "commit": git_commit(), "machine": machine(), "torch": torch.__version__}
+    report = report | origin
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.progress import Progress
-from data_tools.remote.urls import redact_text
+from data_tools.redaction import redact_source
 from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
 from pretrain.engine.weights import load_trained
@@ -96,7 +96,7 @@ def _describe(options: argparse.Namespace, model: DualEncoder, corpus: Corpus) -
     return {
         "task": options.task,
         "model": {"path": options.model, "ema": options.ema, "name": spec.name, "digest": digest},
-        "dataset": {"path": redact_text(options.data), "digest": corpus.digest},
+        "dataset": {"path": redact_source(options.data), "digest": corpus.digest},
         "settings": settings,
         "seed": options.seed,
         "key": result_key(options.task, digest, corpus.digest, decisive),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UserError
-from data_tools.remote.urls import redact_text
+from data_tools.redaction import redact_source
 from data_tools.shards import join_corpora
 from pretrain import assemble
 from pretrain.config import FinetuneConfig
@@ -116,7 +116,7 @@ class FinetuneJob:
         corpus = assemble.eval_corpus(urls, self.config.data)
         if corpus.classes != self.classes:
             raise UserError(
-                f"eval.classification {redact_text(urls)} has other classes than the training corpus",
+                f"eval.classification {redact_source(urls)} has other classes than the training corpus",
                 got=", ".join(corpus.classes) or "none",
                 expected=", ".join(self.classes),
                 remedy="pack both with the same classes",

@@ -13,7 +13,7 @@ from data_tools.remote.fetch import checked_stat, fetch
 from data_tools.remote.http_range import Span
 from data_tools.remote.retry import DeniedError, MissingError, RemoteError, retry_after
 from data_tools.remote.store import read_bytes, read_span, stat, write_bytes
-from data_tools.remote.urls import child, index_url, name_of, parent, redact, redact_text
+from data_tools.remote.urls import child, index_url, name_of, parent
 from remote_servers import (
     HURRIED,
     cut,
@@ -144,6 +144,14 @@ def test_what_no_repetition_mends_ends_at_once(server):
         stat("nowhere://x", HURRIED)
 
 
+@pytest.mark.parametrize("password", ["QQ/QQ", "QQ?QQ", "QQ#QQ", "/QQ/QQ", "QQ://QQ"])
+def test_url_whose_host_cannot_be_told_is_refused_unasked(password):
+    for call in (stat, read_bytes):
+        with pytest.raises(UsageError, match=r"cannot tell the host of .*write / as %2F") as caught:
+            call(f"http://QQ:{password}@127.0.0.1:9/a.tar", HURRIED)
+        assert "QQ" not in str(caught.value)
+
+
 def test_dead_server_is_given_up():
     with http_server() as server:
         url = server.url("a.tar")
@@ -164,20 +172,6 @@ def test_credentials_stay_out_of_errors(server, fault, tmp_path):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     assert "a.tar" in text
     assert not any(secret in text for secret in ("user", "pass-word", "sig-nature", "frag-ment"))
-
-
-def test_urls_are_shown_without_credentials(monkeypatch):
-    for url, shown in (
-        ("s3://bucket/a/b.tar", "s3://bucket/a/b.tar"),
-        ("https://u:p@h:1/a.tar", "https://***@h:1/a.tar"),
-        ("https://h/a.tar?sig=x&y=z", "https://h/a.tar?***"),
-        ("https://u:p?@h/a.tar#t", "https://***@h/a.tar#***"),
-        ("https://u@h", "https://***@h"),
-    ):
-        assert redact(url) == shown
-        assert redact_text(f"cannot open '{url}', sorry") == f"cannot open '{shown}', sorry"
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k3y/of+the=user")
-    assert redact_text("signed with k3y/of+the=user") == "signed with ***"
 
 
 def test_neighbours_of_a_url():
