@@ -6,14 +6,13 @@ import argparse
 import base64
 import html
 import io
-import json
 import random
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError
 
 if TYPE_CHECKING:  # late otherwise: `--help` must answer at once
     from PIL.Image import Image as Picture
@@ -82,37 +81,33 @@ def _cells(corpus: Corpus, count: int, seed: int) -> list[_Cell]:
 def _cell(sample: Sample, classes: tuple[str, ...]) -> _Cell:
     from PIL import Image
 
-    from data_tools.pack.image import SUFFIXES
+    from data_tools.media.bad import BadSampleError
+    from data_tools.media.decode import thumbnail
+    from data_tools.media.members import DEFAULT_FIELDS
 
     members, captions = sample.members, _captions(sample)
     if "cls" in members:
         number = members["cls"].decode("utf-8", "replace").strip()
         known = number.isdecimal() and int(number) < len(classes)
         captions = [classes[int(number)] if known else number, *captions]
-    data = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
-    if data is None:
-        raise UserError(f"sample {sample.key} has no image", got=", ".join(members))
     try:
-        picture: Picture = Image.open(io.BytesIO(data))
-        picture.thumbnail((_CELL, _CELL), Image.Resampling.BICUBIC)
-    except OSError as error:
-        return _Cell(Image.new("RGB", (_CELL, _CELL), "grey"), [f"undecodable: {error}", *captions])
+        picture: Picture = thumbnail(DEFAULT_FIELDS.image_bytes(sample), _CELL)
+    except BadSampleError as error:
+        return _Cell(Image.new("RGB", (_CELL, _CELL), "grey"), [f"{error.kind}: {error.reason}", *captions])
     scale = _CELL // max(picture.size)
     if scale > 1:  # small pictures grow by whole pixels, so that what the model sees can be seen
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    return _Cell(picture.convert("RGB"), captions)
+    return _Cell(picture, captions)
 
 
 def _captions(sample: Sample) -> list[str]:
-    from data_tools.pack.folder import as_captions
+    from data_tools.media.bad import BadSampleError
+    from data_tools.media.members import DEFAULT_FIELDS
 
-    members = sample.members
     try:
-        fields = json.loads(members.get("json", b"{}"))
-        captions = as_captions(fields.get("captions")) if isinstance(fields, dict) else []
-    except (ValueError, RecursionError) as error:
-        return [f"its json cannot be read: {error}"]
-    return captions or ([members["txt"].decode("utf-8", "replace")] if "txt" in members else [])
+        return DEFAULT_FIELDS.all_captions(sample)
+    except BadSampleError as error:
+        return [f"{error.kind}: {error.reason}"]
 
 
 def _sheet(cells: list[_Cell]) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data_tools.errors import UserError
+from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
@@ -25,7 +26,7 @@ from pretrain.settings import dump_config
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream
-from pretrain.stream.members import IMAGE_EXTENSIONS, Fields
+from pretrain.stream.members import Fields
 from pretrain.stream.position import Position
 from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.stream.transform import ImageSettings
@@ -51,8 +52,8 @@ def cache_settings(data: DataConfig) -> CacheSettings:
 
 
 def _source(source: Source, corpus: Corpus) -> StreamSource:
-    image = IMAGE_EXTENSIONS if source.image is None else tuple(source.image.lower().split(";"))
-    fields = Fields(image, tuple(source.captions.split(";")), source.choose)
+    places = parse_fields(source.image, source.captions)
+    fields = fitting(Fields(places.image, places.captions, source.choose), corpus)
     weight = corpus.num_samples * source.repeat if source.weight is None else source.weight
     return StreamSource(corpus, fields, weight, source.repeat)
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.media.captions import clean
 from data_tools.pack.image import CheckedImage
-from data_tools.pack.rows import Item, clean
+from data_tools.pack.rows import Item
 from data_tools.shards.commit import atomic_write
 from data_tools.shards.index import index_header, index_path
 from data_tools.shards.manifest import ShardRecord

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
+from data_tools.media import MAX_PIXELS
 from data_tools.parallel import available_cores
 
 EXAMPLES = """examples:
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=89,
         metavar="M",
-        help="millions, per image (default: 89, which training decodes)",
+        help="millions, per image (default: 89, which training decodes; more only with --resize)",
     )
     samples.add_argument("--max-megabytes", type=float, default=100, metavar="M", help="per image file (default: 100)")
     shards = parser.add_argument_group("shards")
@@ -93,6 +94,13 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is not positive", got=value)
+    if args.resize is None and args.max_pixels * 1e6 > MAX_PIXELS:
+        raise UsageError(
+            "--max-pixels is more than training decodes",
+            got=f"{args.max_pixels:g} million",
+            expected=f"at most {MAX_PIXELS / 1e6:g} million",
+            remedy="add --resize N, which shrinks larger pictures",
+        )
     if not args.name or set(args.name) & set("./{}") or args.name.startswith("-"):
         raise UsageError("bad --name", got=repr(args.name), expected="a file name without dots, slashes and braces")
     if args.where and not all("=" in pair for pair in args.where):
@@ -112,7 +120,7 @@ def _read(args: argparse.Namespace):
             raise UsageError(
                 "the output lies inside the input folder", got=args.output, remedy="choose a folder beside it"
             )
-        return read_folder(args.input, args.labels == "folder")
+        return read_folder(args.input, args.labels == "folder", args.follow_links)
     if not args.input.exists():
         raise UserError(f"no such input: {args.input}", expected="a folder or a table")
     if args.input.suffix.lower() not in SUFFIXES:

@@ -1,24 +1,46 @@
 """Input adapter: a folder of images with .txt or .json beside them, or one sub-folder per class."""
 
-import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
-from data_tools.pack.image import SUFFIXES
+from data_tools.media.bad import BadSampleError
+from data_tools.media.captions import MAX_JSON_BYTES, MAX_TEXT_BYTES, as_texts, captions_of_text, parse_json
+from data_tools.media.files import read_file
+from data_tools.media.image import SUFFIXES
+from data_tools.pack.inside import Boundary
 from data_tools.pack.rows import Row, Source
 
 
-def read_folder(root: Path, labels: bool) -> Source:
-    """Every image under `root` is a row; with `labels` its first sub-folder is its class, and captions are optional."""
-    rows, ignored = [], 0
-    for relative, siblings in _files(root):
-        stem, suffix = os.path.splitext(relative)
-        if suffix.lower() in SUFFIXES:
-            rows.append(_row(root, relative, stem, siblings, labels))
-        elif not (suffix in (".txt", ".json") and _has_image(stem, siblings)):
-            ignored += 1
+@dataclass
+class _Folder:
+    """One folder: its path with a slash behind it, below the root, the names of its files, and linked folders that lead
+    out of the input."""
+
+    prefix: str
+    names: set[str]
+    outside: list[str]
+
+
+def read_folder(root: Path, labels: bool, follow_links: bool = False, lines: bool = False) -> Source:
+    """Every image under `root` is a row; with `labels` its first sub-folder is its class, and captions are optional.
+
+    With `lines` every line of a .txt is a caption; else it is one. Without `follow_links` nothing outside the folder is
+    read: an image or a text that a link leads to there is a faulty row, and so is a linked folder.
+    """
+    boundary = Boundary(root, follow_links)
+    rows: list[Row] = []
+    ignored = 0
+    for folder in _folders(boundary):
+        for name in sorted(name for name in folder.names if not name.startswith(".")):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in SUFFIXES:
+                rows.append(_row(boundary, folder, name, labels, lines))
+            elif not (suffix in (".txt", ".json") and _has_image(stem, folder.names)):
+                ignored += 1
+        rows += [Row(path, path, fault=boundary.fault(path)) for path in folder.outside]
     if not rows:
         expected = "images (" + ", ".join(sorted(SUFFIXES)) + ")"
         raise UserError(f"no images in {root}", got=f"{ignored} other files", expected=expected)
@@ -26,52 +48,75 @@ def read_folder(root: Path, labels: bool) -> Source:
     return Source(root, rows, captioned=not labels, labels=classes, ignored=ignored)
 
 
-def _files(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """(path relative to root, names in its folder) in sorted order, hidden ones left out."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        base = Path(folder).relative_to(root)
-        siblings = set(names)
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield (base / name).as_posix(), siblings
+def _folders(boundary: Boundary) -> Iterator[_Folder]:
+    """The folders below the root in sorted order, hidden ones left out, each once however many links lead to it."""
+    root = boundary.root
+    seen = {_identity(root)}
+    for place, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
+        base = os.path.relpath(place, root)
+        prefix = "" if base == "." else f"{base}/"
+        inside, outside = [], []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            path = prefix + name
+            if boundary.fault(path):
+                outside.append(path)
+            elif not _comes_as_itself(root / path, root) and (identity := _identity(root / path)) not in seen:
+                seen.add(identity)
+                inside.append(name)
+        folders[:] = inside
+        yield _Folder(prefix, set(names), outside)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _comes_as_itself(folder: Path, root: Path) -> bool:
+    """Whether a link leads to a folder that the walk meets under its own name."""
+    if not folder.is_symlink():
+        return False
+    below = os.path.relpath(os.path.realpath(folder), os.path.realpath(root)).split(os.sep)
+    return below[0] != ".." and not any(name.startswith(".") and name != "." for name in below)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}", got=error.strerror, remedy="make it readable") from None
 
 
 def _has_image(stem: str, siblings: set[str]) -> bool:
-    name = os.path.basename(stem)
-    return any(f"{name}{suffix}" in siblings or f"{name}{suffix.upper()}" in siblings for suffix in SUFFIXES)
+    return any(f"{stem}{suffix}" in siblings or f"{stem}{suffix.upper()}" in siblings for suffix in SUFFIXES)
 
 
-def _row(root: Path, relative: str, stem: str, siblings: set[str], labels: bool) -> Row:
-    row = Row(relative, relative)
-    if labels and "/" in relative:
-        row.label = relative.split("/", 1)[0]
-    name = os.path.basename(stem)
+def _row(boundary: Boundary, folder: _Folder, name: str, labels: bool, lines: bool) -> Row:
+    path = folder.prefix + name
+    row = Row(path, path)
+    if labels and folder.prefix:
+        row.label = path.split("/", 1)[0]
+    stem = os.path.splitext(name)[0]
+    texts = [beside for beside in (f"{stem}.txt", f"{stem}.json") if beside in folder.names]
+    for beside in texts:
+        row.fault = row.fault or boundary.fault(folder.prefix + beside)
+    if row.fault:
+        return row
     try:
-        if f"{name}.txt" in siblings:
-            row.captions = [(root / f"{stem}.txt").read_text("utf-8-sig")]
-        if f"{name}.json" in siblings:
-            _read_json(row, root / f"{stem}.json")
-    except (ValueError, RecursionError, OSError) as error:
-        row.fault = ("bad_row", f"text beside the image: {error}")
+        for beside in texts:
+            _read_text(row, boundary.root / (folder.prefix + beside), lines)
+    except BadSampleError as error:
+        row.fault = ("huge_text" if error.kind == "huge_text" else "bad_row", f"text beside the image: {error.reason}")
+    except OSError as error:
+        row.fault = ("bad_row", f"text beside the image: {error.strerror}")
     return row
 
 
-def _read_json(row: Row, path: Path) -> None:
-    content = json.loads(path.read_text("utf-8-sig"))
+def _read_text(row: Row, path: Path, lines: bool) -> None:
+    """Captions of a .txt; captions and metadata of a .json, whose captions count before."""
+    if path.suffix == ".txt":
+        row.captions = captions_of_text(read_file(path, MAX_TEXT_BYTES), lines)
+        return
+    content = parse_json(read_file(path, MAX_JSON_BYTES))
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    captions = as_captions(content.pop("captions", content.pop("caption", None)))
+        raise BadSampleError("bad_json", f"{path.name} is not a JSON object")
+    captions = as_texts(content.pop("captions", content.pop("caption", None)))
     row.captions = captions or row.captions
     row.metadata = content
-
-
-def as_captions(value: object) -> list[str]:
-    """A caption, a list of captions or nothing, as a list; raises ValueError for anything else."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and all(isinstance(caption, str) for caption in value):
-        return value
-    raise ValueError(f"captions must be text or a list of texts, got {str(value)[:60]!r}")

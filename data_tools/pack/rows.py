@@ -8,6 +8,8 @@ from pathlib import Path
 
 import xxhash
 
+from data_tools.media.bad import BadSampleError
+from data_tools.media.captions import clean, usable
 from data_tools.pack.inside import Boundary
 
 MISSING = -1
@@ -58,11 +60,6 @@ class Source:
     ignored: int = 0
 
 
-def clean(text: str) -> str:
-    """Text that UTF-8 can hold: half of a surrogate pair, from JSON or a file name, becomes "?"."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
 def group(source: Source, pairs: bool) -> list[Item]:
     """Rows of one image make one sample; with `pairs` every caption makes one. Order of first appearance."""
     rows = _split_captions(source.rows) if pairs else source.rows
@@ -108,7 +105,10 @@ def _split_captions(rows: list[Row]) -> Iterable[Row]:
 
 
 def _check_texts(row: Row, source: Source) -> None:
-    row.captions = [clean(caption.strip()) for caption in row.captions if caption.strip()]
+    try:
+        row.captions = usable(row.captions)
+    except BadSampleError as error:
+        row.captions, row.fault = [], row.fault or (error.kind, error.reason)
     row.label = clean(row.label) if row.label else row.label
     if row.fault:
         return

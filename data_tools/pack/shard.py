@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.media.bad import BadSampleError
+from data_tools.media.files import read_file
 from data_tools.pack.accounts import Accounts, Outcome, to_json
-from data_tools.pack.image import BadImageError, CheckedImage, Limits, check_image
+from data_tools.pack.image import CheckedImage, Limits, check_image
 from data_tools.pack.rows import Item, Row
 from data_tools.shards.manifest import ShardRecord
 from data_tools.shards.writer import write_shard
@@ -55,13 +57,13 @@ def _check(item: Item, rows: list[Row], task: ShardTask) -> Outcome:
     if not rows:
         return Outcome()
     try:
-        image = check_image((task.root / item.image).read_bytes(), task.limits)
+        image = check_image(read_file(task.root / item.image, task.limits.file_bytes), task.limits)
+    except BadSampleError as error:
+        return Outcome((error.kind, error.reason))
     except (FileNotFoundError, NotADirectoryError):
         return Outcome(("missing_file", f"no file {item.image}"))
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         return Outcome(("unreadable_file", str(error.strerror if isinstance(error, OSError) else error)))
-    except BadImageError as error:
-        return Outcome((error.kind, str(error)))
     return Outcome(None, image, hashlib.sha256(image.data).hexdigest())
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError, UserError
-from data_tools.pack.folder import as_captions
+from data_tools.media.bad import BadSampleError
+from data_tools.media.captions import as_texts
 from data_tools.pack.rows import Row, Source
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -73,9 +74,9 @@ def _row(source: str, values: dict, columns: Columns, caption: str, label: str |
     row = Row(source, _text(values.get(columns.image)), label=label)
     row.metadata = {name: value for name, value in values.items() if name not in used}
     try:
-        row.captions = as_captions(values.get(caption)) if caption else []
-    except ValueError as error:
-        row.fault = ("bad_row", str(error))
+        row.captions = as_texts(values.get(caption)) if caption else []
+    except BadSampleError as error:
+        row.fault = ("bad_row", error.reason)
     return row
 
 

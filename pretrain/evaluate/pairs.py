@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from data_tools.errors import UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.captions import parse_json
 from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import paired_similarities, require_finite
-from pretrain.stream.bad import BadSampleError
-from pretrain.stream.members import sample_json
 
 CHANCE = {
     "image_to_text_accuracy": 1 / 2,
@@ -65,7 +65,7 @@ def _facts(corpus: Corpus) -> Iterator[dict]:
 
 def _fields(sample: Sample) -> dict:
     try:
-        fields = sample_json(sample, "json") if "json" in sample.members else {}
+        fields = parse_json(sample.members["json"]) if "json" in sample.members else {}
     except BadSampleError as error:
         raise UserError(f"the json of sample {sample.key} cannot be read", got=error.reason) from None
     if not isinstance(fields, dict) or isinstance(fields.get("pair"), dict | list):

@@ -9,23 +9,30 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data_tools.media.decode import decode_rgb
+from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting
 from data_tools.shards import Corpus, ShardReader
 from data_tools.shards.commit import atomic_write
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import similarities
-from pretrain.stream.decode import decode_rgb
-from pretrain.stream.members import PLAIN, all_captions
 
 TILE, FRAME, GAP, TEXT_WIDTH = 128, 5, 10, 270
 RIGHT, WRONG = (22, 163, 74), (225, 225, 225)
 
 
 def write_retrieval_picture(
-    path: str | Path, features: CorpusFeatures, corpus: Corpus, queries: int = 8, top: int = 5, seed: int = 0
+    path: str | Path,
+    features: CorpusFeatures,
+    corpus: Corpus,
+    queries: int = 8,
+    top: int = 5,
+    seed: int = 0,
+    fields: Fields = DEFAULT_FIELDS,
 ) -> None:
     """Write a PNG with one row per query: a caption, the rank of its image, and the `top` images, its own framed.
 
-    The queries are captions of different images, drawn by `seed`. One rank calls it.
+    The queries are captions of different images, drawn by `seed`; `fields` is what the features were read with. One
+    rank calls it.
     """
     positions, _ = features.first_captions()
     generator = torch.Generator().manual_seed(seed)
@@ -33,9 +40,10 @@ def write_retrieval_picture(
     rows = [_draw_caption(features, int(position), generator) for position in drawn]
     scores = similarities(features.texts[rows], features.images).cpu()
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    fields = fitting(fields, corpus)
     with ShardReader(corpus) as reader:
         strips = [
-            _strip(reader, features, row, int(position), found.tolist(), top)
+            _strip(reader, fields, features, row, int(position), found.tolist(), top)
             for row, position, found in zip(rows, drawn, order, strict=True)
         ]
     page = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
@@ -53,10 +61,16 @@ def _draw_caption(features: CorpusFeatures, position: int, generator: torch.Gene
 
 
 def _strip(
-    reader: ShardReader, features: CorpusFeatures, row: int, position: int, found: list[int], top: int
+    reader: ShardReader,
+    fields: Fields,
+    features: CorpusFeatures,
+    row: int,
+    position: int,
+    found: list[int],
+    top: int,
 ) -> Image.Image:
     first = int(torch.nonzero(features.text_image == position)[0])
-    caption = all_captions(_sample(reader, position))[row - first]
+    caption = fields.all_captions(_sample(reader, position))[row - first]
     rank = found.index(position) + 1
     strip = Image.new("RGB", (TEXT_WIDTH + top * (TILE + GAP) + GAP, TILE + GAP), "white")
     draw = ImageDraw.Draw(strip)
@@ -65,7 +79,7 @@ def _strip(
     note = "found first" if rank == 1 else f"its image: place {rank} of {len(found)}"
     draw.text((GAP, TILE - GAP), note, fill=RIGHT if rank <= top else "grey", font=ImageFont.load_default(12))
     for place, candidate in enumerate(found[:top]):
-        image = Image.fromarray(decode_rgb(PLAIN.image_bytes(_sample(reader, candidate))))
+        image = Image.fromarray(decode_rgb(fields.image_bytes(_sample(reader, candidate))))
         inner = ImageOps.pad(image, (TILE - 2 * FRAME, TILE - 2 * FRAME), color="white")
         tile = ImageOps.expand(inner, FRAME, RIGHT if candidate == position else WRONG)
         strip.paste(tile, (TEXT_WIDTH + place * (TILE + GAP), GAP // 2))

@@ -7,22 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.media.bad import BadSampleError
 
 WORST_SHARDS = 5
-
-
-class BadSampleError(ValueError):
-    """A sample that training replaces by its substitute.
-
-    Args:
-        kind: one word for the account, such as `undecodable`.
-        reason: what was wrong.
-    """
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(kind, reason)
-        self.kind, self.reason = kind, reason
-        self.key = ""  # of the sample, where it is known
 
 
 @dataclass(frozen=True)
@@ -34,6 +21,11 @@ class BadSample:
     key: str
     kind: str
     error: str
+
+    @classmethod
+    def of(cls, error: BadSampleError, shard: str, index: int) -> "BadSample":
+        """What is written down of a sample that could not be used."""
+        return cls(shard, index, error.key, error.kind, error.reason)
 
 
 class Quarantine:

@@ -11,11 +11,13 @@ import torch
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import Target, describe, label
 from data_tools.shards import Sample, ShardReader
 from data_tools.shards.tar import TarDamageError
 from pretrain.stream.augment import drop_words
-from pretrain.stream.bad import BadSample, BadSampleError
-from pretrain.stream.members import Fields, Target, describe, label
+from pretrain.stream.bad import BadSample
+from pretrain.stream.members import Fields
 from pretrain.stream.mixture import Mixture, Place, Slots
 from pretrain.stream.transform import ImageTransform
 
@@ -98,7 +100,7 @@ class BatchBuilder:
                 try:
                     rows.append(self._load(place, picture, transform))
                 except BadSampleError as error:
-                    bad.append(self._describe(place, error))
+                    bad.append(BadSample.of(error, self._path(place), place.index))
                     rows.append(self._load_substitute(place, picture, transform))
         captions = [row.caption for row in rows] if self.target == "caption" else []
         texts = self.tokenize(captions) if captions and self.tokenize else None
@@ -157,9 +159,6 @@ class BatchBuilder:
             got=f"{SUBSTITUTE_ATTEMPTS} bad ones, the last: {reason}",
             remedy="run `python -m data_tools verify` on the shards",
         )
-
-    def _describe(self, place: Place, error: BadSampleError) -> BadSample:
-        return BadSample(self._path(place), place.index, error.key, error.kind, error.reason)
 
     def _path(self, place: Place) -> str:
         return self.reader.corpus.paths[self.shard(place)]

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from data_tools.errors import UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, label
 from data_tools.shards import Corpus, Sample, ShardReader
-from pretrain.stream.bad import BadSampleError
 from pretrain.stream.batches import Tokenize, read_sample
 from pretrain.stream.loader import check_first_shard
-from pretrain.stream.members import PLAIN, all_captions, label
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
@@ -46,6 +46,7 @@ class EvalReader:
         tokenize: list of m texts -> int64 [m, context], picklable; None leaves out the captions.
         batch: images per batch.
         workers: loader processes; 0 reads in this one.
+        fields: where images and captions are; lines of a txt are captions also where the corpus's layout says so.
 
     Raises:
         UserError: the first shard has no image (or, with `tokenize`, no caption) member; when iterated: an unreadable
@@ -61,13 +62,15 @@ class EvalReader:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        fields: Fields = DEFAULT_FIELDS,
     ):
-        check_first_shard(corpus, PLAIN, "caption" if tokenize else None)
+        self.fields = fitting(fields, corpus)
+        check_first_shard(corpus, self.fields, "caption" if tokenize else None)
         with ShardReader(corpus) as reader:
             self.labelled = "cls" in _read(reader, 0, 0).members
         share = -(-corpus.num_samples // world_size)
         self._build = _EvalBuilder(
-            ShardReader(corpus), ImageTransform(image), tokenize, self.labelled, batch, rank * share, share
+            ShardReader(corpus), self.fields, ImageTransform(image), tokenize, self.labelled, batch, rank * share, share
         )
         self._batches, self._workers = -(-share // batch), workers
 
@@ -86,6 +89,7 @@ class _EvalBuilder:
     """Builds the batches of positions first .. first + share."""
 
     reader: ShardReader
+    fields: Fields
     transform: ImageTransform
     tokenize: Tokenize | None
     labelled: bool
@@ -127,13 +131,11 @@ class _EvalBuilder:
         shard = int(np.searchsorted(self.edges, position, side="right")) - 1
         sample = _read(self.reader, shard, position - int(self.edges[shard]))
         try:
-            picture[:] = self.transform.evaluate(PLAIN.image_bytes(sample)).transpose(2, 0, 1)
-            texts = all_captions(sample) if self.tokenize else []
+            picture[:] = self.transform.evaluate(self.fields.image_bytes(sample)).transpose(2, 0, 1)
+            texts = self.fields.all_captions(sample) if self.tokenize else []
             number = label(sample, len(self.reader.corpus.classes)) if self.labelled else PADDING
         except BadSampleError as error:
             raise _unreadable(self.reader.corpus, shard, sample.key, error) from error
-        if self.tokenize and not texts:
-            raise _unreadable(self.reader.corpus, shard, sample.key, BadSampleError("no_caption", "no text"))
         return sample, texts, number
 
 

@@ -10,12 +10,14 @@ from typing import get_args
 import torch
 
 from data_tools.errors import UsageError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import Target
 from data_tools.shards import Corpus, ShardReader, join_corpora
 from pretrain.config import Phase
 from pretrain.rules import check_world_size, parse_duration
-from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, Quarantine, too_many_bad
+from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard
-from pretrain.stream.members import PLAIN, Fields, Target
+from pretrain.stream.members import PLAIN, Fields
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position

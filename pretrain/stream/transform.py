@@ -9,15 +9,25 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data_tools.errors import UsageError
+from data_tools.media import MAX_PIXELS
+from data_tools.media.decode import (
+    CHEAP_SCALES,
+    WHOLE,
+    Box,
+    decode_rgb,
+    decode_stored,
+    scaled_size,
+    stored_box,
+    turn,
+    upright_size,
+)
+from data_tools.media.image import jpeg_orientation, jpeg_size
 from pretrain.stream.augment import jitter_colors, mirror
-from pretrain.stream.decode import CHEAP_SCALES, MAX_PIXELS, WHOLE, decode_rgb, jpeg_size, scaled_size
 from pretrain.stream.sample_rng import Purpose, random_pair
 
 CROP_ATTEMPTS = 10
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZE_MODES = ("shortest", "squash")
-
-Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 @dataclass(frozen=True)
@@ -83,18 +93,19 @@ class ImageTransform:
         return resized[0].permute(1, 2, 0).numpy()
 
     def _random_crop(self, data: bytes, seed: int, epoch: int, sample_id: int) -> np.ndarray:
-        """The crop, drawn on the full-size picture, cut from it or from the smaller one that suffices."""
+        """The crop, drawn on the upright picture in full size, cut from it or from the smaller one that suffices."""
         size = jpeg_size(data) if self.settings.scaled_decode else None
-        pixels = None if size else decode_rgb(data)
-        width, height = size or (pixels.shape[1], pixels.shape[0])
-        box = random_crop_box(width, height, self.settings, seed, epoch, sample_id)
+        pixels, orientation = (None, jpeg_orientation(data)) if size else decode_stored(data)
+        width, height = size or (pixels.shape[1], pixels.shape[0])  # as stored
+        box = random_crop_box(*upright_size(width, height, orientation), self.settings, seed, epoch, sample_id)
+        box = stored_box(box, width, height, orientation)
         if pixels is None:
             eighths = sufficient_scale(box, self.settings.size)
-            pixels = decode_rgb(data, eighths)
+            pixels = decode_stored(data, eighths).pixels
             if pixels.shape[:2] == (scaled_size(height, eighths), scaled_size(width, eighths)):
                 box = scale_box(box, eighths)
         left, top, right, bottom = box
-        return pixels[top:bottom, left:right]
+        return turn(pixels[top:bottom, left:right], orientation)
 
     def evaluate(self, data: bytes) -> np.ndarray:
         """What open_clip's preprocessing gives before its normalisation, to within one grey level."""

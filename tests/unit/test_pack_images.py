@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_tools.pack.image import BadImageError, Limits, check_image
+from data_tools.media.bad import BadSampleError
+from data_tools.pack.image import Limits, check_image
 from packing import ORIENTATION, encoded, jpeg, picture
 
 LIMITS = Limits(pixels=10_000, file_bytes=200_000)
@@ -93,7 +94,7 @@ def claims_to_be_huge() -> bytes:
     ],
 )
 def test_error_class(data, kind):
-    with pytest.raises(BadImageError) as caught:
+    with pytest.raises(BadSampleError) as caught:
         check_image(data, LIMITS)
     assert caught.value.kind == kind
     assert " at 0x" not in str(caught.value)  # addresses would make two runs differ

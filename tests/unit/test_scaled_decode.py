@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_tools.media.bad import BadSampleError
+from data_tools.media.decode import CHEAP_SCALES, WHOLE, decode_rgb, scaled_size
+from data_tools.media.image import jpeg_size
 from pretrain.assemble import train_stream
 from pretrain.config import DataConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.runtime import Runtime
 from pretrain.settings import dump_config
 from pretrain.stream import transform
-from pretrain.stream.bad import BadSampleError
-from pretrain.stream.decode import CHEAP_SCALES, WHOLE, decode_rgb, jpeg_size, scaled_size
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import write_corpus
@@ -160,14 +161,6 @@ def test_evaluation_is_always_exact():
     Image.open(io.BytesIO(data)).save(lossless, "PNG")
     pictures = ImageTransform(ImageSettings(32))
     assert np.array_equal(pictures.evaluate(data), pictures.evaluate(lossless.getvalue()))
-
-
-def test_an_orientation_tag_is_not_looked_at():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    plain, tagged = (jpeg(blobs(300, 200), **options) for options in ({}, {"exif": exif}))
-    pictures = ImageTransform(ImageSettings(32))
-    assert np.array_equal(pictures.train(plain, 0, 0, 1), pictures.train(tagged, 0, 0, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -242,22 +242,22 @@ def test_preview_shows_what_a_damaged_sample_has(tmp_path):
     write_shard(tmp_path / "a.tar", [(f"{n}", {"jpg": jpeg(), **row}) for n, row in enumerate(rows)])
     assert main(["preview", str(tmp_path / "a.tar"), str(tmp_path / "p.html")]) == 0
     page = (tmp_path / "p.html").read_text()
-    for text in ("its json cannot be read", "a text", "a string"):
+    for text in ("bad_json: Expecting property name", "bad_json: the json is no object", "a string"):
         assert text in page
 
 
 def test_verify_decodes_images_of_foreign_tars(tmp_path, capsys):
     from data_tools.__main__ import main
 
-    foreign(tmp_path / "good.tar", [f"k{n}.jpg" for n in range(40)], jpeg())
-    foreign(tmp_path / "bad.tar", ["x.jpg"], b"\xff\xd8\xff not an image")
+    write_shard(tmp_path / "good.tar", [(f"k{n:02}", {"jpg": jpeg(), "txt": b"text"}) for n in range(40)])
+    write_shard(tmp_path / "bad.tar", [("x", {"jpg": b"\xff\xd8\xff not an image", "txt": b"text"})])
     assert main(["verify", str(tmp_path / "good.tar"), "--decode", "0.5"]) == 0
     share = int(capsys.readouterr().out.split(" images decoded")[0].split()[-1])
     assert 10 <= share <= 30
     assert main(["verify", str(tmp_path / "bad.tar")]) == 0
     assert main(["verify", str(tmp_path), "--decode", "1"]) == 1
     printed = capsys.readouterr().out
-    assert "sample x: jpg does not decode" in printed
+    assert "sample x: undecodable: jpg does not decode" in printed
     assert "41 images decoded" in printed
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError, UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import label
 from data_tools.shards import Sample, open_corpus
-from pretrain.stream.bad import BadSample, BadSampleAccount, BadSampleError, bad_ratio_error, too_many_bad
+from pretrain.stream.bad import BadSample, BadSampleAccount, bad_ratio_error, too_many_bad
 from pretrain.stream.loader import TrainStream
-from pretrain.stream.members import PLAIN, Fields, label
+from pretrain.stream.members import PLAIN, Fields
 from pretrain.stream.transform import ImageSettings
 from stream_corpora import CONTEXT, characters, members, picture, write_corpus
 
@@ -310,7 +312,7 @@ def test_a_corpus_of_another_kind_fails_at_once(tmp_path, change, target, messag
 
 def test_a_text_is_one_caption_where_the_json_has_none():
     sample = Sample("k", 1, {"txt": b"two\nlines ", "json": b'{"width": 3}'})
-    assert PLAIN.training_caption(sample, 0, 0) == "two\nlines"
+    assert PLAIN.training_caption(sample, 0, 0) == "two lines"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
+from data_tools.media.members import Fields
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from stream_corpora import CONTEXT, characters, members, write_corpus
@@ -72,8 +73,11 @@ def test_ranks_have_equal_padded_batches(corpus, world_size):
             assert len(batch.captions) == len(batch.text_image) >= 1
 
 
-def test_lines_of_a_text_are_captions(tmp_path):
+def test_lines_of_a_text_are_captions_where_the_layout_or_the_mapping_says_so(tmp_path):
     corpus = write_corpus(tmp_path, [1], {0: {"txt": b"first\n\n second \n", "json": b'{"id": 1}'}})
+    assert read(corpus)[0].captions == ["first second"]
+    assert read(corpus, fields=Fields(captions=("lines",)))[0].captions == ["first", "second"]
+    (tmp_path / "nshards.txt").write_text("1")  # as CLIP_benchmark writes beside its tars
     assert read(corpus)[0].captions == ["first", "second"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ import xxhash
 from PIL import Image
 
 from data_tools.errors import UsageError
-from pretrain.stream import decode, transform
-from pretrain.stream.bad import BadSampleError
-from pretrain.stream.decode import decode_rgb
+from data_tools.media.bad import BadSampleError
+from data_tools.media.decode import decode_rgb
+from pretrain.stream import transform
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box
 
 
@@ -87,12 +89,6 @@ def test_animation_gives_its_first_frame():
     assert decode_rgb(data)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_orientation_tag_is_not_applied_again():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    assert decode_rgb(encode(textured(40, 20), "JPEG", exif=exif)).shape == (20, 40, 3)
-
-
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_cut_picture_is_undecodable(format):
     data = encode(textured(200, 200), format)
@@ -114,22 +110,32 @@ def test_jpeg_with_untidy_bytes_is_still_read():
     assert np.array_equal(pixels, decode_rgb(data))
 
 
+def claiming(format: str, side: int) -> bytes:
+    """A small picture whose header says that it is `side` pixels wide and high."""
+    data = bytearray(encode(Image.new("L", (30, 30)), format))
+    at = data.index(b"\xff\xc0") + 5 if format == "JPEG" else data.index(b"IHDR") + 4
+    kind = ">HH" if format == "JPEG" else ">II"
+    struct.pack_into(kind, data, at, side, side)
+    if format == "PNG":
+        struct.pack_into(">I", data, at + 13, zlib.crc32(data[at - 4 : at + 13]))
+    return bytes(data)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_decompression_bomb_is_refused_by_its_header(format, monkeypatch):
-    data = encode(Image.new("L", (300, 300)), format)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 300 * 300 - 1)
+def test_decompression_bomb_is_refused_by_its_header(format):
+    data = claiming(format, 20_000)
     with pytest.raises(BadSampleError) as caught:
         decode_rgb(data)
-    assert caught.value.kind == "too_large"
+    assert caught.value.kind == "decompression_bomb"
 
 
-def test_pillows_own_bomb_guard_counts_as_too_large(monkeypatch):
+def test_pillows_own_bomb_guard_counts_as_well(monkeypatch):
     data = encode(Image.new("L", (300, 300)))
     for limit in (80_000, 40_000):  # Pillow warns, then raises
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(BadSampleError) as caught:
             decode_rgb(data)
-        assert caught.value.kind == "too_large"
+        assert caught.value.kind == "decompression_bomb"
 
 
 @pytest.mark.parametrize("shape", [(500, 375), (333, 500), (224, 224), (224, 300), (97, 61), (1000, 225), (60, 1)])
