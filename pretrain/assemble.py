@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,12 +19,14 @@ from data_tools.shards.commit import atomic_write
 from pretrain import run_lock
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
+from pretrain.engine.committed import FOLDER, committed
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
+from pretrain.precision import settle
 from pretrain.provenance import git_commit, package_versions
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, gather, together
-from pretrain.settings import dump_config
+from pretrain.settings import dump_config, recorded_precision
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream
@@ -34,6 +38,7 @@ from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
 Config = PretrainConfig | FinetuneConfig
+_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 
 def train_sources(data: DataConfig) -> list[StreamSource]:
@@ -113,6 +118,17 @@ def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool,
         runtime.world_size,
         config.data.workers,
     )
+
+
+def settle_precision(config: _Config, runtime: Runtime) -> _Config:
+    """`config` with the precision that all ranks compute in, that of the run's newest checkpoint where `auto` leaves it
+    open; it is printed, and a warning where it is slow here. All ranks must call it."""
+    saved = reversed(committed(Path(config.run.dir) / FOLDER))
+    recorded = next(filter(None, (recorded_precision(folder / "config.yaml") for folder in saved)), None)
+    settled = settle(config.train.precision, runtime.device, recorded)
+    if runtime.is_main:
+        print("\n".join(settled.lines), flush=True)
+    return replace(config, train=replace(config.train, precision=settled.precision))
 
 
 def claim_run_dir(config: Config, runtime: Runtime) -> None:

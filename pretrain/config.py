@@ -132,7 +132,9 @@ class TrainConfig:
     duration: str = "1 epoch"  # epochs | steps | samples, or forever with optim.schedule=constant
     global_batch: int = 256
     micro_batch: int | None = None
-    precision: str = "fp32"  # fp32 | bf16 (autocast over fp32 parameters)
+    precision: str = (
+        "auto"  # bf16 (autocast over fp32 parameters) | fp32 | auto: bf16 where all devices have units for it
+    )
     zero_stage: int = 1
     grad_checkpointing: str = "none"  # none | image | text | both
     offload_optimizer: bool = False  # from stage 1

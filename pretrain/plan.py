@@ -9,6 +9,7 @@ from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
 from pretrain.engine.weights import describe
+from pretrain.precision import is_bf16
 from pretrain.pretraining import Evaluations, load_init, make_model, patch_dropouts
 from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
@@ -29,6 +30,7 @@ def dry_run(config: PretrainConfig) -> int:
         UserError: whatever would end the run at its start.
     """
     runtime = start(distributed=False)
+    config = assemble.settle_precision(config, runtime)
     model = make_model(config)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
     patch_dropouts(model, config.model.phases)
@@ -67,7 +69,7 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     if micro < share:
         largest = max(p.numel() for p in model.parameters())
         parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
-    parts["activations of a micro-batch"] = activation_bytes(model, config.train.precision == "bf16") * micro
+    parts["activations of a micro-batch"] = activation_bytes(model, is_bf16(config.train.precision)) * micro
     if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
         parts["a second pair of towers, while the moving average is evaluated"] = 4 * _sizes(model)[0]
     width = model.spec.model_cfg["embed_dim"]

@@ -33,6 +33,7 @@ class PretrainJob:
     """See `pretrain.train.Job`. All ranks must build it."""
 
     def __init__(self, config: PretrainConfig, runtime: Runtime):
+        config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
         self.model = make_model(config)

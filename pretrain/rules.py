@@ -23,6 +23,7 @@ FOREVER = "forever"
 ENDLESS = 1 << 62  # steps of a run without an end
 _MOST_PROFILED = 100
 _OF_WHOLE_MATRICES = ("lamb", "muon")
+PRECISIONS = ("auto", "fp32", "bf16")
 LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # those of pretrain/losses, which imports torch
 
 
@@ -74,7 +75,7 @@ def parse_steps(text: str, where: str) -> tuple[int, int]:
 
 _CHOICES: dict[str, tuple] = {
     "run.resume": ("auto", "never"),
-    "train.precision": ("fp32", "bf16"),
+    "train.precision": PRECISIONS,
     "train.zero_stage": (0, 1, 2, 3),
     "train.grad_checkpointing": ("none", "image", "text", "both"),
     "optim.name": ("adamw", "lion", "lamb", "muon"),

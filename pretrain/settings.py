@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.rules import validate
+from pretrain.rules import PRECISIONS, validate
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
@@ -62,6 +62,15 @@ def _shown(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_shown(value) for value in tree]
     return redact_source(tree) if isinstance(tree, str) else tree
+
+
+def recorded_precision(path: Path) -> str | None:
+    """train.precision of a settled tree that `dump_config` wrote to `path`; None where it cannot be read there."""
+    try:
+        value = OmegaConf.select(OmegaConf.load(path), "train.precision")
+    except Exception:  # absent, or damaged in one of the many ways of YAML: then it says nothing
+        return None
+    return value if value in PRECISIONS[1:] else None
 
 
 def _override(raw, word: str) -> None:

@@ -32,4 +32,4 @@ def micro_trial(folder: Path) -> Trial:
     model = folder / "micro.json"
     model.write_text(json.dumps(_TOWERS))
     shards = tuple(str(path) for path in sorted((folder / "shards").glob("*.tar")))
-    return Trial(str(folder / "shards"), shards, str(model), 8, 3, warmup=1, workers=0, precision="fp32")
+    return Trial(str(folder / "shards"), shards, str(model), 8, 3, warmup=1, workers=0)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from pretrain.benchmark.report import show_table, write_report
+from pretrain.benchmark.train import settled_precision
 from pretrain.benchmark.trainers import REPO_ROOT, free_port
 from pretrain.config import PretrainConfig
 from pretrain.engine.committed import FOLDER, newest_intact, step_of
@@ -42,6 +43,7 @@ def run_chaos(args: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, args.config, [*words, f"run.dir={folder}"])
     for size in args.world_sizes:
         check_world_size(config.train.global_batch, size)
+    precision = settled_precision(config.train.precision)
     kills, lives = disturb(args, words, folder / "disturbed")
     first, other = args.world_sizes[0], next((n for n in args.world_sizes if n != args.world_sizes[0]), None)
     curves = {"disturbed": losses(folder / "disturbed"), "undisturbed": undisturbed(args, words, folder, first)}
@@ -49,12 +51,12 @@ def run_chaos(args: argparse.Namespace) -> int:
         curves["control"] = undisturbed(args, words, folder, other)
     want = curves["undisturbed"]
     found = {name: gaps(curve, want, args.steps) for name, curve in curves.items() if curve is not want}
-    allowed = most_allowed(found.get("control", {}), TOLERANCE[config.train.precision], args.steps)
+    allowed = most_allowed(found.get("control", {}), TOLERANCE[precision], args.steps)
     title = f"ZeRO stage {args.zero_stage}, {args.steps} steps"
     draw(folder / "chaos.png", want, lives, kills, found.get("control", {}), title)
     show_table("kills", ("after step", "rank", "of", "resumed from"), [tuple(kill.values()) for kill in kills])
     report = {"kind": "chaos", "config": str(args.config)}
-    report |= {"settings": words, "kills": kills, "losses": curves, "relative_gaps": found}
+    report |= {"settings": words, "precision": precision, "kills": kills, "losses": curves, "relative_gaps": found}
     write_report(folder / "report.json", report)
     print(f"picture: {folder / 'chaos.png'}")
     return judge(found["disturbed"], found.get("control"), allowed)

@@ -8,9 +8,11 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
-from pretrain.rules import LOSS_NAMES
+from pretrain.rules import LOSS_NAMES, PRECISIONS
 
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
+_PRECISION = "bf16: autocast over fp32 weights; auto: where the device has units for it, else fp32 (default auto)"
+_TRAIN_PRECISION = f"of both; {_PRECISION}; with auto a probe picks the peer's faster one"
 _EXAMPLES = """examples:
   samples per second of both trainers, five alternating pairs, and the FLOPs of a step
     python launch/benchmark.py train --shards data/photos/pairs --model configs/models/vit_micro_32.json
@@ -82,7 +84,7 @@ def _add_work(train: argparse.ArgumentParser) -> None:
         help="training corpus: a packed folder, a tar or a brace pattern, one caption a sample",
     )
     add("--model", required=True, help=_MODEL)
-    add("--precision", choices=("bf16", "fp32"), default="bf16", help="bf16: autocast over fp32 weights (default)")
+    add("--precision", choices=PRECISIONS, default="auto", help=_TRAIN_PRECISION)
     add("--global-batch", type=int, default=256, help="pairs per step over all ranks (default 256)")
     add("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
     add("--weight-decay", type=float, default=0.2, help="default 0.2")
@@ -137,7 +139,7 @@ def _add_step(step: argparse.ArgumentParser) -> None:
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default all but compiled")
     add("--batch", type=int, default=64, help="pairs (default 64)")
     add("--micro-batch", type=int, default=16, help="pairs of a forward of `cached` (default 16)")
-    add("--precision", choices=("bf16", "fp32"), default="bf16", help="default bf16")
+    add("--precision", choices=PRECISIONS, default="auto", help=_PRECISION)
     add("--steps", type=int, default=10, help="timed steps of a process (default 10)")
     add("--rounds", type=int, default=3, help="processes of each, in turn (default 3)")
     add("--peak-tflops", type=float, help="of the device, for the MFU (default: known for some GPUs)")
@@ -175,7 +177,7 @@ def _add_memory(memory: argparse.ArgumentParser) -> None:
     add("--world-sizes", type=int, nargs="+", default=[1, 2], help="ranks (default 1 2)")
     add("--pairs", type=int, default=32, help="pairs of a rank and step (default 32)")
     add("--micro-batch", type=int, default=8, help="pairs of a forward where the gradient cache is on (default 8)")
-    add("--precision", choices=("bf16", "fp32"), default="fp32", help="default fp32")
+    add("--precision", choices=PRECISIONS, default="auto", help=_PRECISION)
     add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
 
 

@@ -13,7 +13,7 @@ from data_tools.errors import UsageError
 from pretrain.benchmark.memory_trial import MemoryTrial
 from pretrain.benchmark.peak import MALLOC
 from pretrain.benchmark.report import show_table, write_report
-from pretrain.benchmark.train import announce
+from pretrain.benchmark.train import announce, settled_precision
 from pretrain.benchmark.trainers import run_trial
 
 _MIB = 2**20
@@ -25,6 +25,7 @@ _DEFINITION = (
 
 def run_memory(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
+    args.precision = settled_precision(args.precision)
     folder = args.work_dir.resolve() / time.strftime("memory-%Y%m%d-%H%M%S")
     rows = []
     for number, trial in enumerate(trials(args)):

@@ -28,9 +28,12 @@ def machine() -> dict:
     """What the figures were taken on."""
     import torch
 
+    from pretrain.precision import cpu_has_bf16, processor
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(),
+        "processor": processor(),
+        "bf16_units": cpu_has_bf16(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
         "gpus": gpus,
@@ -72,12 +75,3 @@ def _cell(value: object) -> str:
 
 def _long(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

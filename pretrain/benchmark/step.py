@@ -13,7 +13,7 @@ import torch
 from data_tools.errors import UsageError
 from pretrain.benchmark.report import show_table, spread, write_report
 from pretrain.benchmark.step_trial import StepTrial
-from pretrain.benchmark.train import announce
+from pretrain.benchmark.train import announce, settled_precision
 from pretrain.benchmark.trainers import run_trial
 
 _MIB, _TERA = 2**20, 1e12
@@ -34,6 +34,7 @@ def run_step(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
     if "cached" in args.variants and args.batch % args.micro_batch:
         raise UsageError("--micro-batch does not divide --batch", got=args.micro_batch, expected=f"of {args.batch}")
+    args.precision = settled_precision(args.precision)
     folder = args.work_dir.resolve() / time.strftime("step-%Y%m%d-%H%M%S")
     found: dict[str, list[dict]] = {name: [] for name in args.variants}
     for number in range(args.rounds):
@@ -47,7 +48,7 @@ def run_step(args: argparse.Namespace) -> int:
         ("variant", "ms", "lowest", "highest", "samples/s", "times the first", "GFLOP", "MFU %", "MiB"),
         [_cells(row, rows[0]) for row in rows],
     )
-    report = {"kind": "step", "definition": _DEFINITION, "rows": rows, "peak_tflops": peak}
+    report = {"kind": "step", "definition": _DEFINITION, "precision": args.precision, "rows": rows, "peak_tflops": peak}
     report |= {"deepspeed": version("deepspeed"), "open_clip": version("open_clip_torch")}
     write_report(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")

@@ -23,6 +23,7 @@ from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_devic
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.losses import Features, contrastive_loss
+from pretrain.precision import is_bf16
 from pretrain.pretraining import make_model
 from pretrain.runtime import Runtime, finish, start
 from pretrain.towers.build import DualEncoder
@@ -126,7 +127,7 @@ def _bare(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forward]:
     (part,) = _parts(model, trial, device)
 
     def forward() -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):
             outputs = model(*part)
         return contrastive_loss(Features(*outputs), config.loss)
 
@@ -145,7 +146,7 @@ def _open_clip(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forwa
         ours.patch_dropout.bits = torch.arange(trial.batch, device=device)
 
     def forward() -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):
             return loss(*model(pixels, tokens)[:3])
 
     return model, forward
@@ -154,7 +155,7 @@ def _open_clip(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forwa
 def _alone(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
     model, forward = _FORWARDS[trial.who](trial, runtime.device)
     optim = OptimConfig()
-    optimizer = make_optimizer(parameter_groups(model, optim), optim)
+    optimizer = make_optimizer(parameter_groups(model, optim), optim, runtime.device)
 
     def step() -> None:
         forward().backward()

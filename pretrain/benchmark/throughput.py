@@ -31,7 +31,7 @@ def fastest_layout(bench: Bench, trial: Trial, layouts: Sequence[Layout], skip: 
     rates = {}
     for layout in layouts:
         bench.announce(f"open_clip, probing {layout} (processes x threads)")
-        folder = bench.folder / f"probe-{layout.ranks}"
+        folder = bench.folder / f"probe-{layout.ranks}-{layout.precision}"
         outcome = run_open_clip(probe, layout, folder, bench.limit, bench.python)
         rates[layout] = outcome.samples_per_second(trial.global_batch, skip)
     return max(rates, key=rates.__getitem__), {str(layout): rate for layout, rate in rates.items()}

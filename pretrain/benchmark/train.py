@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from pretrain.benchmark import throughput
 from pretrain.benchmark.environment import peer_python, peer_versions
 from pretrain.benchmark.report import show_table, write_report
 from pretrain.benchmark.trainers import Layout, Trial
+from pretrain.precision import AUTO, BF16, FP32, settle
 
 _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
 
@@ -55,7 +57,6 @@ def _trial(args: argparse.Namespace, corpus: Corpus) -> Trial:
         global_batch=args.global_batch,
         steps_per_epoch=whole if args.recall else args.steps,
         epochs=args.epochs if args.recall else 1,
-        precision="fp32" if args.loss_curve else args.precision,
         lr=args.lr,
         weight_decay=args.weight_decay,
         warmup=args.warmup,
@@ -66,7 +67,8 @@ def _trial(args: argparse.Namespace, corpus: Corpus) -> Trial:
 
 
 def _layouts(args: argparse.Namespace, trial: Trial) -> tuple[Layout, list[Layout]]:
-    """Our layout and the peer's candidates: all cores shared evenly among the ranks."""
+    """Our layout and the peer's candidates: all cores shared evenly among the ranks; where --precision leaves it open,
+    and the device is not one that is made for bf16, the peer in both precisions."""
     cores = len(os.sched_getaffinity(0))
     ranks = args.ranks or torch.cuda.device_count() or min(2, cores)
     choices = {args.peer_ranks} if args.peer_ranks else {ranks} if trial.device == "cuda" else {1, ranks}
@@ -81,7 +83,11 @@ def _layouts(args: argparse.Namespace, trial: Trial) -> tuple[Layout, list[Layou
             expected=f"{most} or more",
             remedy="pack the corpus into smaller shards, or use fewer --workers or --peer-ranks",
         )
-    return Layout(ranks, max(1, cores // ranks)), [Layout(n, max(1, cores // n)) for n in sorted(choices)]
+    precision = settled_precision(args.precision)
+    both = args.precision == AUTO and trial.device == "cpu"
+    precisions = (FP32, BF16) if both else (precision,)
+    candidates = [Layout(n, max(1, cores // n), one) for n in sorted(choices) for one in precisions]
+    return Layout(ranks, max(1, cores // ranks), precision), candidates
 
 
 def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
@@ -97,8 +103,8 @@ def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> d
         (name, str(layout), *(figures[name][key] for key in ("median", "min", "max")), flops[name] / counted / 1e9)
         for name, layout in (("dualstream", ours), ("open_clip", theirs))
     ]
-    title = f"samples/s, {trial.precision}, batch {trial.global_batch}, {args.pairs} alternating pairs"
-    show_table(title, ("trainer", "processes x threads", "median", "lowest", "highest", "GFLOP/pair"), rows)
+    title = f"samples/s, batch {trial.global_batch}, {args.pairs} alternating pairs"
+    show_table(title, ("trainer", "processes x threads, precision", "median", "lowest", "highest", "GFLOP/pair"), rows)
     pair = figures["ratio_per_pair"]
     print(f"ratio of the medians {figures['ratio_of_medians']:.2f} (per pair {pair['min']:.2f} to {pair['max']:.2f})")
     print(f"ratio of the FLOPs   {flops['ratio']:.2f}")
@@ -112,7 +118,7 @@ def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> 
     from pretrain.runtime import start
 
     ours, candidates = _layouts(args, trial)
-    layouts = (ours, candidates[-1])
+    layouts = (ours, replace(candidates[-1], precision=ours.precision))  # alike: it is not speed that is compared
     rows = compare_recall(bench, trial, layouts, args.seeds, args.val, start(distributed=False))
     means = mean_recall(rows, trial.epochs)
     table = [(name, *(100 * means[name][metric] for metric in METRICS)) for name in means]
@@ -147,6 +153,14 @@ def check_captions(corpus: Corpus, source: str) -> None:
             expected="one caption a sample, which is what open_clip's trainer reads",
             remedy="pack it with `python -m data_tools pack --pairs`",
         )
+
+
+def settled_precision(asked: str) -> str:
+    """The precision that `asked`, the value of --precision, comes to on this machine; it is said."""
+    settled = settle(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for line in settled.lines:
+        announce(line)
+    return settled.precision
 
 
 def announce(text: str) -> None:

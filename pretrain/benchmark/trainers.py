@@ -40,7 +40,6 @@ class Trial:
     global_batch: int
     steps_per_epoch: int
     epochs: int = 1
-    precision: str = "bf16"
     lr: float = 1e-3
     weight_decay: float = 0.2
     warmup: int = 20  # steps
@@ -52,13 +51,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and threads of each."""
+    """Processes, threads of each, and the precision that they compute in: fp32 or bf16."""
 
     ranks: int
     threads: int
+    precision: str
 
     def __str__(self) -> str:
-        return f"{self.ranks} x {self.threads}"
+        return f"{self.ranks} x {self.threads}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_ours(trial: Trial, layout: Layout, folder: Path, limit: float) -> Outcom
     """Train with this project in `folder` (emptied of nothing: it must be new); `limit` in seconds."""
     config = folder / "config.yaml"
     folder.mkdir(parents=True)
-    config.write_text(json.dumps(_our_settings(trial, folder), indent=2))  # JSON is YAML
+    config.write_text(json.dumps(_our_settings(trial, layout, folder), indent=2))  # JSON is YAML
     script = str(REPO_ROOT / "launch" / "pretrain.py")
     launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(layout.ranks)]
     launcher += ["--master_port", str(free_port())]  # another run on this machine may have the default one
@@ -106,7 +106,7 @@ def run_open_clip(trial: Trial, layout: Layout, folder: Path, limit: float, pyth
     return _checked(trial, Outcome("open_clip", layout, folder, seconds, tuple(float(loss) for _, loss in found)))
 
 
-def _our_settings(trial: Trial, folder: Path) -> dict:
+def _our_settings(trial: Trial, layout: Layout, folder: Path) -> dict:
     return {
         "seed": trial.seed,
         "run": {"dir": str(folder / "run"), "resume": "never"},
@@ -121,7 +121,7 @@ def _our_settings(trial: Trial, folder: Path) -> dict:
         "train": {
             "duration": f"{trial.epochs * trial.steps_per_epoch} steps",
             "global_batch": trial.global_batch,
-            "precision": trial.precision,
+            "precision": layout.precision,
         },
         "checkpoint": {
             "every": f"{trial.steps_per_epoch} steps" if trial.save_epochs else None,
@@ -139,7 +139,7 @@ def _their_arguments(trial: Trial, layout: Layout, folder: Path) -> list[str]:
         "train-num-samples": trial.steps_per_epoch * trial.global_batch,
         "epochs": trial.epochs,
         "batch-size": trial.global_batch // layout.ranks,
-        "precision": "amp_bf16" if trial.precision == "bf16" else "fp32",
+        "precision": "amp_bf16" if layout.precision == "bf16" else "fp32",
         "lr": trial.lr,
         "wd": trial.weight_decay,
         "beta1": 0.9,

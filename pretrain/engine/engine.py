@@ -14,6 +14,7 @@ from pretrain.config import OptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
+from pretrain.precision import is_bf16
 from pretrain.profiling import part
 from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
@@ -42,7 +43,7 @@ class Engine:
         self.device = runtime.device
         self._grad_norm: float | torch.Tensor = 0.0
         self._clip = optim.grad_clip
-        self.optimizer = make_optimizer(parameter_groups(model, optim), optim)
+        self.optimizer = make_optimizer(parameter_groups(model, optim), optim, runtime.device)
         if self.stage == 3:
             _shard(model, config, runtime.device)
         else:
@@ -185,7 +186,7 @@ def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int, le
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offloaded too it is torch's: bit for bit the same, and no compiler
-        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": is_bf16(train.precision), "dtype": "bfloat16"},
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pretrain.config import OptimConfig
+from pretrain.precision import matrix_dtype
 
 # Tensors that each keeps, as large as a parameter; Muon of the parameters that it leaves to AdamW.
 STATES = {
@@ -19,18 +20,21 @@ STATES = {
 _MUON_STATES = ("momentum_buffer",)
 
 
-def make_optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict], optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the settings over `groups`: AdamW (arXiv 1711.05101), or from timm Lion (arXiv 2302.06675), LAMB
-    (arXiv 1904.00962) or Muon (arXiv 2502.16982: its update has the size of AdamW's, so the rates are AdamW's too)."""
+    (arXiv 1904.00962) or Muon (arXiv 2502.16982: its update has the size of AdamW's, so the rates are AdamW's too).
+    `device`: where it will run. All ranks must call it."""
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-    from timm.optim import Lamb, Lion, Muon
+    from timm.optim import Lamb, Lion
 
     if optim.name == "lion":
         return Lion(groups, lr=optim.lr, betas=optim.betas)
     if optim.name == "lamb":  # which would clip by itself
         return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, max_grad_norm=None)
-    return Muon(groups, lr=optim.lr, betas=optim.betas)
+    from pretrain.engine.muon import Muon
+
+    return Muon(groups, matrix_dtype(device), lr=optim.lr, betas=optim.betas)
 
 
 def states_of(name: str, group: dict) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import argparse
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
+from pretrain.rules import PRECISIONS
 
 TASKS = ("retrieval", "classification", "pairs")
 _EXAMPLES = """examples:
@@ -58,7 +59,12 @@ def _parser() -> Parser:
         "--batch", type=int, default=64, metavar="N", help="images in one forward of a rank (default: 64)"
     )
     words.add_argument("--workers", type=int, default=1, metavar="N", help="loader processes per rank (default: 1)")
-    words.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the towers (default: fp32)")
+    words.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the towers (default fp32, the same figures everywhere); auto: bf16 where the device has units for it",
+    )
     words.add_argument(
         "--templates", metavar="NAME", help="photo (default), simple, openai, or a file with {c} in each line"
     )

@@ -21,6 +21,7 @@ from pretrain.evaluate.picture import write_retrieval_picture
 from pretrain.evaluate.results import append_record, environment, model_digest, read_records, result_key
 from pretrain.evaluate.runner import Outcome, evaluate_classification, evaluate_pairs, evaluate_retrieval
 from pretrain.evaluate.templates import load_classes, load_templates
+from pretrain.precision import FP32, ability, settle
 from pretrain.runtime import Runtime, finish, gather, start, together
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.towers.build import DualEncoder
@@ -32,6 +33,7 @@ _LONG_BREAKDOWN = 20  # rows; longer ones are in the record only
 def evaluate(options: argparse.Namespace) -> int:
     """Run the task of the command line on all ranks; returns the exit code."""
     runtime = start()
+    options.precision = _settle_precision(options.precision, runtime)
     corpus = open_corpus(options.data)
     model = load_trained(options.model, options.ema)
     record = _describe(options, model, corpus)
@@ -51,13 +53,25 @@ def evaluate(options: argparse.Namespace) -> int:
         "breakdown": outcome.breakdown,
         "seconds": round(time.monotonic() - started, 3),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**environment(), "device": runtime.device.type, "world_size": runtime.world_size},
+        "environment": {
+            **environment(),
+            "device": runtime.device.type,
+            "processor": ability(runtime.device).name,
+            "world_size": runtime.world_size,
+        },
     }
     together(
         (lambda: _finish_main(options, corpus, outcome, record)) if runtime.is_main else lambda: None, "the report"
     )
     finish()
     return 0
+
+
+def _settle_precision(asked: str, runtime: Runtime) -> str:
+    settled = settle(asked, runtime.device)
+    if runtime.is_main and settled.precision != FP32:
+        print("\n".join(settled.lines), flush=True)
+    return settled.precision
 
 
 def _run_task(options: argparse.Namespace, model: DualEncoder, corpus: Corpus, runtime: Runtime) -> Outcome:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from pretrain.precision import is_bf16
 from pretrain.towers.build import DualEncoder
 from pretrain.watchdog import beat
 
@@ -59,7 +60,7 @@ def encoder(
         beat()
         images = None if images is None else images.to(device, non_blocking=True)
         parts = None if texts is None else model.parts(texts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision)):
             return run(images, parts)[:2]
 
     return encode

@@ -29,6 +29,7 @@ class FinetuneJob:
     """See `pretrain.train.Job`. All ranks must build it."""
 
     def __init__(self, config: FinetuneConfig, runtime: Runtime):
+        config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
         sources = assemble.train_sources(config.data)

@@ -28,7 +28,7 @@ def workspace(tmp_path):
         f"run: {{dir: {tmp_path}/run}}\n"
         f"data: {{train: [{{urls: '{tmp_path}/s-{{000000..000003}}.tar'}}], workers: 0, window: 8}}\n"
         f"model: {{name: {tmp_path}/tiny.json}}\n"
-        f"train: {{duration: 2 epochs, global_batch: {BATCH}}}\n"
+        f"train: {{duration: 2 epochs, global_batch: {BATCH}, precision: fp32}}\n"
         "checkpoint: {every: 100 epochs}\nlog: {every: 1 steps}\n"
     )
     return tmp_path

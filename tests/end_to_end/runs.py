@@ -41,7 +41,7 @@ def make_workspace(folder: Path) -> Path:
         "data": {"train": [{"urls": shards}], "workers": 1, "window": 8},
         "model": {"name": str(folder / "tiny.json")},
         "optim": {"lr": 1e-3, "warmup": "2 steps"},
-        "train": {"duration": "6 steps", "global_batch": BATCH},
+        "train": {"duration": "6 steps", "global_batch": BATCH, "precision": "fp32"},
         "eval": {"retrieval": shards, "classification": shards, "batch": 10},
         "checkpoint": {"every": "2 steps"},
         "log": {"every": "1 steps"},

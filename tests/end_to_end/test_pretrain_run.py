@@ -120,8 +120,12 @@ def test_the_best_and_the_multiples_stay(workspace):
 
 def test_dry_run_writes_nothing(workspace):
     folder = workspace / "dry"
-    done = runs.run([*runs.command(workspace, folder), "--dry-run"])
+    words = [*runs.command(workspace, folder, "train.precision=auto"), "--dry-run"]
+    done = runs.run(words, ONEDNN_MAX_CPU_ISA="AVX2")  # as on a processor of that kind
     assert done.returncode == 0, done.stderr
+    assert "precision: fp32 on " in done.stdout
+    assert "has no units for bf16" in done.stdout
+    assert "precision: fp32\n" in done.stdout  # of the resolved settings
     assert "GiB per rank, total" in done.stdout
     assert "6 steps" in done.stdout
     assert not folder.exists()

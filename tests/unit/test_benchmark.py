@@ -13,7 +13,8 @@ import torch
 
 from data_tools.errors import UserError
 from micro_trial import micro_trial
-from pretrain.benchmark import cli, environment, report, throughput, trainers
+from pretrain import precision
+from pretrain.benchmark import cli, environment, report, throughput, train, trainers
 from pretrain.benchmark.trainers import Layout, Outcome, Trial
 
 OURS = {name: importlib.metadata.version(name).partition("+")[0] for name in ("torch", "torchvision")}
@@ -66,7 +67,7 @@ def test_steps_are_read_from_open_clips_log(trial, tmp_path, monkeypatch):
         assert variables == {"OMP_NUM_THREADS": "2"}
 
     monkeypatch.setattr(trainers, "run_logged", write_log)
-    outcome = trainers.run_open_clip(trial, Layout(1, 2), tmp_path / "run", 1, Path("python"))
+    outcome = trainers.run_open_clip(trial, Layout(1, 2, "fp32"), tmp_path / "run", 1, Path("python"))
     assert outcome.losses == (5.605,) * 3
     assert outcome.samples_per_second(8, skip=1) == pytest.approx(20.4358)
 
@@ -80,13 +81,13 @@ def test_steps_are_read_from_our_metrics(trial, tmp_path, monkeypatch):
         assert "--num_accelerators" in command
 
     monkeypatch.setattr(trainers, "run_logged", write_metrics)
-    outcome = trainers.run_ours(trial, Layout(2, 1), tmp_path / "run", 1)
+    outcome = trainers.run_ours(trial, Layout(2, 1, "fp32"), tmp_path / "run", 1)
     assert outcome.step_seconds == (5.0, 1.0, 2.0)
     assert outcome.samples_per_second(8, skip=1) == pytest.approx(16 / 3)
 
 
 def test_a_training_with_missing_steps_is_refused(trial, tmp_path):
-    short = Outcome("open_clip", Layout(1, 1), tmp_path, (1.0,), (4.0,))
+    short = Outcome("open_clip", Layout(1, 1, "fp32"), tmp_path, (1.0,), (4.0,))
     with pytest.raises(UserError, match=r"1 logged steps.*expected 3 steps"):
         trainers._checked(trial, short)
     with pytest.raises(UserError, match="finite losses"):
@@ -106,9 +107,9 @@ def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path
     from pretrain.settings import load_config
 
     path = tmp_path / "config.yaml"
-    path.write_text(json.dumps(trainers._our_settings(trial, tmp_path)))
+    path.write_text(json.dumps(trainers._our_settings(trial, Layout(2, 1, "bf16"), tmp_path)))
     config = load_config(PretrainConfig, path)
-    theirs = trainers._their_arguments(trial, Layout(2, 1), tmp_path)
+    theirs = trainers._their_arguments(trial, Layout(2, 1, "bf16"), tmp_path)
     said = dict(zip(theirs[1:-2:2], theirs[2:-2:2], strict=True))
     assert float(said["--lr"]) == config.optim.lr
     assert float(said["--wd"]) == config.optim.weight_decay
@@ -116,6 +117,7 @@ def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path
     assert float(said["--eps"]) == config.optim.eps
     assert int(said["--batch-size"]) * 2 == config.train.global_batch
     assert config.train.duration == "3 steps"
+    assert (config.train.precision, said["--precision"]) == ("bf16", "amp_bf16")
     assert said["--train-num-samples"] == "24"
 
 
@@ -124,7 +126,7 @@ def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path
 
 def test_medians_ranges_and_ratios(tmp_path):
     def outcome(trainer: str, seconds: float) -> Outcome:
-        return Outcome(trainer, Layout(1, 1), tmp_path, (100.0, seconds, seconds), (1.0,) * 3)
+        return Outcome(trainer, Layout(1, 1, "fp32"), tmp_path, (100.0, seconds, seconds), (1.0,) * 3)
 
     seconds = [(1.0, 2.0), (2.0, 2.0), (0.5, 4.0)]
     results = [(outcome("dualstream", ours), outcome("open_clip", theirs)) for ours, theirs in seconds]
@@ -140,20 +142,40 @@ def test_pairs_alternate_their_order(trial, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "run_ours", lambda *_: ran.append("ours"))
     monkeypatch.setattr(throughput, "run_open_clip", lambda *_: ran.append("theirs"))
     bench = throughput.Bench(tmp_path, Path("python"), lambda text: None, 60)
-    throughput.alternate(bench, trial, Layout(1, 1), Layout(1, 1), 3)
+    throughput.alternate(bench, trial, Layout(1, 1, "fp32"), Layout(1, 1, "fp32"), 3)
     assert ran == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
 
-def test_the_probe_picks_the_faster_layout(trial, tmp_path, monkeypatch):
+def test_the_probe_picks_the_peers_faster_layout_and_precision(trial, tmp_path, monkeypatch):
+    seconds = {(1, "fp32"): 2.0, (2, "fp32"): 1.0, (1, "bf16"): 4.0, (2, "bf16"): 0.5}
+
     def run(probe, layout, folder, limit, python):
-        seconds = {1: 2.0, 2: 1.0}[layout.ranks]
-        return Outcome("open_clip", layout, folder, (seconds,) * probe.steps_per_epoch, ())
+        took = (seconds[layout.ranks, layout.precision],) * probe.steps_per_epoch
+        return Outcome("open_clip", layout, folder, took, ())
 
     monkeypatch.setattr(throughput, "run_open_clip", run)
     bench = throughput.Bench(tmp_path, Path("python"), lambda text: None, 60)
-    best, rates = throughput.fastest_layout(bench, trial, [Layout(1, 2), Layout(2, 1)], skip=1)
-    assert best == Layout(2, 1)
-    assert rates == {"1 x 2": 4.0, "2 x 1": 8.0}
+    layouts = [Layout(ranks, 1, precision) for ranks, precision in seconds]
+    best, rates = throughput.fastest_layout(bench, trial, layouts, skip=1)
+    assert best == Layout(2, 1, "bf16")
+    assert rates == {"1 x 1, fp32": 4.0, "2 x 1, fp32": 8.0, "1 x 1, bf16": 2.0, "2 x 1, bf16": 16.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "theirs"),
+    [
+        (["--precision", "auto"], "fp32", {"fp32", "bf16"}),
+        (["--precision", "bf16"], "bf16", {"bf16"}),
+    ],
+)
+def test_the_peer_may_choose_where_the_precision_is_left_open(trial, monkeypatch, words, ours, theirs):
+    monkeypatch.setattr(precision, "ability", lambda device: precision.Ability(False, 90.0, "an old processor"))
+    monkeypatch.setattr(train.os, "sched_getaffinity", lambda _: range(2))
+    args = cli.build_parser().parse_args(["train", "--shards", "s", "--model", "m", "--global-batch", "8", *words])
+    layout, candidates = train._layouts(args, replace(trial, workers=0))
+    assert layout == Layout(2, 1, ours)
+    assert {one.precision for one in candidates} == theirs
+    assert {one.ranks for one in candidates} == {1, 2}
 
 
 def test_the_report_is_strict_json_and_says_where_it_comes_from(tmp_path):

@@ -22,7 +22,19 @@ TOP_LEVEL = {
 # From the bottom. A folder of pretrain imports from itself and from lower floors; modules beside each other may meet.
 FLOORS = (
     ("data_tools",),
-    ("config", "entry", "metrics", "profiling", "provenance", "rules", "run_lock", "runtime", "settings", "watchdog"),
+    (
+        "config",
+        "entry",
+        "metrics",
+        "precision",
+        "profiling",
+        "provenance",
+        "rules",
+        "run_lock",
+        "runtime",
+        "settings",
+        "watchdog",
+    ),
     ("guard", "peers"),
     ("losses", "towers"),
     ("engine", "stream"),

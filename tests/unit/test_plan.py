@@ -28,7 +28,9 @@ def test_zero_3_keeps_a_billion_parameters_gathered_at_most():
 
 def test_micro_batches_add_their_largest_gradient():
     def formula(micro_batch):
-        config = PretrainConfig(model=ModelConfig(MODEL), train=TrainConfig(global_batch=16, micro_batch=micro_batch))
+        config = PretrainConfig(
+            model=ModelConfig(MODEL), train=TrainConfig(global_batch=16, micro_batch=micro_batch, precision="fp32")
+        )
         return memory(config, model, start(distributed=False))
 
     model = make_model(PretrainConfig(model=ModelConfig(MODEL)))
@@ -56,7 +58,7 @@ def test_each_optimizer_counts_what_it_keeps():
     matrices = sum(p.numel() for name, p in model.named_parameters() if ".resblocks." in name and p.ndim == 2)
 
     def kept(name, stage):
-        train = TrainConfig(global_batch=16, zero_stage=stage)
+        train = TrainConfig(global_batch=16, zero_stage=stage, precision="fp32")
         config = PretrainConfig(optim=OptimConfig(name=name), train=train)
         return memory(config, model, start(distributed=False))["optimizer states and master"]
 
@@ -82,7 +84,9 @@ def test_activations_shrink_under_autocast():
 
 def test_activations_shrink_where_the_settings_checkpoint_them():
     def activations(towers):
-        config = PretrainConfig(model=ModelConfig(MODEL), train=TrainConfig(grad_checkpointing=towers))
+        config = PretrainConfig(
+            model=ModelConfig(MODEL), train=TrainConfig(grad_checkpointing=towers, precision="fp32")
+        )
         return memory(config, make_model(config), start(distributed=False))["activations of a micro-batch"]
 
     none, image, text, both = (activations(towers) for towers in ("none", "image", "text", "both"))

@@ -1,0 +1,32 @@
+"""Ranks on unlike devices: one precision, one kind of products, the same weights."""
+
+import torch
+
+from pretrain import precision
+from pretrain.config import OptimConfig
+from pretrain.engine.optimizers import make_optimizer
+from pretrain.precision import Ability, settle
+from pretrain.runtime import start
+from ranks import run_ranks
+
+
+def _rank(rank, world_size):
+    device = start(distributed=True).device
+    mine = Ability(rank == 0, 90.0 * rank, f"device {rank}")
+    precision.ability = lambda device: mine  # of this process, which ends with the test
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(24, 64))
+    weight.grad = torch.randn(24, 64)
+    make_optimizer([{"params": [weight], "use_muon": True}], OptimConfig(name="muon"), device).step()
+    recorded = "bf16" if rank == 0 else None  # a rank that cannot see the run folder
+    settled = [settle(asked, device, known) for asked, known in (("auto", None), ("bf16", None), ("auto", recorded))]
+    return settled, weight.detach()
+
+
+def test_ranks_agree_on_what_the_poorest_has():
+    (first, moved), (second, moved_too) = run_ranks(2, _rank)
+    assert first == second
+    assert [one.precision for one in first] == ["fp32", "bf16", "bf16"]
+    assert "rank 1, device 1, has no units for bf16" in first[0].lines[0]
+    assert all("takes 90 times as long" in one.lines[1] for one in first[1:])
+    assert torch.equal(moved, moved_too)
