@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, shown
 from data_tools.media import MAX_PIXELS
 from data_tools.parallel import available_cores
 
@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument(
         "--image-root", type=Path, metavar="DIR", help="where paths start (default: the table's folder or its images/)"
     )
+    table.add_argument(
+        "--quotes",
+        choices=["csv", "none"],
+        help="csv: a field in double quotes may hold delimiters, line breaks and doubled quotes; none: a quote is a"
+        " character (default: csv in .csv, none in .tsv)",
+    )
+    table.add_argument("--multiline", action="store_true", help="fields in quotes may hold lines that look like rows")
     parser.add_argument(
         "--follow-links",
         action="store_true",
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         remedy = f"see column `error` of {args.output}/*.parquet"
         raise UserError("nothing was packed", got=f"{report.rows} rows, all skipped: {skipped}", remedy=remedy)
     kept = f", {report.kept} of them from before" if report.kept else ""
+    for note in source.notes:
+        print(shown(note))
     print(f"packed {report.samples} samples from {report.rows - sum(report.skipped.values())} of {report.rows} rows")
     print(f"skipped {sum(report.skipped.values())} rows{': ' + skipped if skipped else ''}")
     if source.ignored:
@@ -108,10 +117,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read(args: argparse.Namespace):
+    from data_tools.pack.delimited import Dialect
     from data_tools.pack.folder import read_folder
-    from data_tools.pack.table import SUFFIXES, Columns, read_table
+    from data_tools.pack.records import SUFFIXES, table_suffix
+    from data_tools.pack.table import Columns, read_table
 
-    table_only = ("image_column", "caption_column", "label_column", "where", "image_root")
+    table_only = ("image_column", "caption_column", "label_column", "where", "image_root", "quotes", "multiline")
     if args.input.is_dir():
         for name in table_only:
             if getattr(args, name):
@@ -123,10 +134,11 @@ def _read(args: argparse.Namespace):
         return read_folder(args.input, args.labels == "folder", args.follow_links)
     if not args.input.exists():
         raise UserError(f"no such input: {args.input}", expected="a folder or a table")
-    if args.input.suffix.lower() not in SUFFIXES:
+    if table_suffix(args.input) is None:
         raise UsageError(f"not a table: {args.input}", expected=" ".join(SUFFIXES) + " or a folder")
     if args.labels:
         raise UsageError("--labels folder is for folders", got=args.input, remedy="use --label-column")
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
-    return read_table(args.input, columns, args.image_root)
+    dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)
+    return read_table(args.input, columns, args.image_root, dialect)

@@ -51,13 +51,15 @@ class Item:
 
 @dataclass
 class Source:
-    """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows."""
+    """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows;
+    `notes` are what the summary says of the reading, a line each."""
 
     root: Path
     rows: list[Row]
     captioned: bool
     labels: tuple[str, ...] | None = None
     ignored: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def group(source: Source, pairs: bool) -> list[Item]:

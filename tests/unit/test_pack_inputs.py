@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.errors import UsageError, UserError
+from data_tools.pack.delimited import Dialect
 from data_tools.pack.folder import read_folder
 from data_tools.pack.image import Limits
 from data_tools.pack.inside import Boundary
@@ -123,7 +124,7 @@ def tables(folder):
 
 def test_tables_of_every_format_mean_the_same(tmp_path):
     for path in tables(tmp_path):
-        source = read_table(path, Columns(where=(("split", "train"),)), None)
+        source = read_table(path, Columns(where=(("split", "train"),)), None, Dialect(quoted=True))
         items = group(source, pairs=False)
         packed = {item.id: [c for row in item.rows if not row.fault for c in row.captions] for item in items}
         assert packed.pop(items[-1].id) == []

@@ -1,0 +1,114 @@
+"""The rows of a table file, whatever its format: CSV, TSV, JSON lines or Parquet."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from data_tools.errors import UserError
+from data_tools.pack.delimited import LINE_LIMIT, Dialect, Record, read_delimited
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_BATCH = 4096
+
+
+def table_suffix(path: Path) -> str | None:
+    """The suffix that says a table's format, in lower case and without .gz; None: not a table."""
+    name = path.name.lower()
+    bare = name.removesuffix(".gz")
+    suffix = next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
+    return None if suffix == ".parquet" and bare != name else suffix
+
+
+def read_records(path: Path, dialect: Dialect, wanted: tuple[str, ...], notes: list[str]) -> Iterator[Record]:
+    """The records of a table; `wanted` are the columns that it must have, the image's first.
+
+    `notes` receives, a line each, what a user should know of the reading once it has ended.
+    Raises UserError when the file cannot be read; a single bad row is a record with a fault.
+    """
+    suffix = table_suffix(path)
+    if suffix == ".parquet":
+        yield from _read_parquet(path, notes)
+        return
+    with _opened(path) as file:
+        if suffix in (".csv", ".tsv"):
+            yield from read_delimited(path, file, suffix == ".tsv", dialect, wanted, notes)
+        else:
+            yield from _read_jsonl(path, file, notes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file or its gunzipped content."""
+    with open(path, "rb") as file:
+        magic = file.peek(4)[:4]
+        if magic == _ZIP:
+            remedy = "export it as CSV with UTF-8, or unzip it"
+            raise UserError(f"{path} is a zip archive, as Excel writes it", expected="a table as text", remedy=remedy)
+        if not magic.startswith(_GZIP):
+            yield file
+            return
+        try:
+            with gzip.open(file) as unzipped:
+                yield unzipped
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"cannot unzip {path}", got=error, remedy="fetch the file again") from None
+
+
+def _read_jsonl(path: Path, file: IO[bytes], notes: list[str]) -> Iterator[Record]:
+    number = rows = 0
+    while line := file.readline(LINE_LIMIT):
+        number += 1
+        if number == 1:
+            _check_start(path, line)
+        if len(line) >= LINE_LIMIT:
+            raise UserError(f"line {number} of {path} is too long", got=f"{LINE_LIMIT} bytes and more")
+        if not line.strip():
+            continue
+        rows += 1
+        values, fault = _parsed(line)
+        yield Record(f"{path.name}:{number}", values, fault)
+    blanks = f", {number - rows} blank" if number > rows else ""
+    notes.append(f"read {number} lines of {path.name}: {rows} rows{blanks}")
+
+
+def _check_start(path: Path, line: bytes) -> None:
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path} is UTF-16", expected="UTF-8, one JSON object a line")
+    if line.strip() == b"[":
+        raise UserError(
+            f"{path} is one JSON array", expected="one JSON object a line", remedy="`jq -c '.[]'` writes it"
+        )
+
+
+def _parsed(line: bytes) -> tuple[dict, str | None]:
+    try:
+        values = json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # no JSON, or nested without end
+        return {}, f"not JSON: {error}"
+    return (values, None) if isinstance(values, dict) else ({}, "not a JSON object")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return values
+
+
+def _read_parquet(path: Path, notes: list[str]) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        for batch in pq.ParquetFile(path).iter_batches(_BATCH):
+            for values in batch.to_pylist():
+                number += 1
+                yield Record(f"{path.name}:{number}", values)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path}", got=error) from None
