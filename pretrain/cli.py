@@ -29,6 +29,7 @@ def parser(job: str, description: str, examples: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words.add_argument("--config", required=True, metavar="FILE", help="YAML settings; start from one in configs/")
+    words.add_argument("--dry-run", action="store_true", help="check settings, shards and model; say what would run")
     words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
     words.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     return words
@@ -41,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     about = "Contrastive pretraining of an image-text dual encoder under DeepSpeed."
-    words = parser("pretrain", about, _EXAMPLES)
-    words.add_argument("--dry-run", action="store_true", help="check settings, shards and model; say what would run")
-    options = words.parse_intermixed_args(arguments)
+    options = parser("pretrain", about, _EXAMPLES).parse_intermixed_args(arguments)
     config = load_config(PretrainConfig, options.config, options.overrides)
     if options.dry_run:
         from pretrain.plan import dry_run

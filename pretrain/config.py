@@ -7,6 +7,7 @@ they are used. Nothing here imports torch, so `--help` and config errors answer 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_tools.remote.settings import DEFAULT_GIB
 
@@ -215,7 +216,8 @@ class PretrainConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Settings of `launch/finetune.py`. `init`: a run, checkpoint or export folder, or an architecture with
-    `random: true` for the baseline that starts from nothing."""
+    `random: true` for the baseline that starts from nothing. `classes`: names of the labels 0, 1, ... where the shards
+    carry none (tars of other tools), or other names: a list, a file with one a line, or a count; null: as packed."""
 
     seed: int = 0
     init: str = "???"
@@ -225,6 +227,7 @@ class FinetuneConfig:
     image_size: int | None = None  # pixels; null: as pretrained, else position embeddings are interpolated
     zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros
     templates: str = "photo"
+    classes: Any = None  # [cat, dog] | FILE | COUNT | null
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

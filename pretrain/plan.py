@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
+from torch import nn
 
 from pretrain import assemble
 from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
@@ -14,6 +17,7 @@ from pretrain.pretraining import Evaluations, load_init, make_model, patch_dropo
 from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
+from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
@@ -37,8 +41,24 @@ def dry_run(config: PretrainConfig) -> int:
     Evaluations(config, model, runtime)
     reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
     report = load_init(model, config) if reader is None and config.model.init is not None else None
-    if not runtime.is_main:
-        return 0
+    if runtime.is_main:
+        doubt = doubt_bias(config.loss, config.train.global_batch)
+        notes = [str(note) for note in (report, doubt) if note]
+        print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
+    return 0
+
+
+def print_plan(
+    config: assemble.Config,
+    runtime: Runtime,
+    stream: TrainStream,
+    name: str,
+    model: nn.Module,
+    notes: Sequence[str],
+    parts: Mapping[str, int],
+) -> None:
+    """Print what a run would be: its settings, ranks, data, length, model and memory (`parts`: bytes by what they
+    hold)."""
     steps = run_steps(config, stream)
     schedule = make_schedule(config, stream)
     print(dump_config(config))
@@ -47,29 +67,22 @@ def dry_run(config: PretrainConfig) -> int:
     length = "forever" if steps == ENDLESS else f"{steps} steps, {steps * config.train.global_batch} samples"
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     size, learning = _sizes(model)
-    print(f"model:    {model.spec.name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
-    if report is not None:
-        print(report)
-    if doubt := doubt_bias(config.loss, config.train.global_batch):
-        print(doubt)
-    for name, size in memory(config, model, runtime).items():
-        print(f"memory:   {size / GIB:8.3f} GiB per rank, {name}")
+    print(f"model:    {name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
+    for note in notes:
+        print(note)
+    for what, size in parts.items():
+        print(f"memory:   {size / GIB:8.3f} GiB per rank, {what}")
     host = host_bytes(learning, config.train, config.optim, runtime.world_size)
     if host:
         print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
-    return 0
 
 
 def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
-    micro = config.train.micro_batch or share
-    states = _states(model, config.optim)
-    parts = state_bytes(*_sizes(model), states, config.train, config.optim, runtime.world_size)
-    if micro < share:
-        largest = max(p.numel() for p in model.parameters())
-        parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
-    parts["activations of a micro-batch"] = activation_bytes(model, is_bf16(config.train.precision)) * micro
+    parts = kept_bytes(config, model, runtime)
+    activations = activation_bytes(model, is_bf16(config.train.precision))
+    parts["activations of a micro-batch"] = activations * (config.train.micro_batch or share)
     if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
         parts["a second pair of towers, while the moving average is evaluated"] = 4 * _sizes(model)[0]
     width = model.spec.model_cfg["embed_dim"]
@@ -77,13 +90,24 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     return {**parts, "total": sum(parts.values())}
 
 
-def _sizes(model: DualEncoder) -> tuple[int, int]:
+def kept_bytes(config: assemble.Config, model: nn.Module, runtime: Runtime) -> dict[str, int]:
+    """Bytes per rank of what a step keeps beside activations: weights, gradients, the optimizer's states."""
+    share = local_batch(config, runtime.world_size)
+    states = _states(model, config.optim)
+    parts = state_bytes(*_sizes(model), states, config.train, config.optim, runtime.world_size)
+    if (config.train.micro_batch or share) < share:
+        largest = max(p.numel() for p in model.parameters() if p.requires_grad)
+        parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
+    return parts
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
     """(parameters, those of them that learn)."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
-def _states(model: DualEncoder, optim: OptimConfig) -> int:
+def _states(model: nn.Module, optim: OptimConfig) -> int:
     """Elements of all the tensors that the optimizer keeps; Muon has fewer of some parameters than of others."""
     groups = parameter_groups(model, optim)
     return sum(len(states_of(optim.name, group)) * p.numel() for group in groups for p in group["params"])
@@ -117,11 +141,24 @@ def host_bytes(learning: int, train: TrainConfig, optim: OptimConfig, world_size
 
 
 def activation_bytes(model: DualEncoder, bf16: bool) -> int:
-    """Bytes that the backward keeps for one pair, text at full length: what two more pairs add, halved."""
-    return (_saved_bytes(model, bf16, 4) - _saved_bytes(model, bf16, 2)) // 2
+    """Bytes that the backward keeps for one pair, text at full length."""
+
+    def forward(pairs: int) -> object:
+        size, context = model.spec.image_size, model.spec.context_length
+        images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
+        tokens = torch.zeros(pairs, context, dtype=torch.long)
+        tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
+        return model(images, model.cut(tokens, 1), torch.arange(pairs))
+
+    return bytes_of_one(forward, bf16)
 
 
-def _saved_bytes(model: DualEncoder, bf16: bool, pairs: int) -> int:
+def bytes_of_one(forward: Callable[[int], object], bf16: bool) -> int:
+    """Bytes that the backward keeps for one sample of `forward(samples)`: what two more add, halved."""
+    return (_saved_bytes(forward, bf16, 4) - _saved_bytes(forward, bf16, 2)) // 2
+
+
+def _saved_bytes(forward: Callable[[int], object], bf16: bool, samples: int) -> int:
     seen: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -129,12 +166,8 @@ def _saved_bytes(model: DualEncoder, bf16: bool, pairs: int) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    size, context = model.spec.image_size, model.spec.context_length
-    images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
-    tokens = torch.zeros(pairs, context, dtype=torch.long)
-    tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
-        outputs = model(images, model.cut(tokens, 1), torch.arange(pairs))
+        outputs = forward(samples)
     total = sum(seen.values())
     del outputs  # held until here, so that no address was used twice
     return total

@@ -85,6 +85,15 @@ _CHOICES: dict[str, tuple] = {
     "loss.negatives": ("sum", "hardest"),
     "mode": ("linear", "full"),
 }
+
+
+def _names_classes(value: Any) -> bool:
+    """Whether the setting `classes` can be meant: YAML reads yes, no and null as other things than names."""
+    if isinstance(value, list):
+        return all(isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip() for name in value)
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool) and str(value) != "")
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "data.train": (lambda v: len(v) > 0, "at least one source", "data.train.0.urls=FOLDER"),
     "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
@@ -133,7 +142,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
         "collectives end by themselves after 30 minutes, without stacks",
     ),
     "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
+    "classes": (
+        _names_classes,
+        "a list of names, a file with one a line, a count, or null",
+        "put quotes around names that YAML takes for something else (yes, no, null)",
+    ),
 }
+
 _MAY_BE_ENDLESS = "train.duration"
 _MAY_BE_ZERO = ("optim.warmup", "optim.cooldown")
 _DURATIONS = (
@@ -215,6 +230,8 @@ def _validate_finetuning(config: FinetuneConfig) -> None:
         _keep_silent(name, attrgetter(name)(config), silent, "in fine-tuning: labels, one tower, no average")
     if config.train.grad_checkpointing in ("text", "both"):
         _break("train.grad_checkpointing", config.train.grad_checkpointing, "none or image in fine-tuning")
+    if config.train.global_batch < 2:
+        _break("train.global_batch", config.train.global_batch, "2 or more in fine-tuning: one image has one class")
 
 
 # Settings that some losses alone know, and those losses.

@@ -64,11 +64,14 @@ class ClassCounts:
 
         Faults are only counted here, for one rank alone must not raise while others wait in a collective.
         """
-        fits = (labels >= 0) & (labels < len(embeddings))
-        finite = torch.isfinite(features).all(dim=1)
+        self.add_scores(similarities(features, embeddings), labels)
+
+    def add_scores(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count images by their `scores` [n, C]; see `add`."""
+        fits = (labels >= 0) & (labels < scores.shape[1])
+        finite = torch.isfinite(scores).all(dim=1)
         self.invalid += torch.stack([(~fits).sum(), (~finite).sum()])
-        features, labels = features[fits & finite], labels[fits & finite]
-        scores = similarities(features, embeddings)
+        scores, labels = scores[fits & finite], labels[fits & finite]
         own = scores.gather(1, labels[:, None])
         better = (scores > own).sum(dim=1)
         negatives = (scores == own).sum(dim=1) - 1

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from data_tools.errors import UserError
 from pretrain.evaluate import pairs as minimal_pairs
+from pretrain.evaluate.classes import renumber
 from pretrain.evaluate.classification import ClassCounts, class_embeddings
 from pretrain.evaluate.features import CorpusFeatures, Encode, Progress, Ranks, counted, encode_corpus
 from pretrain.evaluate.retrieval import retrieval_chance, retrieval_metrics
+from pretrain.watchdog import beat
 
 LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it is part of the result
 
@@ -116,13 +118,47 @@ def evaluate_classification(
         real = batch.positions >= 0
         features = encode(batch.images, None)[0].float()
         hits.add(features[real.to(features.device)], batch.labels[real].to(features.device), embeddings)
+    return _accuracies(hits, classes, ranks, {"templates": len(templates)})
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    scores: Callable[[torch.Tensor], torch.Tensor],
+    reader: Iterable,
+    classes: Sequence[str],
+    ranks: Ranks,
+    numbers: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Accuracy of a trained classifier. Every rank must call it.
+
+    Args:
+        scores: images uint8 [n, 3, h, w] on the device -> class scores [n, classes].
+        classes: their names, in the order of the scores.
+        numbers: int64 [classes of the corpus], what the model calls each label (`classes.class_numbers`); None: labels
+            are numbers in the model's own order.
+
+    Raises:
+        UserError: a corpus without labels, labels without a class (on every rank).
+    """
+    hits = ClassCounts.zeros(len(classes), ranks.device)
+    for batch in counted(reader, progress):
+        beat()
+        check_classes(classes, batch.labels is not None)
+        real = batch.positions >= 0
+        found = scores(batch.images.to(ranks.device, non_blocking=True)).float()
+        hits.add_scores(found[real.to(found.device)], renumber(batch.labels[real], numbers).to(found.device))
+    return _accuracies(hits, classes, ranks, {})
+
+
+def _accuracies(hits: ClassCounts, classes: Sequence[str], ranks: Ranks, counts: dict[str, int]) -> Outcome:
     hits.merge(ranks.world_size)
     metrics = hits.metrics()
     known = {"top1": 1 / len(classes), "top5": min(5 / len(classes), 1.0), "mean_per_class": 1 / len(classes)}
     return Outcome(
         metrics,
         {name: known[name] for name in metrics},
-        {"images": int(hits.images.sum()), "classes": len(classes), "templates": len(templates)},
+        {"images": int(hits.images.sum()), "classes": len(classes), **counts},
         hits.per_class(classes),
     )
 

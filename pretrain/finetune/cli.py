@@ -10,6 +10,10 @@ from pretrain.settings import load_config
 _EXAMPLES = """examples:
   deepspeed launch/finetune.py --config configs/finetune/scenes.yaml init=runs/quickstart
   deepspeed --num_accelerators 2 launch/finetune.py --config configs/finetune/flowers.yaml init=EXPORT_DIR mode=linear
+  deepspeed launch/finetune.py --config my.yaml init=EXPORT_DIR data.train.0.urls='s-{000..009}.tar' classes=names.txt
+  python launch/finetune.py --config configs/finetune/flowers.yaml init=EXPORT_DIR --dry-run
+
+What was trained is evaluated by launch/evaluate.py, predicts by launch/predict.py, and is exported by launch/export.py.
 
 exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written.
 """
@@ -24,6 +28,10 @@ def _run(arguments: list[str]) -> int:
     about = "Fine-tune the image tower of a dual encoder as a classifier, under DeepSpeed."
     options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
     config = load_config(FinetuneConfig, options.config, options.overrides)
+    if options.dry_run:
+        from pretrain.finetune.plan import dry_run
+
+        return dry_run(config)
     from pretrain.finetune.job import FinetuneJob
     from pretrain.train import launch
 

@@ -8,21 +8,47 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from data_tools.errors import UserError
 from data_tools.redaction import redact_source
-from data_tools.shards import join_corpora
 from pretrain import assemble
 from pretrain.config import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.weights import describe, restore_optimizer
-from pretrain.evaluate.classification import ClassCounts
+from pretrain.evaluate.classes import class_numbers
+from pretrain.evaluate.runner import check_classes, evaluate_classifier
 from pretrain.finetune.classifier import build_classifier
+from pretrain.finetune.labels import refuse_equal_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.profiling import part
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
+
+
+class Prepared:
+    """What a fine-tune has before it takes its run folder: classes, evaluation corpus, classifier and stream. All ranks
+    must build it.
+
+    Raises:
+        UserError: whatever is wrong with the corpora or with `init`.
+    """
+
+    def __init__(self, config: FinetuneConfig, runtime: Runtime):
+        sources = set_classes(assemble.train_sources(config.data), config.classes)
+        self.classes = sources[0].corpus.classes
+        self.evaluated = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
+        self.numbers: torch.Tensor | None = None  # of the evaluated corpus's labels, where it names its classes
+        if self.evaluated and self.evaluated.classes:
+            what = f"eval.classification {redact_source(config.eval.classification)}"
+            self.numbers = class_numbers(self.evaluated.classes, self.classes, what)
+        refuse_equal_labels(sources, runtime)
+        self.model, self.lines = build_classifier(config, self.classes, runtime)
+        spec = self.model.towers.spec
+        self.stream = assemble.train_stream(config, sources, spec, "label", runtime)
+        self.reader = self.evaluated and assemble.eval_reader(config, self.evaluated, spec, False, runtime)
+        if self.reader:
+            check_classes(self.classes, self.reader.labelled)
+        self.description = describe(spec, head={"classes": list(self.classes), "scale": self.model.scale})
 
 
 class FinetuneJob:
@@ -32,29 +58,18 @@ class FinetuneJob:
         config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
-        sources = assemble.train_sources(config.data)
-        self.classes = join_corpora([source.corpus for source in sources]).classes
-        if not self.classes:
-            raise UserError(
-                "the training corpus has no classes",
-                expected="shards packed with labels",
-                remedy="pack with --labels folder or --label-column",
-            )
-        self._evaluated = config.eval.classification and self._labelled(config.eval.classification)
-        model, lines = build_classifier(config, self.classes, runtime)
-        spec = model.towers.spec
-        self.stream = assemble.train_stream(config, sources, spec, "label", runtime)
-        head = {"classes": list(self.classes), "scale": model.scale}
-        self.extras = Extras(describe(spec, head=head), assemble.resolved(config))
+        parts = Prepared(config, runtime)
+        model, self.stream = parts.model, parts.stream
+        self.classes, self._reader, self._numbers = parts.classes, parts.reader, parts.numbers
+        self.extras = Extras(parts.description, assemble.resolved(config))
         assemble.claim_run_dir(config, runtime)
         reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
         elif runtime.is_main:
-            print("\n".join(lines), flush=True)
+            print("\n".join(parts.lines), flush=True)
         if config.train.compile:
             model.towers.compile_towers()
-        self.spec = spec
         self.engine = Engine(model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
@@ -78,18 +93,10 @@ class FinetuneJob:
 
     def evaluate(self) -> dict[str, float]:
         """Accuracies on eval.classification."""
-        if not self._evaluated:
+        if not self._reader:
             return {}
-        reader = assemble.eval_reader(self.config, self._evaluated, self.spec, False, self.runtime)
-        counts = ClassCounts.zeros(len(self.classes), self.runtime.device)
-        identity = torch.eye(len(self.classes), device=self.runtime.device)
         with evaluating(self.engine):
-            for batch in reader:
-                real = batch.positions >= 0
-                scores = self.engine(batch.images.to(self.runtime.device, non_blocking=True))
-                counts.add(scores[real.to(scores.device)], batch.labels[real].to(scores.device), identity)
-        counts.merge(self.runtime.world_size)
-        return counts.metrics()
+            return evaluate_classifier(self.engine, self._reader, self.classes, self.runtime, self._numbers).metrics
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Images, labels and random bits (or None) on the host, so that the device holds one micro-batch at a time."""
@@ -112,14 +119,3 @@ class FinetuneJob:
             loss = F.cross_entropy(scores, labels.to(scores.device), reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)
-
-    def _labelled(self, urls: str):
-        corpus = assemble.eval_corpus(urls, self.config.data)
-        if corpus.classes != self.classes:
-            raise UserError(
-                f"eval.classification {redact_source(urls)} has other classes than the training corpus",
-                got=", ".join(corpus.classes) or "none",
-                expected=", ".join(self.classes),
-                remedy="pack both with the same classes",
-            )
-        return corpus

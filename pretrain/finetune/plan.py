@@ -1,0 +1,48 @@
+"""`finetune.py --dry-run`: everything that can be known of a fine-tune before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain import assemble
+from pretrain.config import FinetuneConfig
+from pretrain.evaluate.classes import shown
+from pretrain.finetune.job import Prepared
+from pretrain.plan import bytes_of_one, kept_bytes, print_plan
+from pretrain.precision import is_bf16
+from pretrain.rules import local_batch
+from pretrain.runtime import Runtime, start
+from pretrain.towers.classifier import Classifier
+
+
+def dry_run(config: FinetuneConfig) -> int:
+    """Resolve the settings, open the shards, build the classifier from `init`, and print what would run and how much
+    memory it takes.
+
+    Raises:
+        UserError: whatever would end the run at its start.
+    """
+    runtime = start(distributed=False)
+    config = assemble.settle_precision(config, runtime)
+    parts = Prepared(config, runtime)
+    assemble.open_checkpoint(config, parts.description, parts.stream, runtime)
+    if runtime.is_main:
+        model = parts.model
+        notes = [*parts.lines, f"classes:  {len(model.classes)}: {shown(model.classes)}"]
+        name = f"{model.towers.spec.name} with a head"
+        print_plan(config, runtime, parts.stream, name, model, notes, memory(config, model, runtime))
+    return 0
+
+
+def memory(config: FinetuneConfig, model: Classifier, runtime: Runtime) -> dict[str, int]:
+    """Bytes per rank by what they hold; activations are counted on a forward of two images in the run's precision."""
+    size, device = model.towers.spec.image_size, model.towers.pixel_mean.device
+
+    def forward(images: int) -> object:
+        bits = torch.arange(images, device=device)
+        return model(torch.zeros(images, 3, size, size, dtype=torch.uint8, device=device), bits)
+
+    parts = kept_bytes(config, model, runtime)
+    micro = config.train.micro_batch or local_batch(config, runtime.world_size)
+    parts["activations of a micro-batch"] = bytes_of_one(forward, is_bf16(config.train.precision)) * micro
+    return {**parts, "total": sum(parts.values())}
