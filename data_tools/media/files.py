@@ -2,10 +2,13 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from data_tools.media.bad import BadSampleError
 
+MISSING = -1
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe may have taken the file's place
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -34,19 +37,21 @@ def read_file(path: str | Path, limit: int) -> bytes:
     Raises BadSampleError: `unreadable_file`, or `too_large` above `limit` bytes. OSError as opening raises it.
     """
     regular_size(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe may have taken its place
-    with open(descriptor, "rb") as file:
-        size = os.fstat(descriptor).st_size
+    with open(os.open(path, _FLAGS), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise BadSampleError("too_large", f"{size} bytes, the limit is {limit}")
         return file.read(size)
 
 
-def first_bytes(path: str | Path, count: int) -> bytes:
-    """The first `count` bytes of a regular file; b"" for anything else, or where it cannot be read."""
+def look(path: str | Path, count: int) -> tuple[int, bytes]:
+    """The size of a file, MISSING without one, and its first `count` bytes; b"" of what is no regular file."""
     try:
-        regular_size(path)
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:
-            return file.read(count) or b""
-    except (OSError, ValueError):  # ValueError: a null byte in the path, and BadSampleError
-        return b""
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return MISSING, b""
+    start = b""
+    if stat.S_ISREG(status.st_mode):
+        with suppress(OSError), open(os.open(path, _FLAGS), "rb", buffering=0) as file:
+            start = file.read(count) or b""
+    return status.st_size, start

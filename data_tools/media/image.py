@@ -47,7 +47,7 @@ TURNED = range(5, 9)  # orientations whose upright width is the stored height
 _TELLS_ORIENTATION = (b"Exif\0\0", b"tiff:Orientation")  # in a JPEG: an EXIF segment, or XMP
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in Pillow's messages: it differs between runs
 _WHITE = (255, 255, 255, 255)
-_SNIFFED = 16
+SNIFFED = 16  # bytes by which a format is told
 
 
 def is_image_name(name: str) -> bool:
@@ -56,13 +56,11 @@ def is_image_name(name: str) -> bool:
 
 
 def sniff(start: bytes) -> str | None:
-    """The extension for the format of a file that starts so; None for none that is known. 16 bytes are enough."""
-    Image.preinit()
+    """The extension for the format of a file that starts so, as Pillow tells formats; None for none that is known."""
+    Image.init()
     for name in FORMATS:
-        if name not in Image.OPEN:
-            Image.init()
         accept = Image.OPEN[name][1] if name in Image.OPEN else None
-        if accept is not None and accept(start[:_SNIFFED]) is True:
+        if start and accept is not None and accept(start[:SNIFFED]) is True:
             return EXTENSIONS[name]
     return None
 

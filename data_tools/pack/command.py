@@ -15,8 +15,10 @@ EXAMPLES = """examples:
   python -m data_tools pack flowers/ shards/ --labels folder          # one sub-folder per class
   python -m data_tools pack labels.csv shards/ --label-column label
 
-Rows of one image become one sample with all their captions. Rows that cannot be packed are skipped and stand with
-their error class in the .parquet of their shard. The same command continues a pack that was interrupted."""
+Rows of one image become one sample with all their captions. Pictures keep their bytes; of several formats all are
+stored as KEY.jpg, since readers want one name and go by the bytes, so alpha and 16 bits stay. Rows that cannot be
+packed are skipped and stand with their error class in the .parquet of their shard. The same command continues a pack
+that was interrupted."""
 
 _MEGA = 1 << 20
 

@@ -43,6 +43,19 @@ class CheckedImage:
     orientation: int = 1
 
 
+def common_extension(formats: set[str], resize: int | None) -> str | None:
+    """The one extension under which a corpus stores images of these formats; None: each under its own, which is one.
+
+    Readers expect one member name in all samples (Hugging Face `datasets` drops a second one without a word), know the
+    usual ones, and go by the bytes: of several formats all are `jpg`. Turning or shrinking makes a PNG of all but JPEG.
+    """
+    if not formats or formats == {"jpg"}:
+        return None
+    if len(formats) > 1:
+        return "jpg"
+    return "png" if resize else next(iter(formats))
+
+
 def check_image(data: bytes, limits: Limits) -> CheckedImage:
     """Decode an image completely. Its bytes pass untouched unless EXIF turns it or a resize is asked.
 

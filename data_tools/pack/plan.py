@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.pack.image import JPEG_QUALITY, Limits
+from data_tools.pack.image import JPEG_QUALITY, Limits, common_extension
 from data_tools.pack.rows import Item, Source
 
 # Raised when the same settings and input come to mean other bytes.
@@ -28,11 +28,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Shards of samples in order of their keys: a hash, so every shard is a fair mixture of the input."""
+    """Shards of samples in order of their keys: a hash, so every shard is a fair mixture of the input. `extension` is
+    that of all images, None for that of the format."""
 
     settings: Settings
     source: Source
     shards: list[list[Item]]
+    extension: str | None
     config: dict
     digest: str
 
@@ -47,13 +49,17 @@ def make_plan(source: Source, items: list[Item], settings: Settings) -> Plan:
     shards = _cut(ordered, settings)
     if len(shards) > _MAX_SHARDS:
         raise UserError("too many shards", got=len(shards), expected=f"{_MAX_SHARDS} or fewer", remedy="larger shards")
+    formats = {item.format for item in items if item.format}
+    extension = common_extension(formats, settings.limits.resize)
     config = _config(source, settings)
+    if len(formats) > 1:  # corpora of one format keep the digest that they had before there was a choice
+        config["image_extension"] = extension
     digest = xxhash.xxh3_128()
     digest.update(json.dumps(config, sort_keys=True).encode())
     for item in ordered:
         rows = [(row.source, row.captions, row.label, row.metadata, row.fault) for row in item.rows]
         digest.update(repr((item.id, item.size, rows)).encode("utf-8", "backslashreplace"))
-    return Plan(settings, source, shards, config, digest.hexdigest())
+    return Plan(settings, source, shards, extension, config, digest.hexdigest())
 
 
 def _cut(items: list[Item], settings: Settings) -> list[list[Item]]:

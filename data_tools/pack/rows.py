@@ -1,6 +1,5 @@
 """What is to be packed: input rows, grouped into samples."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ import xxhash
 
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import clean, usable
+from data_tools.media.files import MISSING, look
+from data_tools.media.image import SNIFFED, sniff
 from data_tools.pack.inside import Boundary
-
-MISSING = -1
 
 
 @dataclass(slots=True)
@@ -36,12 +35,14 @@ class Row:
 
 @dataclass(slots=True)
 class Item:
-    """The rows that become one sample. `id` names it in the source; `size` is the image file's, MISSING without one."""
+    """The rows that become one sample. `id` names it in the source; `size` is the image file's, MISSING without one;
+    `format` is the extension for its first bytes, None for no known image."""
 
     id: str
     image: str
     rows: list[Row]
     size: int = MISSING
+    format: str | None = None
 
     @property
     def key(self) -> str:
@@ -83,16 +84,16 @@ def group(source: Source, pairs: bool) -> list[Item]:
 
 
 def measure(items: Iterable[Item], boundary: Boundary) -> None:
-    """Fill in the size of every image file; rows of a file outside the boundary become faults, and it is not read."""
+    """Fill in the size and the format of every image file; rows of a file outside the boundary become faults, and it is
+    not read."""
     for item in items:
         fault = boundary.fault(item.image)
         if fault:
             _refuse(item, fault)
             continue
-        try:
-            item.size = os.stat(boundary.root / item.image).st_size if item.image else MISSING
-        except (OSError, ValueError):  # ValueError: a null byte in the path
-            item.size = MISSING
+        if item.image and any(not row.fault for row in item.rows):
+            item.size, start = look(boundary.root / item.image, SNIFFED)
+            item.format = sniff(start)
 
 
 def _refuse(item: Item, fault: tuple[str, str]) -> None:

@@ -97,7 +97,9 @@ def _task(plan: Plan, folder: Path, number: int) -> ShardTask:
     labels = plan.source.labels
     classes = None if labels is None else {label: place for place, label in enumerate(labels)}
     root, limits = plan.source.root, plan.settings.limits
-    return ShardTask(folder, plan.shard_name(number), root, plan.shards[number], limits, classes, plan.digest)
+    return ShardTask(
+        folder, plan.shard_name(number), root, plan.shards[number], limits, plan.extension, classes, plan.digest
+    )
 
 
 def _report(shards: list[ShardRecord], kept: int) -> Report:

@@ -19,13 +19,15 @@ _STORED_FIELDS = ("captions", "id", "label", "width", "height", "sha256", "orien
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write. `classes` maps a label to its number; None packs no labels."""
+    """One shard to write. `extension` is that of all images, None for that of their format; `classes` maps a label to
+    its number, None packs no labels."""
 
     folder: Path
     name: str
     root: Path
     items: list[Item]
     limits: Limits
+    extension: str | None
     classes: dict[str, int] | None
     digest: str
 
@@ -49,7 +51,7 @@ def _samples(task: ShardTask, accounts: Accounts, advance: Callable[[int], None]
             advance(waiting)
             waiting = 0
         if outcome.image and not outcome.error:
-            yield item.key, _members(item, rows, outcome.image, outcome.sha256 or "", task.classes)
+            yield item.key, _members(item, rows, outcome.image, outcome.sha256 or "", task)
     advance(waiting)
 
 
@@ -67,9 +69,7 @@ def _check(item: Item, rows: list[Row], task: ShardTask) -> Outcome:
     return Outcome(None, image, hashlib.sha256(image.data).hexdigest())
 
 
-def _members(
-    item: Item, rows: list[Row], image: CheckedImage, sha256: str, classes: dict[str, int] | None
-) -> dict[str, bytes]:
+def _members(item: Item, rows: list[Row], image: CheckedImage, sha256: str, task: ShardTask) -> dict[str, bytes]:
     """Captions of all rows of the sample; metadata of its first row."""
     captions = [caption for row in rows for caption in row.captions]
     fields: dict[str, object] = {
@@ -80,12 +80,12 @@ def _members(
         "sha256": sha256,
         "orientation": image.orientation,
     }
-    members = {image.extension: image.data}
+    members = {task.extension or image.extension: image.data}
     if captions:
         members["txt"] = captions[0].encode()
-    if classes is not None:
+    if task.classes is not None:
         fields["label"] = label = rows[0].label or ""
-        members["cls"] = str(classes[label]).encode()
+        members["cls"] = str(task.classes[label]).encode()
     for name, value in rows[0].metadata.items():
         fields[f"input_{name}" if name in _STORED_FIELDS else name] = value
     members["json"] = to_json(fields).encode()

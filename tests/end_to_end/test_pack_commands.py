@@ -96,11 +96,11 @@ def test_samples_hold_untouched_bytes_and_true_facts(mixed):
     found = {json.loads(sample.members["json"])["id"]: sample for sample in samples(folder / "shards")}
     assert {name: sorted(sample.members) for name, sample in found.items()} == {
         "good.jpg": ["jpg", "json", "txt"],
-        "grey.png": ["json", "png", "txt"],
+        "grey.png": ["jpg", "json", "txt"],
         "turned.jpg": ["jpg", "json", "txt"],
     }
-    for name, extension in (("good.jpg", "jpg"), ("grey.png", "png")):
-        assert found[name].members[extension] == (folder / "images" / name).read_bytes()
+    for name in ("good.jpg", "grey.png"):  # of several formats all bear one name
+        assert found[name].members["jpg"] == (folder / "images" / name).read_bytes()
     assert found["good.jpg"].members["txt"] == b"one"
     facts = json.loads(found["good.jpg"].members["json"])
     assert facts == {
