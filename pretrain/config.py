@@ -55,7 +55,7 @@ class DataConfig:
     word_dropout: float = 0.0  # share of a caption's words that are left out (pretraining)
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01
-    cache_dir: str | None = None  # remote shards, on a disk of the node; null: dualstream/shards in the user's cache
+    cache_dir: str | None = None  # on a disk of the node, for remote shards in dualstream/shards; null: ~/.cache
     cache_gib: float = DEFAULT_GIB  # at most; what was used least recently makes room
 
 

@@ -5,7 +5,7 @@ There is no daemon: file locks alone keep the processes apart, and the kernel le
   the same content is one file, wherever it came from.
 - A lease is a shared lock on the open tar. Eviction needs the exclusive one, so it passes over what is in use.
 - Who brings or evicts a shard holds KEY.lock; others who want it wait, and find it there.
-The folder must be local to the node.
+The folder must be local to the node. In it all lies in a subfolder of the cache's own.
 """
 
 import json
@@ -22,6 +22,7 @@ from data_tools.redaction import redact
 from data_tools.remote.fetch import checked_stat, fetch
 from data_tools.remote.http_range import Stat
 from data_tools.remote.locks import locked, share
+from data_tools.remote.own import commit_file, is_file, open_file, own_folder
 from data_tools.remote.retry import RemoteError
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError, reserve
@@ -43,12 +44,7 @@ class Cache:
     """The cache as one process uses it. It holds no state but the settings."""
 
     def __init__(self, settings: CacheSettings):
-        self.settings, self.folder = settings, Path(settings.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            remedy = "set data.cache_dir to a folder on a local disk"
-            raise UserError(f"cannot make the shard cache {self.folder}", got=error.strerror, remedy=remedy) from None
+        self.settings, self.folder = settings, own_folder(Path(settings.folder))
 
     def lease(self, shard: Shard, let_go: Callable[[], object] = lambda: None) -> Lease:
         """The shard, brought if it is not there. `let_go` ends leases of the caller, where room is short.
@@ -74,12 +70,15 @@ class Cache:
 
     def holds(self, shard: Shard) -> bool:
         """Whether the shard is there now."""
-        return (self.folder / f"{shard.key}.tar").exists()
+        return self._holds(shard.key)
+
+    def _holds(self, key: str) -> bool:
+        return is_file(self.folder / f"{key}.tar") and is_file(self.folder / f"{key}.idx")
 
     def touch(self, shard: Shard) -> None:
         """Count the shard, if it is there, as used now."""
         try:
-            os.utime(self.folder / f"{shard.key}.tar")
+            os.utime(self.folder / f"{shard.key}.tar", follow_symlinks=False)
         except FileNotFoundError:
             return
 
@@ -94,12 +93,12 @@ class Cache:
         record = self.folder / f"{key}.json"
         size = found.size or 0
         with self._locked(key, size):
-            try:
-                samples, digest = json.loads(record.read_text())
-            except (FileNotFoundError, ValueError):
-                samples, digest = self._walk_new(url, found, key)
+            known = _read_record(record)
+            if known is None:
+                known = self._walk_new(url, found, key)
                 with atomic_write(record) as file:
-                    file.write(json.dumps([samples, digest]).encode())
+                    file.write(json.dumps(known).encode())
+        samples, digest = known
         return samples, Shard(url, size, bytes.fromhex(digest))
 
     def _walk_new(self, url: str, found: Stat, key: str) -> tuple[int, str]:
@@ -119,7 +118,7 @@ class Cache:
 
     def _take(self, key: str) -> Lease | None:
         tar = self.folder / f"{key}.tar"
-        file = share(tar)
+        file = share(tar) if self._holds(key) else None
         if file is None:
             return None
         os.utime(file)
@@ -151,8 +150,7 @@ class Cache:
             temporary.unlink(missing_ok=True)
 
     def _fetch(self, url: str, found: Stat, temporary: Path, keep: Collection[str], let_go) -> None:
-        self._reserve(temporary, found.size or 0, keep, let_go)
-        file = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        file = self._reserve(temporary, found.size or 0, keep, let_go)
         try:
             fetch(url, found, file, self.settings.limits)
             os.fsync(file)
@@ -165,29 +163,39 @@ class Cache:
         body = index.to_bytes()
         scratch = self.folder / f"{key}.new"
         try:
-            self._reserve(scratch, len(body), {*keep, key}, let_go)
-            scratch.write_bytes(body)
-            with open(scratch, "rb") as file:
+            with open(self._reserve(scratch, len(body), {*keep, key}, let_go), "wb") as file:
+                file.write(body)
+                file.flush()
                 os.fsync(file.fileno())
-            os.replace(scratch, path)
+            commit_file(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
-        os.replace(temporary, path.with_suffix(".tar"))
+        commit_file(temporary, path.with_suffix(".tar"))
         sync_folder(self.folder)
 
-    def _reserve(self, path: Path, size: int, keep: Collection[str], let_go: Callable[[], object] | None) -> None:
-        """Room for `size` bytes; with `let_go` it is waited for, because others' leases are short."""
+    def _reserve(self, path: Path, size: int, keep: Collection[str], let_go: Callable[[], object] | None) -> int:
+        """A new file with room for `size` bytes; with `let_go` it is waited for, because others' leases are short."""
         until, pause = time.monotonic() + self.settings.limits.space, 0.0
         while True:
             try:
-                reserve(self.folder, self.settings.limit, path, size, keep)
-                return
+                return reserve(self.folder, self.settings.limit, path, size, keep)
             except CacheFullError:
                 if let_go is None or size > self.settings.limit or time.monotonic() > until:
                     raise
             let_go()
             time.sleep(pause)
             pause = _POLL
+
+
+def _read_record(record: Path) -> tuple[int, str] | None:
+    """(samples, xxh3-128 in hex) of a tar that was identified before; None where that is not known."""
+    try:
+        with open(open_file(record, os.O_RDONLY), "rb") as file:
+            samples, digest = json.loads(file.read(1024))
+        known = isinstance(samples, int) and samples >= 0 and len(bytes.fromhex(digest)) == 16
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return None
+    return (samples, digest) if known else None
 
 
 def _walk(tar: Path, url: str) -> Index:

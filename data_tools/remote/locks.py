@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.remote.own import open_file
 
 _POLL = 0.02
 
@@ -18,7 +19,7 @@ def try_lock(path: Path, create: bool = True) -> int | None:
     Raises FileNotFoundError without `create`. Closing the descriptor lets go.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        descriptor = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -32,7 +33,7 @@ def try_lock(path: Path, create: bool = True) -> int | None:
 def share(path: Path) -> int | None:
     """A descriptor, open for reading, that keeps the file from being locked exclusively; None where it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for an eviction at most, which then has removed the file
@@ -60,7 +61,7 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
 def _names(path: Path, descriptor: int) -> bool:
     """Whether `path` still is the open file: between open and lock it may have been removed."""
     try:
-        found, opened = os.stat(path), os.fstat(descriptor)
+        found, opened = os.lstat(path), os.fstat(descriptor)
     except FileNotFoundError:
         return False
     return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)

@@ -13,7 +13,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where shards are kept (`folder`), how many bytes of them, and how patient reading is."""
+    """Below which folder shards are kept, how many bytes of them, and how patient reading is."""
 
     folder: str
     limit: int
@@ -34,8 +34,7 @@ class Shard(NamedTuple):
 
 
 def default_settings(folder: str | None = None, gib: float = DEFAULT_GIB) -> CacheSettings:
-    """The cache in `folder`, or in the user's cache folder."""
+    """The cache below `folder`, or below the user's cache folder."""
     if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = str(Path(home) / "dualstream" / "shards")
+        folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return CacheSettings(str(Path(folder).absolute()), int(gib * _GIB))

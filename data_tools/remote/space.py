@@ -5,11 +5,13 @@ KEY.lock for who brings or evicts it.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from data_tools.errors import UserError
 from data_tools.remote.locks import locked, try_lock
+from data_tools.remote.own import SPACE_LOCK, create_file, is_file, own_files
 
 _PARTS = ("tmp", "new", "idx", "lock")
 _LOCK_SECONDS = 60.0
@@ -34,26 +36,33 @@ def _gib(size: int) -> str:
     return f"{-(-size * 1_000_000 // _GIB) / 1_000_000:g}"
 
 
-def reserve(folder: Path, limit: int, temporary: Path, size: int, keep: Collection[str] = ()) -> None:
-    """Make `temporary` a file of `size` bytes, evicting others until the folder holds at most `limit` bytes.
+def reserve(folder: Path, limit: int, temporary: Path, size: int, keep: Collection[str] = ()) -> int:
+    """A descriptor of `temporary`, a new file of `size` bytes, for which others were evicted until the folder holds at
+    most `limit` bytes.
 
     The caller holds the lock of its key; `keep` are keys that must stay. Raises CacheFullError, having evicted nothing
     that was in use.
     """
-    with locked(folder / "space.lock", _LOCK_SECONDS):
+    with locked(folder / SPACE_LOCK, _LOCK_SECONDS):
         _remove_leftovers(folder)
-        sizes = _sizes(folder)
+        files = own_files(folder)
+        sizes = {name: status.st_size for name, status in files.items()}
         used = sum(sizes.values()) - sizes.get(temporary.name, 0)
-        for tar in _least_recent_first(folder):
+        for key in _least_recent_first(files):
             if used + size <= limit:
                 break
-            key = tar.stem
             if key not in keep and evict(folder, key):
-                used -= sizes.get(tar.name, 0) + sizes.get(f"{key}.idx", 0)
+                used -= sizes[f"{key}.tar"] + sizes.get(f"{key}.idx", 0)
         if used + size > limit:
             raise CacheFullError(folder, limit, used, size)
-        with open(temporary, "ab") as file:
-            file.truncate(size)
+        file = create_file(temporary)
+        try:
+            os.truncate(file, size)
+        except OSError as error:  # longer than files can be on this disk
+            os.close(file)
+            remedy = "set data.cache_dir to a folder on another disk"
+            raise UserError(f"no file of {size} bytes in {folder}", got=error.strerror, remedy=remedy) from None
+        return file
 
 
 def evict(folder: Path, key: str) -> bool:
@@ -79,36 +88,26 @@ def evict(folder: Path, key: str) -> bool:
 
 def _remove_leftovers(folder: Path) -> None:
     """What killed processes left: files being brought by nobody, indexes without their tar, and locks of neither."""
-    names = set(os.listdir(folder))
+    names = own_files(folder)
     for name in names:
         key, _, suffix = name.partition(".")
-        if suffix not in _PARTS or name == "space.lock" or f"{key}.tar" in names:
+        if suffix not in _PARTS or f"{key}.tar" in names:
             continue
         lock = try_lock(folder / f"{key}.lock")
         if lock is None:
             continue
-        if not (folder / f"{key}.tar").exists():
-            for leftover in _PARTS:
-                (folder / f"{key}.{leftover}").unlink(missing_ok=True)
+        if not is_file(folder / f"{key}.tar"):
+            _remove(folder / f"{key}.{leftover}" for leftover in _PARTS)
         os.close(lock)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    sizes = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                sizes[entry.name] = entry.stat().st_size
-            except FileNotFoundError:  # committed or given up meanwhile
-                continue
-    return sizes
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError, IsADirectoryError):  # a folder is not the cache's
+            path.unlink()
 
 
-def _least_recent_first(folder: Path) -> list[Path]:
-    used = []
-    for tar in folder.glob("*.tar"):
-        try:
-            used.append((tar.stat().st_mtime_ns, tar))
-        except FileNotFoundError:
-            continue
-    return [tar for _, tar in sorted(used)]
+def _least_recent_first(files: Mapping[str, os.stat_result]) -> list[str]:
+    """Keys of the shards among `files`."""
+    used = [(status.st_mtime_ns, name) for name, status in files.items() if name.endswith(".tar")]
+    return [name.removesuffix(".tar") for _, name in sorted(used)]

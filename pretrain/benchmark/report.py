@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.redaction import redact_source
+from data_tools.shards.commit import atomic_write
 from pretrain.provenance import git_commit
 
 _WIDE = 200  # columns
@@ -50,9 +51,8 @@ def write_report(path: Path, report: dict) -> None:
     origin = {"command": command, "commit": git_commit(), "machine": machine(), "torch": torch.__version__}
     report = report | origin
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")
-    new.rename(path)
+    with atomic_write(path) as file:
+        file.write((json.dumps(report, indent=2, allow_nan=False, default=str) + "\n").encode())
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

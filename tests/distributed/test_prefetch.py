@@ -76,7 +76,7 @@ def test_it_goes_ahead_of_the_reader_and_keeps_what_is_needed(server, tmp_path):
         for step in range(SHARDS - 4):
             ahead = set(range(step, step + 5))
             wait_for(lambda ahead=ahead: ahead <= set(held(corpus)))
-            assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= corpus.cache.limit
+            assert sum(path.stat().st_size for path in Cache(corpus.cache).folder.iterdir()) <= corpus.cache.limit
             assert {reader.read(number, 0).key for number in two_shards(step)} == {f"{step + k:03d}-0" for k in (0, 1)}
             assert max(times_asked(server)) == 1  # nothing was evicted before its use, or fetched twice
             if step < SHARDS - 5:

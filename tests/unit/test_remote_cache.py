@@ -168,14 +168,20 @@ def test_content_is_checked_before_it_counts(tmp_path, server, shards, folder):
 
 def test_leftovers_of_dead_fetchers_are_removed(tmp_path, server, shards):
     ours = cache(tmp_path)
-    for name in ("dead-1.tmp", "dead-2.idx", "dead-3.lock", f"{shards[0].key}.tmp", f"{shards[0].key}.idx"):
-        (ours.folder / name).write_bytes(bytes(2 * SIZE))
-    (ours.folder / "alive.tmp").write_bytes(b"coming")
-    with open(ours.folder / "alive.lock", "w") as lock:
+    dead, alive = [f"{number:032x}-c800" for number in range(3)], f"{3:032x}-c800"
+    for key, suffix in zip([*dead, *2 * [shards[0].key]], ("tmp", "idx", "lock", "tmp", "idx"), strict=True):
+        (ours.folder / f"{key}.{suffix}").write_bytes(bytes(2 * SIZE))
+    (ours.folder / f"{alive}.tmp").write_bytes(b"coming")
+    with open(ours.folder / f"{alive}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         leased(ours, shards[0])
     names = {path.name for path in ours.folder.iterdir()}
-    assert names == {"alive.tmp", "alive.lock", "space.lock", *(f"{shards[0].key}.{s}" for s in ("tar", "idx", "lock"))}
+    assert names == {
+        f"{alive}.tmp",
+        f"{alive}.lock",
+        "space.lock",
+        *(f"{shards[0].key}.{s}" for s in ("tar", "idx", "lock")),
+    }
 
 
 def test_tar_without_index_is_identified_once(tmp_path, server, shards, folder):
@@ -200,7 +206,7 @@ def test_tar_that_changes_while_it_is_read_is_refused(tmp_path, server, shards, 
     server.faults = [in_order, swapping]
     with pytest.raises(UserError, match=r"s-002\.tar changed while it was read"):
         cache(tmp_path).identify(shards[2].url)
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_stopped_fetcher_is_named_not_waited_for_ever(tmp_path, server, shards):
@@ -232,7 +238,8 @@ def test_locks_of_removed_files_do_not_count(tmp_path, monkeypatch):
 
 def test_settings_are_plain_values(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_settings() == default_settings(str(tmp_path / "dualstream" / "shards"), 64.0)
+    assert default_settings() == default_settings(str(tmp_path), 64.0)
+    assert Cache(default_settings()).folder == tmp_path / "dualstream" / "shards"
     assert pickle.loads(pickle.dumps(default_settings(gib=0.5))).limit == 2**29
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the shard cache"):
