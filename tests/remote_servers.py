@@ -148,16 +148,40 @@ def whole(handler: _Handler, content: bytes, start: int, stop: int) -> None:
 
 def endless(handler: _Handler, content: bytes, start: int, stop: int) -> None:
     """A body without length or end, as fast as it is taken."""
+    handler.send_response(200)
     _pour(handler, bytes(1 << 20), 0.0)
 
 
 def dripping(handler: _Handler, content: bytes, start: int, stop: int) -> None:
     """A body without length or end, a byte now and then."""
+    handler.send_response(200)
     _pour(handler, b"x", 0.05)
 
 
+def claiming(size: int) -> Fault:
+    """The asked range of an object of `size` bytes, and then more and more of it."""
+
+    def fault(handler: _Handler, content: bytes, start: int, stop: int) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        handler.send_header("Content-Length", str(size))
+        _pour(handler, bytes(1 << 20), 0.0)
+
+    return fault
+
+
+def claiming_whole(size: int) -> Fault:
+    """An object of `size` bytes from its first on, as if no range had been asked for."""
+
+    def fault(handler: _Handler, content: bytes, start: int, stop: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(size))
+        _pour(handler, bytes(1 << 20), 0.0)
+
+    return fault
+
+
 def _pour(handler: _Handler, piece: bytes, pause: float) -> None:
-    handler.send_response(200)
     handler.send_header("Connection", "close")
     handler.end_headers()
     until = time.monotonic() + _ENDLESS_SECONDS

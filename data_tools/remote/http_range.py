@@ -48,6 +48,15 @@ def too_short(url: str, size: int, span: Span) -> RemoteError:
     return RemoteError(f"{redact(url)} is too short", got=f"{size} bytes", expected=f">= {span.stop}", remedy=remedy)
 
 
+def check_range(url: str, header: str, span: Span) -> None:
+    """Whether a Content-Range begins where `span` goes on. Raises TransientError, or RemoteError for a short object."""
+    found = _CONTENT_RANGE.match(header)
+    if not found or found[1] is None or int(found[1]) != span.at:
+        raise TransientError(f"another range than asked for: {header or 'no Content-Range'}, from {span.at}")
+    if found[3] != "*" and int(found[3]) < span.stop:
+        raise too_short(url, int(found[3]), span)
+
+
 async def stat_http(fs: Any, url: str, idle: float) -> Stat:
     """Length and version from the headers of a one-byte range: unlike HEAD it works with URLs signed for reading."""
     async with await _get(fs, url, 0, 1, idle) as response:
@@ -67,12 +76,7 @@ async def read_http(fs: Any, url: str, span: Span, idle: float) -> None:
     async with await _get(fs, url, span.at, span.stop, idle) as response:
         skip = 0
         if response.status == 206:
-            found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-            if not found or found[1] is None or int(found[1]) != span.at:
-                got = response.headers.get("Content-Range", "no Content-Range")
-                raise TransientError(f"another range than asked for: {got}, from {span.at}")
-            if found[3] != "*" and int(found[3]) < span.stop:
-                raise too_short(url, int(found[3]), span)
+            check_range(url, response.headers.get("Content-Range", ""), span)
         elif response.status == 416:
             raise too_short(url, span.at, span)
         else:
@@ -98,9 +102,16 @@ async def _get(fs: Any, url: str, start: int, stop: int, idle: float) -> aiohttp
     response = await session.get(fs.encode_url(url), headers=headers, timeout=timeout)
     status = response.status
     if status in (200, 206, 416):
-        return response
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding.lower() == "identity":
+            return response
+        response.close()
+        remedy = "serve it without a Content-Encoding"
+        raise RemoteError(f"cannot read {redact(url)}", got=f"a body in {encoding}", expected="plain", remedy=remedy)
     after = retry_after(response.headers.get("Retry-After"))
     response.close()
+    if status in (301, 302, 303, 307, 308):  # it leads nowhere, or would have been followed
+        raise RemoteError(f"cannot read {redact(url)}", got=f"HTTP {status} without a Location", remedy="check the URL")
     if status in (404, 410):
         raise FileNotFoundError(f"HTTP {status}")
     if status in (401, 403, 407):

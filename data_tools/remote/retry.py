@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 _HOPELESS = {
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
     *("ParamValidationError", "InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError"),
+    *("InvalidUrlRedirectClientError", "NonHttpUrlRedirectClientError", "TooManyRedirects"),
 }
 
 
@@ -102,11 +103,11 @@ def retry_after(value: str | None) -> float:
     """Seconds to wait by a Retry-After header, a number or a date; 0 where it is absent or unreadable."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

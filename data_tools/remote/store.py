@@ -10,11 +10,14 @@ from typing import Any
 
 from data_tools.errors import UsageError
 from data_tools.redaction import redact
-from data_tools.remote.http_range import Span, Stat, read_http, stat_http, too_short
-from data_tools.remote.retry import Limits, RemoteError, persist
+from data_tools.remote.http_range import Span, Stat, check_range, read_http, stat_http, too_short
+from data_tools.remote.redirects import redirect_trace
+from data_tools.remote.retry import Limits, RemoteError, TransientError, persist
 from data_tools.remote.urls import check_url, is_http
 
+MOST_IN_MEMORY = 64 << 20  # bytes of a manifest, of some 400,000 shards
 _REQUEST = 8 << 20  # bytes of one request where bodies cannot be streamed
+_CHUNK = 1 << 18
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
 _PACKAGES = {
     "http": "aiohttp",
@@ -38,7 +41,8 @@ def stat(url: str, limits: Limits) -> Stat:
         if info.get("type") == "directory":
             raise IsADirectoryError(url)
         version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
-        return Stat(info.get("size"), version, True)
+        size = info.get("size")
+        return Stat(size if isinstance(size, int) and size >= 0 else None, version, True)
 
     return persist(url, ask, limits, until)
 
@@ -51,6 +55,9 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
         span.put(b"")  # raises where nobody wants the rest any more
         if is_http(url):
             _run(fs, read_http, left, fs, url, span, limits.idle)
+            return
+        if _is_s3(fs):
+            _run(fs, _read_s3, left, fs, url, span)
             return
         while span.left:
             stop = min(span.stop, span.at + _REQUEST)
@@ -65,16 +72,41 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
 
 
 def read_bytes(url: str, limits: Limits, start: int = 0, stop: int | None = None) -> bytes:
-    """A small object, or a range of one, in memory. `stop` None: to the end."""
+    """A small object, or a range of one, in memory. `stop` None: to the end. Raises RemoteError for a large one."""
     if stop is None:
         stop = stat(url, limits).size
         if stop is None:
             remedy = "serve it with a Content-Length"
             raise RemoteError(f"the server tells no length of {redact(url)}", remedy=remedy)
+    if stop - start > MOST_IN_MEMORY:
+        raise RemoteError(
+            f"{redact(url)} is too large",
+            got=f"{stop - start} bytes",
+            expected=f"at most {MOST_IN_MEMORY}",
+            remedy="check the URL and the server: a manifest has some 150 bytes a shard",
+        )
     parts: list[bytes] = []
     until = time.monotonic() + limits.seconds(stop - start)
     read_span(url, Span(start, stop, lambda _, data: parts.append(data)), limits, until)
     return b"".join(parts)
+
+
+async def _read_s3(fs: Any, url: str, span: Span) -> None:
+    """One request for what is left of `span`, streamed like HTTP: an endpoint may send more than it was asked for."""
+    bucket, key, version = fs.split_path(fs._strip_protocol(url))
+    words = {"VersionId": version} if version else {}
+    words |= {"Bucket": bucket, "Key": key, "Range": f"bytes={span.at}-{span.stop - 1}"}
+    response = await fs._call_s3("get_object", **words)
+    body = response["Body"]
+    try:
+        check_range(url, response.get("ContentRange", ""), span)
+        while span.left:
+            data = await body.read(min(_CHUNK, span.left))
+            if not data:
+                raise TransientError(f"the body ends {span.left} bytes early")
+            span.put(data)
+    finally:
+        body.close()
 
 
 def write_bytes(url: str, data: bytes, limits: Limits) -> None:
@@ -94,13 +126,14 @@ def _file_system(url: str, limits: Limits) -> Any:
     check_url(url)
     scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {}
-    if scheme in ("http", "https"):
-        # trust_env: proxies and ~/.netrc. A percent sign says that the URL is encoded, and perhaps signed, as it is.
-        options = {"client_kwargs": {"trust_env": True}, "encoded": "%" in url}
-    elif scheme in ("s3", "s3a"):
-        timeouts = {"connect_timeout": limits.idle, "read_timeout": limits.idle}
-        options = {"config_kwargs": {"retries": {"total_max_attempts": 1}, **timeouts}}
     try:
+        if scheme in ("http", "https"):
+            # trust_env: proxies and ~/.netrc. A percent sign says that the URL is encoded, perhaps signed, as it is.
+            client = {"trust_env": True, "auto_decompress": False, "trace_configs": [redirect_trace()]}
+            options = {"client_kwargs": client, "encoded": "%" in url}
+        elif scheme in ("s3", "s3a"):
+            timeouts = {"connect_timeout": limits.idle, "read_timeout": limits.idle}
+            options = {"config_kwargs": {"retries": {"total_max_attempts": 1}, **timeouts}}
         fs = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         package = _PACKAGES.get(scheme, "the package of this protocol")
