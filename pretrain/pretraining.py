@@ -23,10 +23,11 @@ from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model
-from pretrain.towers.initialise import InitReport, initialise, read_weights
+from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 from pretrain.towers.parts import lock, tower_of
 from pretrain.towers.resolution import check_image_size
+from pretrain.towers.weights_file import read_weights
 
 
 class PretrainJob:
@@ -47,7 +48,7 @@ class PretrainJob:
         assemble.claim_run_dir(config, runtime)
         reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
         if reader is not None:
-            self.model.load_state_dict(reader.weights())
+            reader.load_into(self.model)
         elif config.model.init is not None:
             report = load_init(self.model, config)
             if runtime.is_main:

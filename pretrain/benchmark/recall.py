@@ -19,7 +19,8 @@ from pretrain.evaluate.runner import evaluate_retrieval
 from pretrain.runtime import Runtime
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.towers.build import DualEncoder, build_model
-from pretrain.towers.initialise import initialise, read_weights
+from pretrain.towers.initialise import initialise
+from pretrain.towers.weights_file import read_weights
 
 METRICS = ("image_to_text_recall@10", "text_to_image_recall@10", "image_to_text_recall@1", "text_to_image_recall@1")
 

@@ -10,11 +10,14 @@
 `checkpoints/latest`, `checkpoints/best`: names of such folders
 
 What is being written or deleted lies in a hidden folder: a crash at any point leaves the committed ones as they were.
+What people put beside them (copies, renamed checkpoints) is neither resumed from, nor counted, nor deleted.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,9 +28,14 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.shards.commit import atomic_write, remove_temporaries, sync_folder
+from pretrain.towers.files import is_number, read_json
 
 FOLDER, LATEST, BEST, MANIFEST, METRICS = "checkpoints", "latest", "best", "manifest.json", "metrics.json"
+STATE, MODEL = "state.json", "model.json"
 _HIDDEN = ".writing-"
+_NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # as step_folder writes it
+_RANK_FILE = re.compile(r"rank-([0-9]{5})-of-([0-9]{5})\.safetensors")
+_MOST_FILES = 100_000
 
 
 def commit_point(name: str) -> None:
@@ -90,7 +98,7 @@ def prepare(temporary: Path) -> None:
 
 def clear(folder: Path, temporary: Path) -> None:
     """Delete what crashed or failed saves left in `folder`, all but `temporary`."""
-    for leftover in folder.glob(f"{_HIDDEN}*"):
+    for leftover in folder.glob(f"{_HIDDEN}step-*"):
         if leftover != temporary:
             shutil.rmtree(leftover, ignore_errors=True)
     remove_temporaries(folder)
@@ -134,14 +142,14 @@ def commit(temporary: Path, final: Path, entries: list[dict], small: Mapping[str
 
 
 def committed(folder: Path) -> list[Path]:
-    """Checkpoint folders with a manifest, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).is_file())
+    """The run's own checkpoint folders with a manifest, oldest first."""
+    return [path for path in _own(folder) if (path / MANIFEST).is_file()]
 
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and what is wrong with the newer ones."""
     notes: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_own(folder)):
         fault = fault_of(path)
         if fault is None:
             return path, notes
@@ -149,22 +157,68 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     return None, notes
 
 
+def _own(folder: Path) -> list[Path]:
+    """Folders that this module named, oldest first; not a copy under another step's name, which its state gives away.
+
+    One without a manifest, or whose state cannot be read, is damaged, and still the run's own.
+    """
+    named = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted((path for path in named if _saved_step(path) in (None, step_of(path))), key=step_of)
+
+
+def _saved_step(checkpoint: Path) -> int | None:
+    try:
+        step = read_json(checkpoint / STATE).get("step")
+    except UserError:
+        return None
+    return step if is_number(step) else None
+
+
 def fault_of(checkpoint: Path) -> str | None:
     """What differs from the manifest of a checkpoint, or None."""
     try:
-        entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        wanted = [{key: entry[key] for key in ("name", "bytes", "xxh3_128")} for entry in entries]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
-    for want in wanted:
-        path = checkpoint / want["name"]
-        if not path.is_file():
-            return f"{want['name']} is missing"
-        got = file_entry(path)
-        if got != want:
-            field = "bytes" if got["bytes"] != want["bytes"] else "xxh3_128"
-            return f"{want['name']} has {field} {got[field]}, expected {want[field]}"
+        entries = _entries(checkpoint)
+        for want in entries:
+            path = checkpoint / want["name"]
+            if not path.is_file():
+                return f"{want['name']} is missing"
+            got = file_entry(path)
+            if got != want:
+                field = "bytes" if got["bytes"] != want["bytes"] else "xxh3_128"
+                return f"{want['name']} has {field} {got[field]}, expected {want[field]}"
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     return None
+
+
+def rank_files(checkpoint: Path) -> list[Path]:
+    """The files of the ranks, as the manifest lists them: another one in the folder is not the checkpoint's. Raises
+    UserError for a manifest that is none."""
+    return [checkpoint / entry["name"] for entry in _entries(checkpoint) if _RANK_FILE.fullmatch(entry["name"])]
+
+
+def _entries(checkpoint: Path) -> list[dict]:
+    """The entries of a manifest, by name: plain file names, and with them all that a checkpoint needs."""
+    path = checkpoint / MANIFEST
+    entries = read_json(path).get("files")
+    if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_FILES:
+        raise UserError(f"{path} lists no files")
+    wanted = {}
+    for entry in entries:
+        keys = ("name", "bytes", "xxh3_128")
+        want = {key: entry.get(key) for key in keys} if isinstance(entry, dict) else {}
+        name = want.get("name")
+        if not isinstance(name, str) or Path(name).name != name or name in wanted or not is_number(want["bytes"]):
+            raise UserError(f"{path} has an entry that is none", got=entry, expected=f"{', '.join(keys)} of one file")
+        wanted[name] = want
+    ranks = [match for name in wanted if (match := _RANK_FILE.fullmatch(name))]
+    whole = [f"rank-{rank:05d}-of-{len(ranks):05d}.safetensors" for rank in range(max(1, len(ranks)))]
+    missing = [name for name in (STATE, MODEL, *whole) if name not in wanted]
+    if missing:
+        raise UserError(f"{path} is not whole", got=f"{len(wanted)} files without {missing[0]}")
+    return [wanted[name] for name in sorted(wanted)]
 
 
 def file_entry(path: Path) -> dict:
@@ -179,9 +233,10 @@ def file_entry(path: Path) -> dict:
 def evaluation(checkpoint: Path) -> dict[str, float]:
     """The metrics that were evaluated at a checkpoint's step; none where it was not evaluated."""
     try:
-        return json.loads((checkpoint / METRICS).read_text())
-    except (OSError, ValueError):  # absent, or damaged: then it is not the best one
+        values = read_json(checkpoint / METRICS)
+    except UserError:  # absent, or damaged: then it is not the best one
         return {}
+    return {name: value for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 def _hide(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from data_tools.errors import UserError
+from pretrain.towers.files import is_number
 
 VERSION = 1
 
@@ -40,4 +41,23 @@ class TrainState:
         version = values.pop("version", None)
         if version != VERSION:
             raise UserError("the checkpoint's train state has another version", got=version, expected=VERSION)
+        wrong = [name for name, right in _TYPES.items() if not right(values.get(name, _DEFAULTS[name]))]
+        if wrong or not set(values) <= set(_TYPES):
+            odd = wrong[0] if wrong else min(set(values) - set(_TYPES))
+            raise UserError("the checkpoint's train state cannot be read", got=f"{odd} = {values[odd]!r}")
         return cls(**values)
+
+
+def _count(value: object) -> bool:
+    return is_number(value) and value >= 0
+
+
+_TYPES = {
+    "step": _count,
+    "samples_seen": _count,
+    "position": lambda value: isinstance(value, dict),
+    "bad_samples": _count,
+    "skipped": _count,
+    "recent_losses": lambda value: isinstance(value, list) and all(isinstance(loss, int | float) for loss in value),
+}
+_DEFAULTS = asdict(TrainState())

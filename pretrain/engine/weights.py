@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from data_tools.errors import UserError
-from pretrain.engine.committed import FOLDER, MANIFEST, newest_intact
+from pretrain.engine.committed import FOLDER, MANIFEST, MODEL, STATE, fault_of, newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
 from pretrain.engine.optimizers import all_states
-from pretrain.engine.state import TrainState
+from pretrain.engine.reader import CheckpointReader
 from pretrain.towers.build import DualEncoder
-from pretrain.towers.initialise import initialise, read_weights
-from pretrain.towers.spec import ModelSpec
+from pretrain.towers.initialise import initialise
+from pretrain.towers.spec import ModelSpec, resolve_spec, spec_of
+from pretrain.towers.weights_file import read_weights
 
-
-class CheckpointReader:
-    """The tensors of a committed checkpoint, found by parameter name and element range."""
-
-    def __init__(self, checkpoint: Path):
-        self.folder = checkpoint
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[str, list[tuple[object, int, int]]] = {}  # name -> (file, start, numel), by start
-        self._keys: set[str] = set()
-        for path in sorted(checkpoint.glob("rank-*.safetensors")):
-            file = safe_open(path, framework="pt")
-            for name, place in json.loads(file.metadata()["fragments"]).items():
-                self.shapes[name] = tuple(place["shape"])
-                self._pieces.setdefault(name, []).append((file, place["start"], place["numel"]))
-            self._keys |= set(file.keys())
-        for pieces in self._pieces.values():
-            pieces.sort(key=lambda piece: piece[1])
-
-    @property
-    def kinds(self) -> set[str]:
-        """What is kept of parameters: "weight", the optimizer's states, EMA."""
-        return {key.rsplit("|", 1)[1] for key in self._keys}
-
-    def holds(self, name: str, kind: str) -> bool:
-        """Whether there is `kind` of parameter `name`: of one that did not learn there are weights alone."""
-        return f"{name}|{kind}" in self._keys
-
-    def read(self, name: str, kind: str, start: int, numel: int) -> torch.Tensor:
-        """Elements `start` .. `start + numel` of `kind` ("weight" or an optimizer state) of parameter `name`, flat."""
-        parts = []
-        for file, first, count in self._pieces[name]:
-            low, high = max(start, first), min(start + numel, first + count)
-            if low < high:
-                parts.append(file.get_slice(f"{name}|{kind}")[low - first : high - first])
-        out = torch.cat(parts) if len(parts) != 1 else parts[0]
-        if out.numel() != numel:
-            raise UserError(f"checkpoint {self.folder} does not cover {name}|{kind}", got=out.numel(), expected=numel)
-        return out
-
-    def weights(self, kind: str = "weight") -> dict[str, torch.Tensor]:
-        """Every parameter, whole, by the name it has in the trained module; `kind` EMA: its moving average."""
-        whole = {}
-        for name, shape in self.shapes.items():
-            found = kind if self.holds(name, kind) else "weight"
-            whole[name] = self.read(name, found, 0, torch.Size(shape).numel()).reshape(shape)
-        return whole
-
-    def state(self) -> TrainState:
-        """The run's TrainState."""
-        return TrainState.from_dict(json.loads((self.folder / "state.json").read_text()))
-
-    def model(self) -> dict:
-        """The model's description, as the job that trained it wrote it."""
-        return json.loads((self.folder / "model.json").read_text())
+EXPORT = "open_clip_config.json"
 
 
 def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
@@ -118,7 +62,7 @@ def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
         UserError: no model there, a damaged one, or no moving average.
     """
     path = Path(path)
-    if (path / "open_clip_config.json").is_file():
+    if (path / EXPORT).is_file():
         if ema:
             raise UserError(f"{path} is an export", expected="a run or checkpoint with a moving average of its weights")
         return _from_export(path)
@@ -135,15 +79,22 @@ def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
         raise UserError(
             f"{checkpoint} has no moving average of its weights", remedy="train with optim.ema, such as 0.999"
         )
-    model = DualEncoder(ModelSpec(**description["spec"]))
-    model.load_state_dict(reader.weights(EMA if ema else "weight"), strict=True)
+    model = DualEncoder(_spec(description, f"{checkpoint / MODEL}"))
+    reader.load_into(model, EMA if ema else "weight")
     return model.eval()
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the newest intact one of a run folder."""
+    """The checkpoint folder that `path` means: itself, or the newest intact one of a run folder.
+
+    Raises:
+        UserError: no checkpoint there, or none whose files match its manifest.
+    """
     path = Path(path)
-    if (path / MANIFEST).is_file() and (path / "state.json").is_file():
+    if (path / MANIFEST).is_file() and (path / STATE).is_file():
+        fault = fault_of(path)
+        if fault:
+            raise UserError(f"checkpoint {path} is damaged", got=fault, remedy="give another one, or restore a copy")
         return path
     if not path.is_dir():
         raise UserError(f"{path} is missing", expected="a run, checkpoint or export folder")
@@ -154,10 +105,17 @@ def resolve_checkpoint(path: str | Path) -> Path:
     return found
 
 
+def _spec(description: dict, where: str) -> ModelSpec:
+    spec = description.get("spec")
+    if not isinstance(spec, dict) or spec.keys() != {field.name for field in fields(ModelSpec)}:
+        raise UserError(f"{where} describes no model", got=spec, expected="a spec")
+    return spec_of(spec["name"], spec["model_cfg"], spec["preprocess_cfg"], where)
+
+
 def _from_export(path: Path) -> DualEncoder:
-    config = json.loads((path / "open_clip_config.json").read_text())
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(path)  # its files travel with the export
-    model = DualEncoder(ModelSpec(path.name, config["model_cfg"], config["preprocess_cfg"]))
+    spec = resolve_spec(str(path / EXPORT))
+    if spec.model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        spec.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(path)  # its files travel with the export
+    model = DualEncoder(spec)
     initialise(model, read_weights(path / "open_clip_model.safetensors"), str(path))
     return model.eval()

@@ -65,7 +65,7 @@ class FinetuneJob:
         assemble.claim_run_dir(config, runtime)
         reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
         if reader is not None:
-            model.load_state_dict(reader.weights())
+            reader.load_into(model)
         elif runtime.is_main:
             print("\n".join(parts.lines), flush=True)
         if config.train.compile:

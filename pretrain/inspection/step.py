@@ -17,7 +17,7 @@ from data_tools.progress import Progress
 from data_tools.shards.commit import atomic_write
 from pretrain import assemble
 from pretrain.config import PretrainConfig
-from pretrain.engine.weights import CheckpointReader
+from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
@@ -58,7 +58,8 @@ class _Line:
 def show(config: PretrainConfig, options: argparse.Namespace) -> int:
     """Print the step's samples, or write the page; returns the exit code."""
     ranks = range(options.world_size) if options.rank is None else range(options.rank, options.rank + 1)
-    lines = _read(config, options.step, options.world_size, ranks, options.checkpoint)
+    checkpoint = options.checkpoint and resolve_checkpoint(options.checkpoint)
+    lines = _read(config, options.step, options.world_size, ranks, checkpoint)
     if options.keys:
         for line in lines:
             print(line.rank, line.position, line.source, line.shard, line.key, sep="\t")

@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
 from pretrain.towers.compiling import CompiledTowers
+from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
+from pretrain.towers.hf_text import allowed_folder
 from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
@@ -36,6 +38,8 @@ class DualEncoder(nn.Module):
         self.text_buckets = text_buckets
         self.tokenize = tokenizer_of(spec)
         self.clip = _build_clip(spec)
+        check_sizes(self.clip, spec)
+        check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
         take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
@@ -134,16 +138,19 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 def _build_clip(spec: ModelSpec) -> nn.Module:
     cfg = dict(spec.model_cfg)
-    hub_text = "hf_model_name" in cfg["text_cfg"]
+    hub_text = cfg["text_cfg"].get("hf_model_name")
     kind = CustomTextCLIP if cfg.pop("custom_text", False) or hub_text else CLIP
     if "timm_model_name" in cfg["vision_cfg"]:
         cfg["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
-    if hub_text:
-        cfg["text_cfg"] = {**cfg["text_cfg"], "hf_model_pretrained": False}
-    try:
-        clip = kind(**cfg, nonscalar_logit_scale=True)
-    except TypeError as error:
-        raise UserError(f"model {spec.name} is not an open_clip architecture", got=str(error)) from None
+    with allowed_folder(hub_text) if hub_text else nullcontext() as folder:
+        if folder:
+            cfg["text_cfg"] = {**cfg["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}
+        check_memory(lambda: kind(**cfg), spec.name)
+        try:
+            clip = kind(**cfg, nonscalar_logit_scale=True)
+        except Exception as error:  # of open_clip, timm or transformers, wherever the settings led them
+            got = f"{type(error).__name__}: {error}"
+            raise UserError(f"model {spec.name} cannot be built from its settings", got=got) from None
     normed = [name for name, module in clip.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if normed:
         raise UserError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-from safetensors.torch import load_file
 
 from data_tools.errors import UserError
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.files import few
+from pretrain.towers.weights_file import refuse_non_finite
 
 
 @dataclass
@@ -26,24 +26,7 @@ class InitReport:
     def __str__(self) -> str:
         text = f"initialised from {self.source}: {len(self.loaded)} tensors loaded"
         text += f", {len(self.resized)} resized ({', '.join(self.resized)})" if self.resized else ", none resized"
-        return text + (f", missing and left as built: {_few(self.missing)}" if self.missing else ", none missing")
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of an open_clip weights file, by native key. Pickles are read with weights-only unpickling."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights file {path} is missing", remedy="give an open_clip .safetensors or .pt file")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # unpickling and safetensors errors share no class
-        raise UserError(f"weights file {path} cannot be read", got=str(error)) from None
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        return text + (f", missing and left as built: {few(self.missing)}" if self.missing else ", none missing")
 
 
 def initialise(
@@ -53,7 +36,7 @@ def initialise(
     must match; keys under a prefix of `may_miss` may be absent.
 
     Raises:
-        UserError: missing, unexpected or wrongly shaped tensors, all named.
+        UserError: missing, unexpected or wrongly shaped tensors, or such that are not finite, all named.
     """
     state = dict(state)
     if hasattr(model.clip, "text"):
@@ -73,14 +56,10 @@ def initialise(
     if refused or unexpected or wrong:
         raise UserError(
             f"the weights of {source} do not fit model {model.spec.name}",
-            got=f"missing {_few(refused)}, unexpected {_few(unexpected)}, other shape {_few(wrong)}",
+            got=f"missing {few(refused)}, unexpected {few(unexpected)}, other shape {few(wrong)}",
             remedy="set model.name to the weights' own architecture, and loss.name=sigmoid for a logit_bias",
         )
+    refuse_non_finite(state, source)
     model.clip.load_state_dict({**own, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
     return InitReport(source, [key for key in own if key in state], resized, missing)
-
-
-def _few(keys: list[str]) -> str:
-    """The first of `keys`, for a message."""
-    return "none" if not keys else ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -14,6 +14,8 @@ import torch
 from open_clip.transform import PreprocessCfg
 
 from data_tools.errors import UserError
+from pretrain.towers.allowed import check_model, check_preprocess
+from pretrain.towers.files import read_json
 
 CACHED_WORDS = 1 << 17  # some 20 to 30 MB in each process
 
@@ -23,6 +25,7 @@ class ModelSpec:
     """An open_clip architecture with its preprocessing; enough to rebuild the towers, the transform and the tokenizer.
 
     `model_cfg` is the architecture JSON verbatim; `preprocess_cfg` has size, mean, std, interpolation, resize_mode.
+    What comes from a file becomes a spec through `spec_of` alone.
     """
 
     name: str
@@ -49,10 +52,15 @@ class Tokenizer:
     context_length: int
     _built: object = field(default=None, repr=False, compare=False)
 
-    def __call__(self, texts: list[str]) -> torch.Tensor:
+    @property
+    def library(self) -> object:
+        """open_clip's tokenizer behind this one. Raises UserError where its files cannot be read."""
         if self._built is None:
             self._built = _build_tokenizer(self.text_cfg, self.context_length)
-        return self._built(texts)
+        return self._built
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        return self.library(texts)
 
     def __getstate__(self) -> dict:
         return {"text_cfg": self.text_cfg, "context_length": self.context_length, "_built": None}
@@ -89,26 +97,60 @@ class _WordCache(dict):
 @functools.lru_cache(maxsize=4)
 def _build_tokenizer(text_cfg: str, context_length: int):
     cfg = json.loads(text_cfg)
-    extra = cfg.get("tokenizer_kwargs", {})
+    clean = (cfg.get("tokenizer_kwargs") or {}).get("clean")
+    extra = {} if clean is None else {"clean": clean}
     if cfg.get("hf_tokenizer_name"):
-        return open_clip.tokenizer.HFTokenizer(cfg["hf_tokenizer_name"], context_length=context_length, **extra)
+        return _from_folder(Path(cfg["hf_tokenizer_name"]), cfg, context_length, extra)
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=context_length, **extra)
     tokenizer.cache = _WordCache(tokenizer.cache, CACHED_WORDS)
     return tokenizer
+
+
+def _from_folder(folder: Path, cfg: dict, context_length: int, extra: dict) -> open_clip.tokenizer.HFTokenizer:
+    """The tokenizer that transformers reads from a folder: never from a hub, and no code that lies there is run."""
+    refuse_code(folder / "tokenizer_config.json")
+    mode, strip = cfg.get("tokenizer_mode"), (cfg.get("tokenizer_kwargs") or {}).get("strip_sep_token", False)
+    extra |= {"tokenizer_mode": mode, "strip_sep_token": strip}
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(
+            str(folder), context_length=context_length, trust_remote_code=False, local_files_only=True, **extra
+        )
+        tokenizer(["a"])
+    except Exception as error:  # transformers' and tokenizers' faults share no class
+        raise UserError(
+            f"the tokenizer in {folder} cannot be used",
+            got=f"{type(error).__name__}: {error}",
+            expected="the files that transformers' AutoTokenizer reads, with a padding token",
+        ) from None
+    return tokenizer
+
+
+def refuse_code(config: Path) -> None:
+    """Raises UserError where the JSON `config` of a transformers folder asks for Python of its own; no file: none."""
+    values = read_json(config) if config.is_file() else {}
+    for name in ("auto_map", "custom_pipelines", "quantization_config"):
+        if values.get(name):
+            raise UserError(
+                f"{config} needs code that is not transformers' own", got=f"{name} {values[name]!r}", expected="none"
+            )
 
 
 def resolve_spec(name: str) -> ModelSpec:
     """The spec of an open_clip architecture name or of the path of an architecture JSON.
 
     Raises:
-        UserError: unknown name (naming the nearest), unreadable JSON, parts that only a hub has, models that are not
-            plain dual encoders.
+        UserError: unknown name (naming the nearest), unreadable JSON, settings that no file may set, parts that only a
+            hub has, models that are not plain dual encoders.
     """
     path = Path(name)
     if path.suffix == ".json":
-        model_cfg, name = _read_json(path), path.stem
+        model_cfg, name = read_json(path), path.stem
+        if "model_cfg" in model_cfg:  # the open_clip_config.json of an export
+            preprocess = model_cfg.get("preprocess_cfg", {})
+            return spec_of(path.absolute().parent.name, model_cfg["model_cfg"], preprocess, f"model file {path}")
+        where = f"model file {path}"
     else:
-        model_cfg = open_clip.get_model_config(name)
+        model_cfg, where = copy.deepcopy(open_clip.get_model_config(name)), f"model {name}"
         if model_cfg is None:
             near = difflib.get_close_matches(name, open_clip.list_models(), 3)
             raise UserError(
@@ -116,11 +158,35 @@ def resolve_spec(name: str) -> ModelSpec:
                 expected="an open_clip architecture or the path of its JSON",
                 remedy=f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()",
             )
-    model_cfg = copy.deepcopy(model_cfg)
-    _check_parts(name, model_cfg)
+    preprocess = model_cfg.pop("preprocess_cfg", {})
+    return spec_of(name, model_cfg, preprocess, where)
+
+
+def spec_of(name: object, model_cfg: object, preprocess_cfg: object, where: str) -> ModelSpec:
+    """The spec of what a file says; `where`: the file, for messages. `preprocess_cfg` may lack settings.
+
+    Raises:
+        UserError: settings that no file may set (allowed.py), parts that are not here, models that are not plain dual
+            encoders.
+    """
+    if isinstance(model_cfg, dict) and ("multimodal_cfg" in model_cfg or "audio_cfg" in model_cfg):
+        raise UserError(f"{where} is not a plain dual encoder", expected="an image and a text tower")
+    check_model(model_cfg, where)
+    check_preprocess(preprocess_cfg, where)
     size = model_cfg["vision_cfg"].get("image_size", 224)
-    preprocess = PreprocessCfg(**{**model_cfg.pop("preprocess_cfg", {}), "size": size})
-    return ModelSpec(name, model_cfg, {k: _plain(getattr(preprocess, k)) for k in _PREPROCESS_KEYS})
+    if not isinstance(size, int) and size[0] != size[1]:
+        raise UserError(f"{where} takes images that are not square", got=size)
+    hub_name = model_cfg["text_cfg"].get("hf_model_name")
+    if hub_name and not Path(hub_name).is_dir():
+        raise UserError(
+            f"the text tower of {where} is not on this machine",
+            got=f"hf_model_name {hub_name!r}",
+            expected="a local folder with its config and weights",
+            remedy="download it once and put its path into a copy of the model's JSON",
+        )
+    given = {key: value for key, value in preprocess_cfg.items() if value is not None}
+    preprocess = PreprocessCfg(**{**given, "size": size})  # as in open_clip, the tower's size is the one that counts
+    return ModelSpec(str(name), model_cfg, {key: _plain(getattr(preprocess, key)) for key in _PREPROCESS_KEYS})
 
 
 _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -128,32 +194,3 @@ _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        model_cfg = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"model file {path} cannot be read", got=error.strerror, remedy="check model.name") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"model file {path} is not JSON", got=str(error)) from None
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
-    if missing:
-        raise UserError(f"model file {path} is not an open_clip architecture", got=f"no {', '.join(sorted(missing))}")
-    return model_cfg
-
-
-def _check_parts(name: str, model_cfg: dict) -> None:
-    if "multimodal_cfg" in model_cfg or "audio_cfg" in model_cfg:
-        raise UserError(f"model {name} is not a plain dual encoder", expected="an image and a text tower")
-    size = model_cfg["vision_cfg"].get("image_size", 224)
-    if not isinstance(size, int) and size[0] != size[1]:
-        raise UserError(f"model {name} takes images that are not square", got=size)
-    hub_name = model_cfg["text_cfg"].get("hf_model_name")
-    if hub_name and not Path(hub_name).is_dir():
-        raise UserError(
-            f"the text tower of model {name} is not on this machine",
-            got=f"hf_model_name {hub_name!r}",
-            expected="a local folder with its config and weights",
-            remedy="download it once and put its path into a copy of the model's JSON",
-        )

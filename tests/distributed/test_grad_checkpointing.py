@@ -103,7 +103,7 @@ def roberta(folder):
     from transformers import RobertaConfig
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    RobertaConfig(vocab_size=49408, max_position_embeddings=20, **sizes).save_pretrained(folder)
+    RobertaConfig(vocab_size=49408, max_position_embeddings=20, pad_token_id=0, **sizes).save_pretrained(folder)
     return {"hf_model_name": str(folder), "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
 
 

@@ -13,9 +13,10 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.towers import spec
 from pretrain.towers.build import DualEncoder, build_model
-from pretrain.towers.initialise import initialise, read_weights
+from pretrain.towers.initialise import initialise
 from pretrain.towers.spec import ModelSpec, resolve_spec
 from pretrain.towers.text import text_features
+from pretrain.towers.weights_file import read_weights
 
 CAPTIONS = [
     "a dog",

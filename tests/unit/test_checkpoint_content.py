@@ -1,0 +1,212 @@
+"""Checkpoints that came back from elsewhere: damaged, copied, renamed, or made to look like one."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+import tiny
+from data_tools.errors import UserError
+from pretrain.engine import committed
+from pretrain.engine.committed import Retention, newest_intact, step_of
+from pretrain.engine.weights import CheckpointReader, load_trained, resolve_checkpoint
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("run"), 6)
+
+
+@pytest.fixture
+def checkpoint(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run" / committed.FOLDER / made.name)
+
+
+def test_a_checkpoint_is_read_whole(checkpoint):
+    want = tiny.build().state_dict()
+    for place in (checkpoint, checkpoint.parent.parent, str(checkpoint)):
+        got = load_trained(place).state_dict()
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[key], want[key]) for key in want)
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors", "model.json", "state.json"]
+)
+def test_a_damaged_one_named_directly_is_refused(checkpoint, name):
+    data = bytearray((checkpoint / name).read_bytes())
+    data[-3] ^= 1
+    (checkpoint / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"damaged; got {name} has xxh3_128 .* expected"):
+        load_trained(checkpoint)
+    with pytest.raises(UserError, match="holds no model"):
+        load_trained(checkpoint.parent.parent)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(checkpoint):
+    """It would have the last word on a parameter, and nothing vouches for it."""
+    whole = checkpoint / "rank-00000-of-00002.safetensors"
+    shutil.copy(whole, checkpoint / "rank-00002-of-00002.safetensors")
+    assert load_trained(checkpoint) is not None
+
+
+# ---- right hashes, bad content --------------------------------------------------------------------------------------
+
+
+def _listed(change):
+    def craft(folder):
+        path = folder / committed.MANIFEST
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(change(manifest)))
+
+    return craft
+
+
+def _text(name, text):
+    def craft(folder):
+        (folder / name).write_text(text)
+        checkpoints.sign(folder)
+
+    return craft
+
+
+def _json(name, change):
+    def craft(folder):
+        value = json.loads((folder / name).read_text())
+        change(value)
+        _text(name, json.dumps(value))(folder)
+
+    return craft
+
+
+def _rank(change, name="rank-00001-of-00002.safetensors"):
+    def craft(folder):
+        with safe_open(folder / name, "pt") as file:
+            index = json.loads(file.metadata()["fragments"])
+        tensors = load_file(folder / name)
+        index = change(tensors, index) or index
+        save_file(tensors, folder / name, metadata={"fragments": json.dumps(index)})
+        checkpoints.sign(folder)
+
+    return craft
+
+
+def _entry(**values):
+    return _listed(lambda manifest: {"files": [*manifest["files"], {**manifest["files"][0], **values}]})
+
+
+PROJ = "clip.visual.proj"
+CRAFTED = {
+    "no files": _listed(lambda _: {"files": []}),
+    "no list": _listed(lambda _: {"files": {"name": "state.json"}}),
+    "a list alone": _listed(lambda manifest: manifest["files"]),
+    "without a rank": _listed(
+        lambda manifest: {"files": [f for f in manifest["files"] if "00000-of" not in f["name"]]}
+    ),
+    "without weights": _listed(lambda manifest: {"files": [f for f in manifest["files"] if "rank" not in f["name"]]}),
+    "without a model": _listed(lambda manifest: {"files": [f for f in manifest["files"] if f["name"] != "model.json"]}),
+    "a path outside": _entry(name="../step-000000006/state.json"),
+    "an absolute path": _entry(name="/etc/hostname"),
+    "listed twice": _entry(),
+    "bytes that are text": _entry(name="x", bytes="12"),
+    "an entry that is a number": _listed(lambda manifest: {"files": [*manifest["files"], 3]}),
+    "brackets": lambda folder: (folder / committed.MANIFEST).write_text("[" * 100_000),
+    "not text": lambda folder: (folder / committed.MANIFEST).write_bytes(b"\xff\xfe\x00"),
+    "a number of 5,000 digits": lambda folder: (folder / committed.MANIFEST).write_text("9" * 5_000),
+    "NaN": _rank(lambda tensors, _: tensors.update({f"{PROJ}|weight": tensors[f"{PROJ}|weight"] * math.nan})),
+    "infinity": _rank(lambda tensors, _: tensors.update({f"{PROJ}|weight": tensors[f"{PROJ}|weight"] + math.inf})),
+    "an index that is a list": _rank(lambda *_: [1]),
+    "an index without shapes": _rank(lambda _, index: index | {PROJ: {"start": 0, "numel": 1}}),
+    "a negative start": _rank(lambda _, index: index | {PROJ: {**index[PROJ], "start": -1}}),
+    "beyond the shape": _rank(lambda _, index: index | {PROJ: {**index[PROJ], "start": 1 << 40}}),
+    "an enormous shape": _rank(lambda _, index: index | {PROJ: {**index[PROJ], "shape": [1 << 40, 1 << 20]}}),
+    "a gap": _rank(lambda _, index: index | {PROJ: {**index[PROJ], "start": index[PROJ]["start"] + 1, "shape": [999]}}),
+    "a tensor less": _rank(lambda tensors, index: (tensors.pop(f"{PROJ}|weight"), index)[1]),
+    "a shorter tensor": _rank(lambda tensors, _: tensors.update({f"{PROJ}|weight": torch.zeros(2)})),
+    "a parameter less": _rank(lambda tensors, index: {k: v for k, v in index.items() if k != PROJ}),
+    "no safetensors": _text("rank-00001-of-00002.safetensors", "torn"),
+    "model.json: text": _text("model.json", '"ViT-B-32"'),
+    "model.json: empty": _text("model.json", "{}"),
+    "model.json: a list as spec": _text("model.json", '{"spec": [1]}'),
+    "model.json: another field": _json("model.json", lambda value: value["spec"].update(run="code")),
+    "model.json: another model": _json("model.json", lambda value: value["spec"]["model_cfg"].update(embed_dim=48)),
+    "model.json: no text": _json("model.json", lambda value: value["spec"]["model_cfg"].pop("text_cfg")),
+    "model.json: brackets": _text("model.json", "[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_what_the_hashes_vouch_for_is_looked_at_all_the_same(checkpoint, name):
+    CRAFTED[name](checkpoint)
+    with pytest.raises(UserError):
+        load_trained(checkpoint)
+
+
+STATES = {
+    "text": '"six"',
+    "empty": "{}",
+    "a field more": '{"version": 1, "step": 6, "run": 1}',
+    "a step that is text": '{"version": 1, "step": "6"}',
+    "a negative step": '{"version": 1, "step": -6}',
+    "half a step": '{"version": 1, "step": 6.5}',
+    "a position that is a list": '{"version": 1, "step": 6, "position": [1]}',
+    "losses that are text": '{"version": 1, "step": 6, "recent_losses": ["low"]}',
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_is_none_is_refused(checkpoint, name):
+    _text("state.json", STATES[name])(checkpoint)
+    with pytest.raises(UserError):
+        CheckpointReader(resolve_checkpoint(checkpoint)).state()
+
+
+# ---- copies and other names -----------------------------------------------------------------------------------------
+
+
+def _tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_what_the_run_named_counts_and_nothing_else_is_touched(tmp_path):
+    names = (
+        "step-old",
+        "step-000000006.bak",
+        "step-000000006 (copy)",
+        "step-6",
+        "step-0000000006",
+        "step-",
+        "step-9e9",
+    )
+    checkpoints.write(tmp_path, 6)
+    folder = tmp_path / committed.FOLDER
+    for name in (*names, "step-000000099", "step-best"):  # 99: a copy whose state says that it is of step 6
+        shutil.copytree(folder / "step-000000006", folder / name)
+    (folder / "step-000000007").write_text("a file")
+    (folder / ".writing-notes").mkdir()
+    assert newest_intact(folder) == (folder / "step-000000006", [])
+    foreign = {name: _tree(folder / name) for name in (*names, "step-000000099", "step-best")}
+    for step in (8, 10, 12):
+        checkpoints.write(tmp_path, step)
+        committed.clear(folder, folder)
+        kept = Retention(keep=2, keep_every=5).superfluous(committed.committed(folder))
+        assert [step_of(path) for path in kept] == {8: [], 10: [6], 12: [6, 8]}[step]
+    assert newest_intact(folder)[0].name == "step-000000012"
+    assert {name: _tree(folder / name) for name in foreign} == foreign
+    assert (folder / ".writing-notes").is_dir()
+    assert load_trained(folder / "step-000000006.bak") is not None  # named directly, it is as good as any
+
+
+def test_steps_are_counted_as_numbers(tmp_path):
+    for step in (999_999_999, 1_000_000_000):
+        checkpoints.write(tmp_path, step)
+    assert [step_of(path) for path in committed.committed(tmp_path / committed.FOLDER)] == [999_999_999, 1_000_000_000]
+    assert step_of(newest_intact(tmp_path / committed.FOLDER)[0]) == 1_000_000_000
