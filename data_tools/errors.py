@@ -1,5 +1,6 @@
 """The error a user sees: one line that says what was got, what was expected, and what to do."""
 
+import errno
 import re
 
 from data_tools.redaction import redact_text
@@ -71,3 +72,20 @@ class UsageError(UserError):
     """A fault in the command line or the config: exit code 2."""
 
     exit_code = 2
+
+
+_FULL = "free some space or choose a folder on another disk, and run the same command again"
+_DISK_FAULTS = {
+    errno.ENOSPC: ("no space left on the disk", _FULL),
+    errno.EDQUOT: ("the disk quota is used up", _FULL),
+    errno.EFBIG: ("a file larger than allowed", "raise the limit (`ulimit -f`), or write smaller files"),
+    errno.EROFS: ("a disk that is read-only", "choose a folder that you may write to"),
+}
+
+
+def disk_error(error: OSError) -> UserError | None:
+    """The error for a disk that takes no more, with the file and what to do; None for a fault of another kind."""
+    if error.errno not in _DISK_FAULTS:
+        return None
+    got, remedy = _DISK_FAULTS[error.errno]
+    return UserError(f"cannot write {error.filename or 'a file'}", got=got, remedy=remedy)

@@ -13,7 +13,10 @@ _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Write a temporary file beside `path`; on a clean exit it becomes `path` durably, else it is removed."""
+    """Write a temporary file beside `path`; on a clean exit it becomes `path` durably, else it is removed.
+
+    An OSError of the writing names `path`, whatever it knew of the file.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -21,8 +24,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+            error.filename = os.fspath(path)
         raise
     sync_folder(path.parent)
 
