@@ -6,12 +6,13 @@ import os
 import sys
 
 from data_tools.arguments import Parser
-from data_tools.errors import UsageError, UserError, shown
+from data_tools.errors import UsageError, UserError, disk_error, shown
 
 VERBS = {
     "pack": ("data_tools.pack.command", "a folder or table of images -> indexed WebDataset shards"),
     "index": ("data_tools.index", "write the index of tars made by other tools"),
     "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
+    "rows": ("data_tools.rows", "what became of every input row of a pack"),
     "preview": ("data_tools.preview", "a contact sheet of images with captions, PNG or HTML"),
     "plan-stream": ("data_tools.plan_stream", "what training on shards will fetch, keep and shuffle"),
     "scenes": ("data_tools.scenes.command", "generate a captioned corpus of coloured shapes"),
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {disk_error(error) or shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was committed stays", file=sys.stderr)

@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from data_tools.pack.image import CheckedImage
 from data_tools.pack.rows import Item
 from data_tools.shards.commit import atomic_write
 from data_tools.shards.index import index_header, index_path
-from data_tools.shards.manifest import ShardRecord
+from data_tools.shards.manifest import FILE_NAME, ShardRecord, read_manifest
 
 PACKED, SKIPPED = "packed", "skipped"
 _RECORD = b"dualstream.shard"
+_BATCH = 4096
 
 # Frozen: later verbs fill columns in, they do not add or rename any.
 SCHEMA = pyarrow.schema(
@@ -108,6 +110,48 @@ def committed_record(folder: Path, name: str, digest: str) -> ShardRecord | None
     except (OSError, KeyError, TypeError, ValueError, UserError, pyarrow.ArrowException):
         return None
     return record if same_plan and sound else None
+
+
+def account_paths(folder: Path) -> list[Path]:
+    """The accounts of a packed folder by its manifest; of one in which nothing was packed those that lie there."""
+    if (folder / FILE_NAME).exists():
+        return [folder / f"{record.name}.parquet" for record in read_manifest(folder / FILE_NAME).shards]
+    return [path for path in sorted(folder.glob("*.parquet")) if _is_account(path)]
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete the accounts that stand alone, which a pack that packed nothing has left; the caller holds the folder."""
+    for path in folder.glob("*.parquet"):
+        if _is_account(path) and not path.with_suffix(".tar").exists():
+            path.unlink()
+
+
+def _is_account(path: Path) -> bool:
+    try:
+        return _RECORD in (pq.read_schema(path).metadata or {})
+    except (OSError, pyarrow.ArrowException):
+        return False
+
+
+def read_account(path: Path, columns: list[str]) -> pyarrow.Table:
+    """Columns of an account. Raises UserError when it is missing or damaged."""
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except FileNotFoundError:
+        raise UserError(f"no account {path}", remedy="run the same pack again, it makes up what is missing") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        remedy = "delete it and run the same pack again"
+        raise UserError(f"cannot read the account {path}", got=error, remedy=remedy) from None
+
+
+def read_accounts(folder: Path) -> Iterator[dict]:
+    """Every row of a packed folder, by the columns of SCHEMA. Raises UserError where there is no account."""
+    paths = account_paths(folder)
+    if not paths:
+        raise UserError(f"no account of rows in {folder}", expected="a folder that `data_tools pack` wrote")
+    for path in paths:
+        for batch in read_account(path, SCHEMA.names).to_batches(_BATCH):
+            yield from batch.to_pylist()
 
 
 def to_json(value: object) -> str:

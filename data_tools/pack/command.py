@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError, shown
+from data_tools.errors import UsageError, UserError
 from data_tools.media import MAX_PIXELS
 from data_tools.parallel import available_cores
 
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from data_tools.pack.image import Limits
     from data_tools.pack.inside import Boundary
     from data_tools.pack.run import run_plan
+    from data_tools.pack.summary import counts, summarise
 
     started = time.monotonic()
     source = _read(args)
@@ -84,19 +85,14 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(int(args.max_pixels * 1e6), int(args.max_megabytes * _MEGA), args.resize)
     settings = plan.Settings(args.name, args.samples_per_shard, args.shard_bytes, args.pairs, limits)
     report = run_plan(plan.make_plan(source, items, settings), args.output, args.workers or available_cores())
-    skipped = ", ".join(f"{name} {count}" for name, count in report.skipped.items())
+    for line in summarise(source, report, args.output, time.monotonic() - started):
+        print(line)
     if not report.samples:
-        remedy = f"see column `error` of {args.output}/*.parquet"
-        raise UserError("nothing was packed", got=f"{report.rows} rows, all skipped: {skipped}", remedy=remedy)
-    kept = f", {report.kept} of them from before" if report.kept else ""
-    for note in source.notes:
-        print(shown(note))
-    print(f"packed {report.samples} samples from {report.rows - sum(report.skipped.values())} of {report.rows} rows")
-    print(f"skipped {sum(report.skipped.values())} rows{': ' + skipped if skipped else ''}")
-    if source.ignored:
-        print(f"ignored {source.ignored} files that are neither images nor text beside an image")
-    print(f"wrote {report.shards} shards{kept}, {report.bytes / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
-    print(args.output / "manifest.json")
+        raise UserError(
+            "nothing was packed",
+            got=f"{report.rows} rows, all skipped: {counts(report.skipped)}",
+            remedy=f"mend them; `python -m data_tools rows {args.output}` lists them",
+        )
     return 0
 
 

@@ -11,6 +11,7 @@ from data_tools.media.captions import MAX_JSON_BYTES, MAX_TEXT_BYTES, as_texts, 
 from data_tools.media.files import read_file
 from data_tools.media.image import SUFFIXES
 from data_tools.pack.inside import Boundary
+from data_tools.pack.labels import folder_class, folder_classes
 from data_tools.pack.rows import Row, Source
 
 
@@ -44,7 +45,9 @@ def read_folder(root: Path, labels: bool, follow_links: bool = False, lines: boo
     if not rows:
         expected = "images (" + ", ".join(sorted(SUFFIXES)) + ")"
         raise UserError(f"no images in {root}", got=f"{ignored} other files", expected=expected)
-    classes = tuple(sorted({row.label for row in rows if row.label})) if labels else None
+    classes = None
+    if labels:
+        classes = folder_classes((row.label for row in rows if row.label), root)
     return Source(root, rows, captioned=not labels, labels=classes, ignored=ignored)
 
 
@@ -92,7 +95,7 @@ def _row(boundary: Boundary, folder: _Folder, name: str, labels: bool, lines: bo
     path = folder.prefix + name
     row = Row(path, path)
     if labels and folder.prefix:
-        row.label = path.split("/", 1)[0]
+        row.label = folder_class(path.split("/", 1)[0])
     stem = os.path.splitext(name)[0]
     texts = [beside for beside in (f"{stem}.txt", f"{stem}.json") if beside in folder.names]
     for beside in texts:

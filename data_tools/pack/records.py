@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from data_tools.errors import UserError
 from data_tools.pack.delimited import LINE_LIMIT, Dialect, Record, read_delimited
@@ -32,7 +32,7 @@ def read_records(path: Path, dialect: Dialect, wanted: tuple[str, ...], notes: l
     """
     suffix = table_suffix(path)
     if suffix == ".parquet":
-        yield from _read_parquet(path, notes)
+        yield from _read_parquet(path, wanted, notes)
         return
     with _opened(path) as file:
         if suffix in (".csv", ".tsv"):
@@ -100,15 +100,42 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return values
 
 
-def _read_parquet(path: Path, notes: list[str]) -> Iterator[Record]:
+def _read_parquet(path: Path, wanted: tuple[str, ...], notes: list[str]) -> Iterator[Record]:
+    """Columns of bytes are left out, unless one of the `wanted` is such, or missing: then the first row tells."""
     import pyarrow
     import pyarrow.parquet as pq
 
     try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        binary = {field.name for field in file.schema_arrow if _holds_bytes(field.type)}
+        if twice:
+            remedy = "rename columns"
+            raise UserError(f"columns of {path} cannot be used", got=f"{', '.join(twice)} twice", remedy=remedy)
+        told = binary and (binary & set(wanted) or not set(wanted) <= set(names))
+        kept = None if told else [name for name in names if name not in binary]
+        if binary and not told:
+            notes.append(f"left out columns of bytes of {path.name}: {', '.join(sorted(binary))}")
         number = 0
-        for batch in pq.ParquetFile(path).iter_batches(_BATCH):
+        for batch in file.iter_batches(1 if told else _BATCH, columns=kept):
             for values in batch.to_pylist():
                 number += 1
-                yield Record(f"{path.name}:{number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
+                # a column `image` brings one called `image.bytes` along
+                yield Record(f"{path.name}:{number}", {name: values[name] for name in kept} if kept else values)
+        notes.append(f"read {number} rows of {path.name}")
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: no text, no date
         raise UserError(f"cannot read {path}", got=error) from None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether values of a column have bytes in them, at whatever depth."""
+    import pyarrow.types as types
+
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    if types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))

@@ -112,7 +112,6 @@ def _check_texts(row: Row, source: Source) -> None:
         row.captions = usable(row.captions)
     except BadSampleError as error:
         row.captions, row.fault = [], row.fault or (error.kind, error.reason)
-    row.label = clean(row.label) if row.label else row.label
     if row.fault:
         return
     if not row.image:

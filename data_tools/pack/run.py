@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
-from data_tools.pack.accounts import SCHEMA, committed_record
+from data_tools.pack.accounts import SCHEMA, committed_record, remove_orphans
 from data_tools.pack.plan import Plan
 from data_tools.pack.shard import ShardTask, pack_shard
 from data_tools.parallel import run_tasks
@@ -40,8 +40,9 @@ def run_plan(plan: Plan, folder: Path, workers: int) -> Report:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
-        _claim(folder, plan.digest)
+        _claim(folder, plan)
         remove_temporaries(folder)
+        remove_orphans(folder)
         names = [plan.shard_name(number) for number in range(len(plan.shards))]
         records = {name: committed_record(folder, name, plan.digest) for name in names}
         kept = sum(record is not None for record in records.values())
@@ -51,10 +52,21 @@ def run_plan(plan: Plan, folder: Path, workers: int) -> Report:
                 records[record.name] = record
         shards = [record for record in records.values() if record]
         report = _report(shards, kept)
-        write_manifest(_manifest(plan, shards, report), folder)
+        if report.samples:
+            write_manifest(_manifest(plan, shards, report), folder)
+        else:
+            _leave_accounts(folder, names)
         (folder / PLAN_NAME).unlink(missing_ok=True)
         sync_folder(folder)
     return report
+
+
+def _leave_accounts(folder: Path, names: list[str]) -> None:
+    """Nothing was packed: what is left is no corpus, only the account of why, which stands in nobody's way."""
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    for name in names:
+        for suffix in (".idx", ".tar"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -72,25 +84,43 @@ def _exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _claim(folder: Path, digest: str) -> None:
+def _claim(folder: Path, plan: Plan) -> None:
     """Write down whose folder this is before the first shard; refuse one that holds something else."""
-    manifest, claim = folder / FILE_NAME, folder / PLAN_NAME
     remedy = "choose another output folder, or empty this one to pack anew"
-    if manifest.exists():
-        found = read_manifest(manifest).config_digest
-    elif claim.exists():
-        found = json.loads(claim.read_bytes())["config_digest"]
-    else:
+    found = _claimed(folder)
+    if found is None:
         others = sorted(path.name for path in folder.glob("*.tar"))
         if others:
             raise UserError(f"{folder} holds tars that are not of this pack", got=others[0], remedy=remedy)
-        found = None
-    if found not in (None, digest):
+        with atomic_write(folder / PLAN_NAME) as file:
+            file.write(json.dumps({"config_digest": plan.digest, "config": plan.config}).encode())
+    elif found[0] != plan.digest:
+        theirs, ours = _difference(found[1], json.loads(json.dumps(plan.config)))
         what = f"{folder} holds shards of another input or other settings"
-        raise UserError(what, got=f"digest {found}", expected=digest, remedy=remedy)
-    if not manifest.exists():
-        with atomic_write(claim) as file:
-            file.write(json.dumps({"config_digest": digest}).encode())
+        raise UserError(what, got=theirs, expected=ours, remedy=remedy)
+
+
+def _claimed(folder: Path) -> tuple[str, dict] | None:
+    """Digest and settings of the pack that wrote, or began to write, into the folder; None for a free one."""
+    if (folder / FILE_NAME).exists():
+        manifest = read_manifest(folder / FILE_NAME)
+        return manifest.config_digest, manifest.config
+    try:
+        claim = json.loads((folder / PLAN_NAME).read_bytes())
+        return str(claim["config_digest"]), dict(claim.get("config", {}))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        remedy = "delete it if no pack of yours is unfinished here"
+        raise UserError(f"{folder / PLAN_NAME} was not written by pack", got=error, remedy=remedy) from None
+
+
+def _difference(theirs: dict, ours: dict) -> tuple[str, str]:
+    """The settings that differ on either side; without one the rows or the files do."""
+    names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    if not names or not theirs:
+        return "another content", "the same rows and files as before"
+    return tuple(", ".join(f"{name} {side.get(name)}" for name in names) for side in (theirs, ours))
 
 
 def _task(plan: Plan, folder: Path, number: int) -> ShardTask:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.errors import shown
 from data_tools.media.bad import BadSampleError
 from data_tools.media.files import read_file
 from data_tools.pack.accounts import Accounts, Outcome, to_json
@@ -63,7 +64,7 @@ def _check(item: Item, rows: list[Row], task: ShardTask) -> Outcome:
     except BadSampleError as error:
         return Outcome((error.kind, error.reason))
     except (FileNotFoundError, NotADirectoryError):
-        return Outcome(("missing_file", f"no file {item.image}"))
+        return Outcome(("missing_file", f"no file {shown(item.image)}"))
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         return Outcome(("unreadable_file", str(error.strerror if isinstance(error, OSError) else error)))
     return Outcome(None, image, hashlib.sha256(image.data).hexdigest())

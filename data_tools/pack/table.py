@@ -1,17 +1,25 @@
 """Input adapter: a CSV, TSV, JSONL or Parquet table with an image path and captions or a label per row."""
 
 import os
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts
+from data_tools.media.image import sniff
 from data_tools.pack.delimited import Dialect
+from data_tools.pack.labels import class_name, in_order
 from data_tools.pack.records import read_records
 from data_tools.pack.rows import Row, Source
 
 _PROBED = 32
+_SNIFFED = 16  # bytes by which a format is told
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}://|data:[a-z]+/")
+_IS_URL = "url"
+_FETCH = "fetch the pictures first; img2dataset writes tars, which `python -m data_tools index` takes"
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ _PLAIN = Dialect()
 
 
 def read_table(path: Path, columns: Columns, image_root: Path | None, dialect: Dialect = _PLAIN) -> Source:
-    """Read every row that passes the filter. Class names come from all rows, so that splits share their numbers."""
+    """Read every row that passes the filter. Class names come from all rows, so that splits share their numbers; with a
+    label column captions are optional.
+
+    Raises UserError for a file that cannot be read, and for a column of pictures or URLs where paths are needed.
+    """
     rows, labels, total = [], set(), 0
     caption = None
     notes: list[str] = []
@@ -45,56 +57,117 @@ def read_table(path: Path, columns: Columns, image_root: Path | None, dialect: D
             continue
         if caption is None:
             caption = _check_columns(path, values, columns)
-        label = _text(values.get(columns.label)) if columns.label else None
-        labels.add(label)
-        if all(_text(values.get(name)) == wanted for name, wanted in columns.where):
-            rows.append(_row(source, values, columns, caption, label))
+        row = _row(source, values, columns, caption)
+        if row.label:
+            labels.add(row.label)
+        if all(_same(values.get(name), wanted) for name, wanted in columns.where):
+            rows.append(row)
     if not rows:
         filters = " ".join(f"{name}={value}" for name, value in columns.where)
         raise UserError(
             f"no rows in {path}", got=f"{total} rows, 0 of them with {filters}" if total else "an empty table"
         )
+    _check_urls(path, columns.image, rows)
     root = image_root or _image_root(path.parent, rows)
     for row in rows:
         row.image = _relative(row.image, root)
-    names = _ordered({label for label in labels if label}) if columns.label else None
-    return Source(root, rows, captioned=bool(caption), labels=names, notes=notes)
+    names = in_order(labels) if columns.label else None
+    return Source(root, rows, captioned=bool(caption) and not columns.label, labels=names, notes=notes)
 
 
 def _check_columns(path: Path, values: dict, columns: Columns) -> str:
-    """The caption column, "" for none; raises UsageError for a column that the table lacks."""
-    found = ", ".join(values)
+    """The caption column, "" for none; raises UsageError for a column that the table lacks, UserError for one that
+    holds no paths."""
+    found = ", ".join(map(str, values))
     named = {"--image-column": columns.image, "--caption-column": columns.caption, "--label-column": columns.label}
     for option, name in [*named.items(), *(("--where", name) for name, _ in columns.where)]:
         if name is not None and name not in values:
-            remedy = "add --quotes csv" if f'"{name}"' in values else f"name the right one with {option}"
+            remedy = _instead(values, name, option)
             raise UsageError(f"no column {name!r} in {path}", got=found, remedy=remedy)
+    kind = pictures_in(values[columns.image])
+    if kind:
+        raise UserError(
+            f"column {columns.image!r} of {path} holds {kind}",
+            expected="paths of image files",
+            remedy="write the pictures to files, and a table with their paths",
+        )
     caption = columns.caption or next((name for name in ("caption", "captions") if name in values), "")
     if not caption and not columns.label:
         raise UsageError(f"no column 'caption' in {path}", got=found, remedy="name it with --caption-column")
     return caption
 
 
-def _row(source: str, values: dict, columns: Columns, caption: str, label: str | None) -> Row:
+def _instead(values: dict, name: str, option: str) -> str:
+    """The remedy for a missing column, by what the first row holds."""
+    if f'"{name}"' in values:
+        return "add --quotes csv"
+    if option == "--image-column":
+        for other, value in values.items():
+            if pictures_in(value):
+                return f"column {other!r} holds {pictures_in(value)}: write them to files, and a table with their paths"
+        urls = [other for other, value in values.items() if isinstance(value, str) and _URL.match(value.strip())]
+        if urls:
+            return f"column {urls[0]!r} holds URLs, which pack does not fetch: {_FETCH}"
+    return f"name the right one with {option}"
+
+
+def pictures_in(value: object) -> str:
+    """What a value holds that is, or has in it, the bytes of a file; "" for any other value."""
+    if isinstance(value, dict):
+        inner = next((kind for item in value.values() if (kind := pictures_in(item))), "")
+        return f"{inner} within an object ({', '.join(map(str, value))})" if inner else ""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        kind = sniff(bytes(value[:_SNIFFED]))
+        return f"pictures as bytes ({kind}, {len(value)} bytes in the first row)" if kind else "bytes"
+    return ""
+
+
+def _check_urls(path: Path, column: str, rows: list[Row]) -> None:
+    """Raise UserError when all images of a table are URLs."""
+    faults = [row.fault for row in rows if row.image or row.fault]
+    if faults and all(fault and fault[0] == _IS_URL for fault in faults):
+        what = f"column {column!r} of {path} holds URLs"
+        raise UserError(what, expected="paths of image files", remedy=_FETCH)
+
+
+def _row(source: str, values: dict, columns: Columns, caption: str) -> Row:
     used = {columns.image, caption, columns.label}
-    row = Row(source, _text(values.get(columns.image)), label=label)
+    row = Row(source, "")
     row.metadata = {name: value for name, value in values.items() if name not in used}
     try:
-        row.captions = as_texts(values.get(caption)) if caption else []
+        row.label = class_name(values.get(columns.label)) if columns.label else None
+    except ValueError as error:
+        row.fault = ("bad_label", str(error))
+    try:
+        row.image = _image(values.get(columns.image))
+        row.captions = [] if not caption or _is_nan(values.get(caption)) else as_texts(values.get(caption))
     except BadSampleError as error:
         row.fault = ("bad_row", error.reason)
+    if _URL.match(row.image):
+        row.fault = (_IS_URL, "the image is a URL, which pack does not fetch")
     return row
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def _image(value: object) -> str:
+    """The path in an image column, "" for none. Raises BadSampleError for anything but text or a whole number."""
+    if value is None or _is_nan(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        kind = pictures_in(value) or f"a {type(value).__name__}"
+        raise BadSampleError("bad_row", f"the image must be a path, got {kind}")
+    return str(value).strip()
 
 
-def _ordered(labels: set[str]) -> tuple[str, ...]:
-    """By name; numbers by value, so that labels 0..9 keep their numbers."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _same(value: object, wanted: str) -> bool:
+    """Whether a filter's value is meant: as text, in any spelling of its letters, or as the same number."""
+    if isinstance(value, float) and value.is_integer() and wanted == str(int(value)):
+        return True
+    text = "" if value is None else str(value).strip()
+    return text == wanted or unicodedata.normalize("NFC", text) == unicodedata.normalize("NFC", wanted)
 
 
 def _image_root(folder: Path, rows: list[Row]) -> Path:
