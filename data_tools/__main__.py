@@ -2,10 +2,9 @@
 
 import argparse
 import importlib
-import os
 import sys
 
-from data_tools.arguments import Parser
+from data_tools.arguments import Parser, leave_stdout
 from data_tools.errors import UsageError, UserError, disk_error, shown
 
 VERBS = {
@@ -46,14 +45,16 @@ def _run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a fault is one line on stderr and the exit code: 1 failed, 2 usage."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here, so that a reader that has gone is noticed here
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and leave_stdout():
+            return 1
         print(f"error: {disk_error(error) or shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,8 @@
 """The command-line parser of every entry point."""
 
 import argparse
+import os
+import sys
 from typing import NoReturn
 
 from data_tools.errors import UsageError
@@ -12,3 +14,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and exiting."""
         raise UsageError(message, remedy=f"see `{self.prog} --help`")
+
+
+def leave_stdout() -> bool:
+    """Whether the reader of this process's output has gone, as `head` does; then nothing more is written there."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

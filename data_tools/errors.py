@@ -17,14 +17,15 @@ def shown(value: object, limit: int = SHOWN) -> str:
     Of a longer text the beginning and the end stay, with its length between them. URLs lose their credentials.
     """
     text = redact_text(" ".join(str(value).split()))
-    whole = _printable(text[: limit + 1])
+    whole = printable(text[: limit + 1])
     if len(whole) <= limit:
         return whole
     cut, tail = f" ... ({len(text)} characters) ... ", min(_TAIL, limit // 4)
-    return whole[: max(0, limit - tail - len(cut))] + cut + _printable(text[-tail:])[-tail:]
+    return whole[: max(0, limit - tail - len(cut))] + cut + printable(text[-tail:])[-tail:]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not write, shown as Python writes it; spaces stay."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

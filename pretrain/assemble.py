@@ -16,7 +16,6 @@ from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
-from pretrain import run_lock
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, committed
@@ -27,6 +26,7 @@ from pretrain.provenance import git_commit, package_versions
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, gather, together
 from pretrain.settings import dump_config, recorded_precision
+from pretrain.status import Status
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream
@@ -131,19 +131,16 @@ def settle_precision(config: _Config, runtime: Runtime) -> _Config:
     return replace(config, train=replace(config.train, precision=settled.precision))
 
 
-def claim_run_dir(config: Config, runtime: Runtime) -> None:
-    """Make run.dir, lock it, see that all ranks share it, and write the resolved settings there. All ranks must call
-    it, once."""
-    folder = Path(config.run.dir)
+def claim_run_dir(status: Status, runtime: Runtime) -> None:
+    """See that run.dir is this run's and that all ranks share it; from then on any of them may write its status. All
+    ranks must call it, once."""
+    folder = status.folder
     token = gather(secrets.token_hex(8))[0]
     probe = folder / f".shared-{token}"
 
-    def prepare() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        run_lock.hold(folder)
+    def own() -> None:
+        status.own()
         probe.touch()
-        with atomic_write(folder / "config.yaml") as file:
-            file.write(resolved(config).encode())
 
     def look() -> None:
         if not probe.exists():
@@ -153,9 +150,23 @@ def claim_run_dir(config: Config, runtime: Runtime) -> None:
                 remedy="set run.dir to a shared file system",
             )
 
-    together(prepare if runtime.is_main else lambda: None, f"preparing run.dir {folder}")
+    together(own if runtime.is_main else lambda: None, f"preparing run.dir {folder}")
     together(look, "checking run.dir")
     together(probe.unlink if runtime.is_main else lambda: None, "checking run.dir")
+    status.share()
+
+
+def keep_settings(config: Config, text: str, runtime: Runtime) -> None:
+    """Write the resolved settings into run.dir, once a checkpoint there was found to fit them. All ranks must call
+    it."""
+
+    def write() -> None:
+        folder = Path(config.run.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "config.yaml") as file:
+            file.write(text.encode())
+
+    together(write if runtime.is_main else lambda: None, f"writing the settings to run.dir {config.run.dir}")
 
 
 def resolved(config: Config) -> str:

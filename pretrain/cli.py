@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+from typing import TypeVar
 
 from data_tools.arguments import Parser
-from pretrain.config import PretrainConfig
-from pretrain.entry import run_entry
-from pretrain.settings import load_config
+from data_tools.errors import UsageError
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.entry import refuse_bare_world, run_entry
+from pretrain.lifeline import Lifeline
+from pretrain.settings import find_run_dir, load_config
+from pretrain.status import fail_unbuilt
+
+_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
 _EXAMPLES = """examples:
   deepspeed launch/pretrain.py --config configs/quickstart.yaml
@@ -15,8 +22,10 @@ _EXAMPLES = """examples:
   deepspeed --hostfile hosts launch/pretrain.py --config my.yaml train.zero_stage=2 train.precision=bf16
   python launch/pretrain.py --config my.yaml --dry-run
 
-A run continues by itself from the newest intact checkpoint in run.dir. SIGTERM and SIGUSR1 save a checkpoint and stop.
-exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written.
+A run continues by itself from the newest intact checkpoint in run.dir. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint
+and stop; a second Ctrl-C ends at once. run.dir/status.json says how far the run is, and how it ended.
+exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written, 130 interrupted
+twice.
 """
 
 
@@ -35,6 +44,18 @@ def parser(job: str, description: str, examples: str) -> Parser:
     return words
 
 
+def read_settings(kind: type[_Config], options: argparse.Namespace) -> _Config:
+    """The settings of a training's command line. Where they are no good, an earlier run that they would have gone on
+    with is failed by its status.json too, lest a scheduler start it for ever."""
+    try:
+        return load_config(kind, options.config, options.overrides)
+    except UsageError as error:
+        folder = find_run_dir(options.config, options.overrides)
+        if folder is not None and os.environ.get("RANK", "0") == "0":
+            fail_unbuilt(folder, str(error))
+        raise
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run_entry(_run, arguments)
@@ -43,12 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Contrastive pretraining of an image-text dual encoder under DeepSpeed."
     options = parser("pretrain", about, _EXAMPLES).parse_intermixed_args(arguments)
-    config = load_config(PretrainConfig, options.config, options.overrides)
     if options.dry_run:
+        config = load_config(PretrainConfig, options.config, options.overrides)
         from pretrain.plan import dry_run
 
         return dry_run(config)
-    from pretrain.pretraining import PretrainJob
-    from pretrain.train import launch
+    refuse_bare_world()
+    config = read_settings(PretrainConfig, options)
+    with Lifeline(config.run.dir) as life:
+        from pretrain.pretraining import PretrainJob
+        from pretrain.train import launch
 
-    return launch(lambda runtime: PretrainJob(config, runtime))
+        return launch(life, lambda runtime: PretrainJob(config, runtime))

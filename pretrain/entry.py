@@ -7,14 +7,23 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_tools.errors import UserError
+from data_tools.arguments import leave_stdout
+from data_tools.errors import UsageError, UserError, disk_error, printable, shown
 from data_tools.redaction import redact_text
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 75, 130
 _LINGER = 5.0  # seconds that the rank with the store stays for ranks that meet the same fault a little later
+_LINE = 1000  # characters of a traceback's line
+# (number of processes, number of this one), as they are called by what starts processes without telling torch of them.
+_BARE_WORLDS = (
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("srun", "SLURM_NTASKS", "SLURM_PROCID"),
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+)
 
 
 def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
@@ -23,37 +32,109 @@ def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = No
     A fault that all ranks meet is printed once; an unexpected exception keeps its traceback. On failure the process
     ends without waiting for collectives that other ranks will never join.
     """
+    code = EXIT_FAILED
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        try:
+            return main(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()  # here, so that a reader that has gone is noticed here
     except UserError as error:
-        _print_once(f"error: {error}")
+        _print_once(f"error: {error}", everywhere=not isinstance(error, UsageError))
         code = error.exit_code
     except KeyboardInterrupt:
+        _print_once("interrupted")
         code = EXIT_INTERRUPTED
-    except Exception:
-        _print_once(f"error on rank {os.environ.get('RANK', '0')}:\n{redact_text(traceback.format_exc())}")
-        code = EXIT_FAILED
+    except BrokenPipeError as error:
+        if not leave_stdout():
+            _print_once(_unexpected(error))
+    except OSError as error:
+        refused = disk_error(error) or (shown(error) if isinstance(error, PermissionError) else None)
+        _print_once(f"error: {refused}" if refused else _unexpected(error))
+    except Exception as error:
+        _print_once(_unexpected(error))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
         os._exit(code)
     return code
 
 
-def _print_once(text: str) -> None:
+def reason_of(error: BaseException) -> str:
+    """An exception in words that are never empty: its text, with its type where the text alone says little."""
+    text = str(error).strip()
+    if text and isinstance(error, UserError | OSError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def refuse_bare_world() -> None:
+    """Raises UsageError in a process that srun or mpirun has started beside others, without a word of its rank for
+    torch: each would train alone, and all into one folder."""
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    for launcher, size, _ in _bare_worlds():
+        raise UsageError(
+            f"{launcher} started {size} processes that do not know of each other",
+            got=f"no RANK and WORLD_SIZE in the environment of process {_number()} of {size}",
+            expected="one process per GPU, or two on CPUs, started by a launcher that numbers them",
+            remedy=f"let {launcher} start one launcher a node: {launcher} ... torchrun --nnodes N --nproc_per_node M "
+            "--rdzv_backend c10d --rdzv_endpoint HOST:29500 launch/pretrain.py ..., or deepspeed --hostfile; for a "
+            "single process set RANK=0 WORLD_SIZE=1",
+        )
+
+
+def _bare_worlds() -> Iterator[tuple[str, int, str]]:
+    """(launcher, processes, variable of their number) of each kind of start that has several processes."""
+    step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    for launcher, size, number in _BARE_WORLDS:
+        found = os.environ.get(size, "")
+        if size == "SLURM_NTASKS" and step.isdecimal():
+            continue  # of the whole allocation; this step may have fewer
+        if found.isdecimal() and int(found) > 1:
+            yield launcher, int(found), number
+
+
+def _number() -> str:
+    """The number of this process among those that start together; "0" where nothing says one."""
+    named = [number for _, _, number in _bare_worlds()]
+    return next((os.environ[name] for name in ("RANK", *named) if name in os.environ), "0")
+
+
+def _unexpected(error: BaseException) -> str:
+    lines = redact_text("".join(traceback.format_exception(error))).splitlines()
+    return f"error on rank {_number()}:\n" + "\n".join(printable(line)[:_LINE] for line in lines)
+
+
+def _flush(stream: Any) -> None:
+    try:
+        stream.flush()
+    except OSError:  # its reader or its disk has gone
+        return
+
+
+def _print_once(text: str, everywhere: bool = True) -> None:
+    """Print what all ranks meet once. Before they have met each other it is said once a node where it may differ
+    (`everywhere`), by rank 0 alone where it cannot."""
     dist = sys.modules.get("torch.distributed")  # where it was never imported, no rank knows of the others
     if dist is None or not dist.is_initialized() or dist.get_world_size() == 1:
-        if os.environ.get("RANK", "0") == "0":
-            print(text, file=sys.stderr, flush=True)
+        if _number() == "0" or (everywhere and os.environ.get("LOCAL_RANK") == "0"):
+            _print(text)
         return
     store = dist.distributed_c10d._get_default_store()
     try:
-        first = store.add("reported/" + hashlib.sha256(text.encode()).hexdigest(), 1) == 1
+        first = store.add("reported/" + hashlib.sha256(text.encode(errors="replace")).hexdigest(), 1) == 1
     except (RuntimeError, dist.DistError):  # the store went with another rank: then say it here
         first = True
     if first:
-        print(text, file=sys.stderr, flush=True)
+        _print(text)
     _linger(store, dist)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # nobody listens any more
+        return
 
 
 def _linger(store: Any, dist: Any) -> None:

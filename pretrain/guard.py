@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.metrics import forget_after
+from pretrain.metrics import append_line, forget_after
 from pretrain.runtime import Runtime, gather
+from pretrain.writes import Writes
 
 WINDOW, ENOUGH = 32, 16  # losses a new one is compared with, at most and at least; a long window lags behind the fall
 
@@ -35,10 +36,10 @@ def spike(loss: float, recent: list[float], sensitivity: float) -> tuple[float, 
 
 class Journal:
     """A file of one JSON a line about single steps, with the keys of every rank's batch. All ranks hold one, rank 0
-    writes. A resume drops the lines behind the checkpoint's step."""
+    writes. A resume drops the lines behind the checkpoint's step. What cannot be written is told to `writes`."""
 
-    def __init__(self, path: Path, runtime: Runtime, first_step: int):
-        self._path, self._runtime = path, runtime
+    def __init__(self, path: Path, runtime: Runtime, first_step: int, writes: Writes):
+        self._path, self._runtime, self._writes = path, runtime, writes
         if runtime.is_main:
             forget_after(path, first_step)
 
@@ -46,8 +47,9 @@ class Journal:
         """Add `row`, the rank-local losses and the keys by rank. All ranks must call it, with the same `row`."""
         losses, batches = zip(*gather((_json_number(loss), list(keys))), strict=True)
         if self._runtime.is_main:
-            with self._path.open("a") as file:
-                file.write(json.dumps({**row, "loss_by_rank": losses, "keys_by_rank": batches}, allow_nan=False) + "\n")
+            line = json.dumps({**row, "loss_by_rank": losses, "keys_by_rank": batches}, allow_nan=False) + "\n"
+            with self._writes.to(self._path), self._path.open("ab", buffering=0) as file:
+                append_line(file, self._path, line)
 
 
 def _json_number(value: float) -> float | str:

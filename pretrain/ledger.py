@@ -47,6 +47,8 @@ class Ledger:
         replaced = kinds.total()
         values = {"expected": expected, "read": expected - replaced, "replaced": replaced}
         values |= {f"replaced_{kind}": count for kind, count in sorted(kinds.items())}
-        self._metrics.write("data", self._state.step, self._state.samples_seen, {"epoch": epoch, **values})
+        # With nothing to tell of it is written down only: a small corpus has an epoch every few steps.
+        step, seen = self._state.step, self._state.samples_seen
+        self._metrics.write("data", step, seen, {"epoch": epoch, **values}, shows=replaced > 0)
         for shard, count in shards.most_common(WORST_SHARDS):
             self._metrics.note(f"  {count} replaced in {shard}")

@@ -1,8 +1,11 @@
-"""What a run reports: metrics.jsonl and TensorBoard scalars, a progress line, and status.json for schedulers."""
+"""What a run reports: metrics.jsonl and TensorBoard, and its progress on a terminal or in a log."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -10,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from data_tools.redaction import redact_text
+from data_tools.errors import printable, shown
 from data_tools.shards.commit import atomic_write
-
-RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
+from pretrain.writes import Writes
 
 
 class Metrics:
@@ -21,41 +23,54 @@ class Metrics:
 
     `metrics.jsonl` has one JSON a line: {"kind": "train" | "eval" | "data" | "checkpoint", "step", "samples",
     "seconds", ...}. A resume drops the lines behind the checkpoint's step, so the file reads as if the run had never
-    stopped. `total_steps` is None where the run has no end.
+    stopped. `total_steps` is None where the run has no end. What cannot be written is told to `writes`.
+
+    Raises:
+        OSError: the files cannot be opened.
     """
 
-    def __init__(self, run_dir: str | Path, enabled: bool, total_steps: int | None, first_step: int):
+    def __init__(
+        self, run_dir: str | Path, enabled: bool, total_steps: int | None, first_step: int, writes: Writes | None = None
+    ):
         self.enabled = enabled
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from pretrain.board import Board
 
-        self.folder = Path(run_dir)
-        self._path = self.folder / "metrics.jsonl"
+        self._writes = writes or Writes()
+        self._path = Path(run_dir) / "metrics.jsonl"
         forget_after(self._path, first_step)
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
+        self._file = self._path.open("ab", buffering=0)
+        self._board = Board(Path(run_dir) / "tensorboard", first_step + 1)
         self._started = time.monotonic()
+        self._first, self._total = first_step, total_steps
         self._progress = _Progress(total_steps, first_step)
 
-    def write(self, kind: str, step: int, samples: int, values: Mapping[str, float]) -> None:
-        """Record `values` (finite numbers) at `step` updates and `samples` samples seen."""
+    def write(self, kind: str, step: int, samples: int, values: Mapping[str, float], shows: bool = True) -> None:
+        """Record `values` (finite numbers) at `step` updates and `samples` samples seen, and show them."""
         if not self.enabled:
             return
         seconds = round(time.monotonic() - self._started, 3)
         row = {"kind": kind, "step": step, "samples": samples, "seconds": seconds, **values}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._progress.show(kind, step, values)
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with self._writes.to(self._path):
+            append_line(self._file, self._path, line)
+        with self._writes.to(self._board.path):
+            self._board.scalars({f"{kind}/{name}": value for name, value in values.items()}, step)
+        if shows:
+            self._progress.show(kind, step, values, self.seconds_left(step))
 
     def pictures(self, step: int, images: torch.Tensor, captions: list[str]) -> None:
         """Show uint8 `images` `[n, 3, h, w]` with their captions in TensorBoard."""
         if self.enabled:
-            for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-                self._board.add_image(f"pairs/{index}", image, step)
-                self._board.add_text(f"pairs/{index}", caption, step)
+            with self._writes.to(self._board.path):
+                self._board.pictures("pairs", images, [shown(caption) for caption in captions], step)
+
+    def seconds_left(self, step: int) -> float | None:
+        """Until the end at the pace since this start, evaluations and saves included; None where it is not known."""
+        if not self.enabled or self._total is None or step <= self._first:
+            return None
+        return max(0, self._total - step) * (time.monotonic() - self._started) / (step - self._first)
 
     def note(self, text: str) -> None:
         """Print a line above the progress."""
@@ -63,11 +78,12 @@ class Metrics:
             self._progress.print(text)
 
     def close(self) -> None:
-        """Flush and close the writers."""
+        """Close the writers; what they could not write was told before."""
         if self.enabled:
             self._progress.close()
-            self._file.close()
-            self._board.close()
+            for file in (self._file, self._board):
+                with contextlib.suppress(OSError):
+                    file.close()
 
 
 class DataWatch:
@@ -100,25 +116,35 @@ def starvation_advice(share: float, workers: int, cores: int, scaled_decode: boo
     return f"waiting for data takes {share:.0%} of the time: {more}, {rest}"
 
 
-def write_status(run_dir: str | Path, state: str, step: int, checkpoint: Path | None, reason: str = "") -> None:
-    """Write run.dir/status.json, which says what exit codes cannot: launchers hide those of the ranks."""
-    status = {"state": state, "step": step, "checkpoint": checkpoint and str(checkpoint), "reason": redact_text(reason)}
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    with atomic_write(Path(run_dir) / "status.json") as file:
-        file.write(json.dumps(status, indent=1).encode())
+def append_line(file, path: Path, line: str) -> None:
+    """Append to an unbuffered `file`, opened at `path`. Raises OSError where not all of it fits, and where the file is
+    no longer at its path: what is written then would vanish with it."""
+    if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(path))
+    data = line.encode()
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file that are of later steps, and what a crash left of a line."""
+    """Drop the lines of a JSON-lines file that are of later steps, and what a crash or a full disk left of lines."""
     if path.is_file():
-        rows = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in rows if json.loads(line)["step"] <= step]
+        lines = path.read_bytes().split(b"\n")
+        kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(path) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
+            file.write(b"".join(line + b"\n" for line in kept))
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; of what is no whole line, infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
 
 
 class _Progress:
-    """A live bar on a terminal, plain lines elsewhere."""
+    """A live bar on a terminal, plain lines elsewhere; a terminal or a log that is gone stops nothing."""
 
     def __init__(self, total: int | None, first: int):
         self._bar = None
@@ -132,20 +158,32 @@ class _Progress:
             self._bar.start()
         self._total = total
 
-    def show(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def show(self, kind: str, step: int, values: Mapping[str, float], left: float | None) -> None:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar is not None and kind == "train":
-            self._bar.update(self._task, completed=step, description=text)
-        else:
-            end = "" if self._total is None else f"/{self._total}"
-            self.print(f"{kind} step {step}{end}  {text}")
+            with contextlib.suppress(OSError):
+                self._bar.update(self._task, completed=step, description=f"{time.strftime('%H:%M:%S')}  {text}")
+            return
+        end = "" if self._total is None else f"/{self._total}"
+        remaining = "" if left is None or kind != "train" else f"  left {_duration(left)}"
+        self.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind} step {step}{end}  {text}{remaining}")
 
     def print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        text = "\n".join(map(printable, text.split("\n")))
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    """`1:02:03`, with days before it where there are any."""
+    days, rest = divmod(round(seconds), 86400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"{days} d {clock}" if days else clock

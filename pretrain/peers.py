@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from data_tools.errors import UserError
+from pretrain.entry import reason_of
 from pretrain.runtime import Runtime, gather, together
 
 LEFT, FAILED, HANGS, DIED = "left", "failed", "hangs", "died"
@@ -55,7 +56,7 @@ class Peers:
         others."""
         if self._ranks and not isinstance(error, UserError) and self._heard.wait(_PATIENCE):
             return UserError(self._reason)
-        self.tell(FAILED, f"rank {self._rank} failed: {error or type(error).__name__}")
+        self.tell(FAILED, f"rank {self._rank} failed: {reason_of(error)}")
         return error
 
     def tell(self, event: str, reason: str = "") -> None:

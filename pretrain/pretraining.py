@@ -45,8 +45,8 @@ class PretrainJob:
         self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
-        assemble.claim_run_dir(config, runtime)
         reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
+        assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
             reader.load_into(self.model)
         elif config.model.init is not None:

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.rules import parse_steps
 from pretrain.runtime import Runtime
+from pretrain.writes import Writes
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
 _MARK = "dualstream."
@@ -72,9 +73,10 @@ class StepProfiler:
     """Profiles rank 0 in the steps of `profile.steps`, counted from 1, and writes `profile-FIRST-LAST.{json.gz,txt}`
     into the run folder; on other ranks, and without that setting, it does nothing."""
 
-    def __init__(self, steps: str | None, run_dir: str, runtime: Runtime, note: Callable[[str], None]):
+    def __init__(self, steps: str | None, run_dir: str, runtime: Runtime, note: Callable[[str], None], writes: Writes):
         self._first, self._last = parse_steps(steps, "profile.steps") if steps and runtime.is_main else (0, -1)
         self._run_dir, self._runtime, self._note = Path(run_dir), runtime, note
+        self._writes = writes
         self._profile: profile | None = None
         self._started, self._start = 0.0, 0
 
@@ -96,10 +98,13 @@ class StepProfiler:
         seconds, running, clock = time.perf_counter() - self._started, self._profile, _clock
         self.close()
         trace = self._run_dir / f"profile-{self._start}-{step}.json.gz"
-        running.export_chrome_trace(str(trace))
+        with self._writes.to(trace):
+            running.export_chrome_trace(str(trace))
         spent = clock.seconds if clock else {}
         page = breakdown(running.key_averages(), spent, seconds, step - self._start + 1, str(self._runtime))
-        (self._run_dir / f"profile-{self._start}-{step}.txt").write_text(page)
+        text = self._run_dir / f"profile-{self._start}-{step}.txt"
+        with self._writes.to(text):
+            text.write_text(page)
         self._note(f"{page}trace: {trace} (open it in ui.perfetto.dev)")
 
     def close(self) -> None:

@@ -1,24 +1,19 @@
-"""The process and its place in the job: device, ranks, threads, agreement, stop signals."""
+"""The process and its place in the job: device, ranks, threads, agreement."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
 
-EXIT_DONE, EXIT_STOPPED = 0, 75
 _control: dist.ProcessGroup | None = None  # beside nccl: agreement over gloo does not wait for the device
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its default to 10, too short for a large save
@@ -166,44 +161,3 @@ def together(action: Callable[[], object], what: str) -> object:
             f"{what} failed on rank {rank}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else ""), got=text
         )
     return value
-
-
-# ---- stopping -------------------------------------------------------------------------------------------------------
-
-
-class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM or SIGUSR1, or because its launcher is gone.
-
-    Only a flag: the loop agrees on it over all ranks, saves and ends.
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-        launcher = _launcher_line()
-        if launcher is not None:
-            threading.Thread(target=self._watch, args=(launcher,), daemon=True, name="launcher-watch").start()
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self.reason = signal.Signals(number).name
-
-    def _watch(self, launcher: tuple[int, int]) -> None:
-        while self.reason is None:
-            time.sleep(1)
-            if _launcher_line() != launcher:
-                self.reason = "the launcher is gone"
-
-
-def _launcher_line() -> tuple[int, int] | None:
-    """(parent, grandparent) where the parent is a launcher. DeepSpeed's per-node launcher outlives its runner, the
-    grandparent, so both are watched; above another launcher there may be a shell that is free to go: 0."""
-    parent = os.getppid()
-    try:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes()
-        grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError, ValueError):
-        return (parent, 0) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-    if b"deepspeed.launcher.launch" in command:
-        return parent, grandparent
-    return (parent, 0) if b"torchrun" in command or b"torch.distributed" in command else None

@@ -50,6 +50,16 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
     return config
 
 
+def find_run_dir(path: str | os.PathLike, overrides: Sequence[str]) -> str | None:
+    """The run.dir of settings that `load_config` refuses, where that much can be read of them."""
+    words = [word for word in overrides if word.startswith("run.dir=")]
+    try:
+        found = words[-1].partition("=")[2] if words else OmegaConf.select(OmegaConf.load(Path(path)), "run.dir")
+    except Exception:  # the YAML parser's errors share no class
+        return None
+    return found if isinstance(found, str) and found else None
+
+
 def dump_config(config: PretrainConfig | FinetuneConfig) -> str:
     """The resolved tree as YAML, readable by `load_config`. It is printed and kept, so URLs lose their credentials."""
     return OmegaConf.to_yaml(OmegaConf.create(_shown(asdict(config))))

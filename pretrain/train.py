@@ -13,22 +13,27 @@ from typing import Protocol
 import torch
 
 from data_tools.errors import UserError
+from pretrain.assemble import claim_run_dir
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
 from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
+from pretrain.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.guard import Journal, spike
 from pretrain.ledger import Ledger
-from pretrain.metrics import DONE, FAILED, RUNNING, STOPPED, DataWatch, Metrics, starvation_advice, write_status
-from pretrain.peers import HANGS, Peers
+from pretrain.lifeline import Lifeline
+from pretrain.metrics import DataWatch, Metrics, starvation_advice
 from pretrain.profiling import StepProfiler, part
-from pretrain.rules import ENDLESS, duration_steps, parse_seconds
-from pretrain.runtime import EXIT_DONE, EXIT_STOPPED, OnHost, Runtime, StopRequest, agree, finish, gather, start
+from pretrain.rules import ENDLESS, duration_steps
+from pretrain.runtime import OnHost, Runtime, agree, finish, gather, start, together
+from pretrain.status import DONE, FILE, RUNNING, STOPPED
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
-from pretrain.watchdog import Watchdog, beat, end_process, phase, print_stacks
+from pretrain.watch import Watch
+from pretrain.watchdog import beat
+from pretrain.writes import Writes
 
 
 class Job(Protocol):
@@ -52,21 +57,23 @@ class Job(Protocol):
         """Metrics, the same on every rank. All ranks call it."""
 
 
-def launch(build: Callable[[Runtime], Job]) -> int:
+def launch(life: Lifeline, build: Callable[[Runtime], Job]) -> int:
     """Join the process group, build the job, train it; returns the exit code. All ranks must call it."""
     runtime = start(distributed=True)
     if runtime.is_main:
         print(f"running on {runtime}", flush=True)
-    code = train(build(runtime))
+    claim_run_dir(life.status, runtime)
+    code = train(build(runtime), life)
     finish()
     return code
 
 
-def train(job: Job) -> int:
+def train(job: Job, life: Lifeline) -> int:
     """Run `job` to its end or to a stop request; returns the exit code. All ranks must call it."""
-    run = Run(job)
+    run = Run(job, life)
     try:
-        for batch, waited in run.batches():
+        stop = run.stop_before_training()
+        for batch, waited in run.batches() if not stop else ():
             loss = run.step(batch)
             stop = run.account(batch, loss, waited)
             if run.due("eval"):
@@ -74,11 +81,10 @@ def train(job: Job) -> int:
             if stop or run.save_due():
                 run.save()
             if stop:
-                return run.end(stop)
-        return run.end("")
+                break
+        return run.end(stop)
     except BaseException as error:
-        cause = run.peers.explain(error)
-        run.write_failed(str(cause) or type(cause).__name__)
+        cause = run.watch.explain(error)
         if cause is error:
             raise
         raise cause from error
@@ -89,9 +95,9 @@ def train(job: Job) -> int:
 class Run:
     """The pieces of the loop above; each method is collective."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, life: Lifeline):
         config, state = job.config, job.state
-        self.job, self.checkpoint = job, job.resumed_from
+        self.job, self.status, self.stop = job, life.status, life.stop
         self._saved_step = state.step if job.resumed_from else None  # of the last save, committed or in the making
         self._stall, self._values = 0.0, {}  # seconds the last save stopped training; this step's evaluation
         self.total_steps = run_steps(config, job.stream)
@@ -100,7 +106,9 @@ class Run:
         retention = Retention(config.checkpoint.keep, self._every["keep"], config.checkpoint.keep_best)
         self.checkpoints = Checkpoints(config.run.dir, job.runtime, retention)
         end = None if self.total_steps == ENDLESS else self.total_steps
-        self.metrics = Metrics(config.run.dir, job.runtime.is_main, end, state.step)
+        self.status.step, self.status.steps, self.status.checkpoint = state.step, end, job.resumed_from
+        self.writes = Writes()
+        self._open(end)
         self.ledger = Ledger(job.stream, state, self.metrics)
         cooling = self.schedule.cooled(state.samples_seen)
         if job.resumed_from and 0 < cooling < 1:
@@ -108,15 +116,27 @@ class Run:
         for line in job.stream.describe():
             self.metrics.note(line)
         self.data_watch = DataWatch()
-        self.skips = Journal(Path(config.run.dir) / "skipped.jsonl", job.runtime, state.step)
-        self.spikes = Journal(Path(config.run.dir) / "spikes.jsonl", job.runtime, state.step)
-        self.profiler = StepProfiler(config.profile.steps, config.run.dir, job.runtime, self.metrics.note)
-        self.stop = StopRequest()
         self._since = Interval(time.perf_counter(), state.samples_seen, 0.0)
         self._status(RUNNING)
-        self.peers = Peers(job.runtime, self._print_stacks, lambda reason: end_process(reason, self.write_failed))
-        limit = config.guard.hang_timeout
-        self.watchdog = Watchdog(limit and parse_seconds(limit, "guard.hang_timeout"), self._hangs)
+        self.stop.heed()
+        self.watch = Watch(job.runtime, self.status, config.guard.hang_timeout)
+
+    def _open(self, end: int | None) -> None:
+        """The files of the run; where they cannot be opened, all ranks raise."""
+        config, state, runtime = self.job.config, self.job.state, self.job.runtime
+        folder = Path(config.run.dir)
+
+        def open_all() -> None:
+            self.metrics = Metrics(folder, runtime.is_main, end, state.step, self.writes)
+            self.skips = Journal(folder / "skipped.jsonl", runtime, state.step, self.writes)
+            self.spikes = Journal(folder / "spikes.jsonl", runtime, state.step, self.writes)
+
+        together(open_all, f"opening the files of run.dir {folder}")
+        self.profiler = StepProfiler(config.profile.steps, folder, runtime, self.metrics.note, self.writes)
+
+    def stop_before_training(self) -> str:
+        """The reason to stop that came while the ranks got ready for the first step, or ''."""
+        return next(filter(None, gather(self.stop.reason)), "")
 
     def batches(self) -> Iterator[tuple[Batch, float]]:
         """(batch, seconds waited for it) from the run's step to its last; none where the run is complete."""
@@ -149,6 +169,7 @@ class Run:
         state.step += 1
         state.samples_seen += batch_of(job.config)
         state.position = job.stream.position(state.step).to_dict()
+        self.status.step = state.step
         return loss
 
     def account(self, batch: Batch, loss: OnHost | None, waited: float) -> str:
@@ -157,7 +178,14 @@ class Run:
         job, state = self.job, self.job.state
         own_loss = 0.0 if loss is None else float(loss)
         progress = self.checkpoints.progress()
-        bad, stopping, total, *saving = agree([len(batch.bad), self.stop.reason is not None, own_loss, *progress])
+        with self.writes.to("quarantine of bad samples"):
+            job.stream.check_writes()
+        asked = self.stop.reason is not None
+        bad, stopping, unwritten, total, *saving = agree(
+            [len(batch.bad), asked, self.writes.failed, own_loss, *progress]
+        )
+        if unwritten:
+            self.writes.settle(self.status.checkpoint)
         self._saved(self.checkpoints.advance(*saving))
         mean_loss = None if loss is None else total / job.runtime.world_size
         state.bad_samples += int(bad)
@@ -208,14 +236,16 @@ class Run:
         if self._saved_step != self.job.state.step:
             self.save()
         self._saved(self.checkpoints.wait())
+        self.writes.settle(self.status.checkpoint)
         self._status(DONE if complete else STOPPED, stop)
-        self.metrics.note(f"{'done' if complete else 'stopped'} at step {self.job.state.step}: {self.checkpoint}")
+        self.writes.settle(self.status.checkpoint)
+        word, step = "done" if complete else f"stopped ({stop})", self.job.state.step
+        self.metrics.note(f"{word} at step {step}: {self.status.checkpoint}")
         return EXIT_DONE if complete else EXIT_STOPPED
 
     def close(self) -> None:
         """Release the loader and the writers; from here on nobody watches this rank."""
-        self.watchdog.close()
-        self.peers.leave()
+        self.watch.close()
         self.checkpoints.close()
         self.job.stream.close()
         self.metrics.close()
@@ -225,7 +255,7 @@ class Run:
         """Report a checkpoint that is committed now; its save may have begun some steps ago."""
         if saved is None:
             return
-        self.checkpoint = saved.folder
+        self.status.checkpoint = saved.folder
         self._status(RUNNING)
         values = {
             "checkpoint_stall": self._stall,
@@ -252,6 +282,8 @@ class Run:
         logits = {"logit_scale": job.engine.logit_scale(), "logit_bias": job.engine.logit_bias()}
         values |= {name: value for name, value in logits.items() if value is not None}
         self.metrics.write("train", state.step, state.samples_seen, values)
+        self.status.seconds_left = self.metrics.seconds_left(state.step)
+        self._status(RUNNING, durable=False)
         if self.data_watch.starves(values["data_wait"]):
             data, cores = job.config.data, len(os.sched_getaffinity(0))
             self.metrics.note(starvation_advice(values["data_wait"], data.workers, cores, data.scaled_decode))
@@ -284,8 +316,8 @@ class Run:
             f"step {self.job.state.step + 1} was stopped before its update: {error}",
             got=f"loss not finite on ranks {ranks or 'none'}"
             + (f", features not finite of samples {', '.join(samples)}" if samples else ", all features finite"),
-            remedy=f"last good checkpoint: {self.checkpoint or 'none yet'}; look at the samples, lower optim.lr or "
-            "set optim.grad_clip",
+            remedy=f"last good checkpoint: {self.status.checkpoint or 'none yet'}; look at the samples, lower optim.lr "
+            "or set optim.grad_clip",
         )
 
     def _intervals(self) -> dict[str, int | None]:
@@ -298,25 +330,10 @@ class Run:
         }
         return {**steps, "eval": steps["eval"] or self.total_steps}
 
-    def write_failed(self, reason: str) -> None:
-        """The status of a run that fails here: any rank may be the one that can still write it."""
-        write_status(self.job.config.run.dir, FAILED, self.job.state.step, self.checkpoint, reason)
-
-    def _hangs(self) -> None:
-        reason = f"no progress for {self.job.config.guard.hang_timeout}: {self._whereabouts()}"
-        self.peers.tell(HANGS, reason)
-        self._print_stacks()
-        end_process(reason, self.write_failed)
-
-    def _print_stacks(self) -> None:
-        print_stacks(f"stacks of all threads of {self._whereabouts()}:")
-
-    def _whereabouts(self) -> str:
-        return f"{self.peers.name} in {phase()} after step {self.job.state.step}"
-
-    def _status(self, state: str, reason: str = "") -> None:
+    def _status(self, state: str, reason: str = "", durable: bool = True) -> None:
         if self.job.runtime.is_main:
-            write_status(self.job.config.run.dir, state, self.job.state.step, self.checkpoint, reason)
+            with self.writes.to(self.status.folder / FILE):
+                self.status.write(state, reason, durable)
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pretrain.cli import parser
+from pretrain.cli import parser, read_settings
 from pretrain.config import FinetuneConfig
-from pretrain.entry import run_entry
+from pretrain.entry import refuse_bare_world, run_entry
+from pretrain.lifeline import Lifeline
 from pretrain.settings import load_config
 
 _EXAMPLES = """examples:
@@ -15,7 +16,8 @@ _EXAMPLES = """examples:
 
 What was trained is evaluated by launch/evaluate.py, predicts by launch/predict.py, and is exported by launch/export.py.
 
-exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written.
+exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written, 130 interrupted
+twice.
 """
 
 
@@ -27,12 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Fine-tune the image tower of a dual encoder as a classifier, under DeepSpeed."
     options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
-    config = load_config(FinetuneConfig, options.config, options.overrides)
     if options.dry_run:
+        config = load_config(FinetuneConfig, options.config, options.overrides)
         from pretrain.finetune.plan import dry_run
 
         return dry_run(config)
-    from pretrain.finetune.job import FinetuneJob
-    from pretrain.train import launch
+    refuse_bare_world()
+    config = read_settings(FinetuneConfig, options)
+    with Lifeline(config.run.dir) as life:
+        from pretrain.finetune.job import FinetuneJob
+        from pretrain.train import launch
 
-    return launch(lambda runtime: FinetuneJob(config, runtime))
+        return launch(life, lambda runtime: FinetuneJob(config, runtime))

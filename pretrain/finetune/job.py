@@ -62,8 +62,8 @@ class FinetuneJob:
         model, self.stream = parts.model, parts.stream
         self.classes, self._reader, self._numbers = parts.classes, parts.reader, parts.numbers
         self.extras = Extras(parts.description, assemble.resolved(config))
-        assemble.claim_run_dir(config, runtime)
         reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
+        assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
             reader.load_into(model)
         elif runtime.is_main:

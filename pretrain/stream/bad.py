@@ -29,10 +29,12 @@ class BadSample:
 
 
 class Quarantine:
-    """Appends bad samples to a JSON-lines file, one flushed line each. Opens the file at the first one."""
+    """Appends bad samples to a JSON-lines file, one flushed line each. Opens the file at the first one. `fault`: why it
+    could not be written, None while it can: the loop tells the other ranks."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.fault: OSError | None = None
 
     def write(self, step: int, epoch: int, samples: Iterable[BadSample]) -> None:
         """Append the bad samples of the batch of `step`, from 0; lines count steps from 1, as metrics.jsonl does.
@@ -42,9 +44,12 @@ class Quarantine:
         lines = [json.dumps({"step": step + 1, "epoch": epoch, **asdict(sample)}) + "\n" for sample in samples]
         if not lines:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            self.fault = error
 
 
 @dataclass(frozen=True)

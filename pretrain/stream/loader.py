@@ -206,6 +206,11 @@ class TrainStream:
                     self._prefetcher.advance(batch.step)
                 yield batch
 
+    def check_writes(self) -> None:
+        """Raises OSError where bad samples could not be written down."""
+        if self._quarantine is not None and self._quarantine.fault is not None:
+            raise self._quarantine.fault
+
     def position(self, step: int) -> Position:
         """The data state after `step` optimizer steps."""
         return Position(

@@ -23,10 +23,10 @@ from pretrain.engine.weights import CheckpointReader, restore_optimizer
 from pretrain.runtime import agree, start
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
-from pretrain.train import train
 from ranks import fork_ranks, run_ranks, run_warm
 from stream_corpora import write_corpus
 from test_checkpoint import EXTRAS, at, fresh_engine, train_steps
+from training import train
 
 # ---- every commit point ---------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class PlainJob:
         )
         assemble.git_commit = lambda: None  # a process of its own, 200 times
         self.runtime = runtime
-        assemble.claim_run_dir(self.config, runtime)
+        folder.mkdir(parents=True, exist_ok=True)
         self.stream = TrainStream(
             open_corpus(corpus),
             seed=0,

@@ -8,23 +8,22 @@ import time
 
 from data_tools.errors import UserError
 from pretrain import assemble
-from pretrain.config import PretrainConfig, RunConfig
 from pretrain.run_lock import LOCK
 from pretrain.runtime import start, together
+from pretrain.status import Status
 from ranks import fork_ranks, run_ranks, run_warm
 
 
 def claim(rank, world_size, folders):
-    config = PretrainConfig(run=RunConfig(dir=str(folders[rank])))
     try:
-        assemble.claim_run_dir(config, start(distributed=True))
+        assemble.claim_run_dir(Status(folders[rank], rank == 0), start(distributed=True))
     except UserError as error:
         return str(error)
 
 
 def test_a_shared_folder_is_claimed_and_left_clean(tmp_path):
     assert run_ranks(2, claim, [tmp_path / "run"] * 2) == [None, None]
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", LOCK}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"status.json", LOCK}
 
 
 def test_folders_that_are_not_shared_are_refused_on_every_rank(tmp_path):

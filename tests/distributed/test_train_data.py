@@ -14,9 +14,9 @@ from pretrain.config import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import run_ranks
 from stream_corpora import picture, write_corpus
+from training import train
 
 BATCH = 16
 

@@ -15,8 +15,8 @@ from pretrain.export import cli as export_cli
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import run_ranks
+from training import train
 
 LOSSES = {
     "sigmoid": ["loss.name=sigmoid"],

@@ -14,8 +14,8 @@ from pretrain.config import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import RankError, run_ranks
+from training import train
 
 ENDLESS = ("data.workers=0", "train.duration=100000 steps", "checkpoint.every=null", "log.every=1 steps")
 

@@ -18,8 +18,8 @@ from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
 from pretrain.towers.parts import tower_of
-from pretrain.train import train
 from ranks import RankError, run_ranks
+from training import train
 
 PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
 

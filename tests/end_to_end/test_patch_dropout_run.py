@@ -12,8 +12,8 @@ from pretrain.finetune.job import FinetuneJob
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import run_ranks
+from training import train
 
 PRETRAIN = ["optim.warmup=0 steps", "train.micro_batch=4"]
 FINETUNE = ["optim.warmup=0 steps", "zero_shot_head=false"]

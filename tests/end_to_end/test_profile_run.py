@@ -13,8 +13,8 @@ from pretrain.pretraining import PretrainJob
 from pretrain.profiling import breakdown
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import run_ranks
+from training import train
 
 PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null"]
 

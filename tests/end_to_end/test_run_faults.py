@@ -12,8 +12,8 @@ from pretrain.engine.engine import NonFiniteError
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
 from pretrain.settings import load_config
-from pretrain.train import train
 from ranks import run_ranks
+from training import train
 
 
 @pytest.fixture(scope="module")

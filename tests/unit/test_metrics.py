@@ -6,8 +6,7 @@ import pty
 
 import pytest
 
-from pretrain import metrics
-from pretrain.metrics import DataWatch, Metrics, starvation_advice, write_status
+from pretrain.metrics import DataWatch, Metrics, starvation_advice
 
 
 def lines(folder):
@@ -45,12 +44,6 @@ def test_other_ranks_write_nothing(tmp_path):
     writer.note("x")
     writer.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_status_is_whole_and_readable(tmp_path):
-    write_status(tmp_path / "run", metrics.STOPPED, 7, tmp_path / "c", "SIGTERM")
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status == {"state": "stopped", "step": 7, "checkpoint": str(tmp_path / "c"), "reason": "SIGTERM"}
 
 
 def test_a_terminal_gets_a_bar_and_literal_brackets(tmp_path, monkeypatch):

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from pretrain import train
 from pretrain.config import DataConfig, LogConfig, PretrainConfig, RunConfig
 from pretrain.engine.state import TrainState
 from pretrain.runtime import Runtime
+from pretrain.status import Status
 from pretrain.train import Run
-
-
-@pytest.fixture(autouse=True)
-def _no_signal_handlers(monkeypatch):
-    """A run's own would stay with the process that runs the tests."""
-    monkeypatch.setattr(train, "StopRequest", lambda: SimpleNamespace(reason=None))
 
 
 def idle_stream(global_batch: int) -> SimpleNamespace:
@@ -29,6 +23,7 @@ def idle_stream(global_batch: int) -> SimpleNamespace:
         describe=list,
         steps_until=lambda *_: 100,
         too_many_bad=lambda *_: False,
+        check_writes=lambda: None,
         close=lambda: None,
     )
 
@@ -46,7 +41,10 @@ def idle_run(folder, rank: int = 0) -> Run:
         state=TrainState(),
         resumed_from=None,
     )
-    return Run(job)
+    status = Status(folder, rank == 0)
+    status.own()
+    asked = SimpleNamespace(reason=None, heed=lambda: None)
+    return Run(job, SimpleNamespace(status=status, stop=asked))
 
 
 def log_steps(run: Run, steps: int, waited: float) -> None:

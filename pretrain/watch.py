@@ -1,0 +1,45 @@
+"""Who watches a rank while it trains: the other ranks (peers.py) and itself (watchdog.py)."""
+
+from __future__ import annotations
+
+from pretrain.entry import reason_of
+from pretrain.peers import HANGS, Peers
+from pretrain.rules import parse_seconds
+from pretrain.runtime import Runtime
+from pretrain.status import Status
+from pretrain.watchdog import Watchdog, end_process, phase, print_stacks
+
+
+class Watch:
+    """From its making to `close`: a rank that dies or hangs ends all, and the status says which one it was. All ranks
+    must make one."""
+
+    def __init__(self, runtime: Runtime, status: Status, hang_timeout: str | None):
+        self._status, self._hang_timeout = status, hang_timeout
+        self._peers = Peers(runtime, self._print_stacks, lambda reason: end_process(reason, status.fail))
+        limit = hang_timeout and parse_seconds(hang_timeout, "guard.hang_timeout")
+        self._watchdog = Watchdog(limit, self._hangs)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Why this rank fails: `error`, or the loss of the rank that broke the collective it was in. Tells the others
+        and writes the status."""
+        cause = self._peers.explain(error)
+        self._status.fail(reason_of(cause))
+        return cause
+
+    def close(self) -> None:
+        """From here on nobody watches this rank."""
+        self._watchdog.close()
+        self._peers.leave()
+
+    def _hangs(self) -> None:
+        reason = f"no progress for {self._hang_timeout}: {self._whereabouts()}"
+        self._peers.tell(HANGS, reason)
+        self._print_stacks()
+        end_process(reason, self._status.fail)
+
+    def _print_stacks(self) -> None:
+        print_stacks(f"stacks of all threads of {self._whereabouts()}:")
+
+    def _whereabouts(self) -> str:
+        return f"{self._peers.name} in {phase()} after step {self._status.step}"
