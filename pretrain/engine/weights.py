@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
+
+import torch
 
 from data_tools.errors import UserError
 from pretrain.engine.committed import FOLDER, MANIFEST, MODEL, STATE, fault_of, newest_intact
@@ -12,6 +15,7 @@ from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, loc
 from pretrain.engine.optimizers import all_states
 from pretrain.engine.reader import CheckpointReader
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.classifier import Classifier
 from pretrain.towers.initialise import initialise
 from pretrain.towers.spec import ModelSpec, resolve_spec, spec_of
 from pretrain.towers.weights_file import read_weights
@@ -73,7 +77,8 @@ def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
         raise UserError(
             f"{checkpoint} is a fine-tuned classifier",
             expected="a dual encoder",
-            remedy="give the pretraining run it started from",
+            remedy="give the pretraining run it started from; evaluate.py --task classification, predict.py and "
+            "export.py take the classifier itself",
         )
     if ema and EMA not in reader.kinds:
         raise UserError(
@@ -82,6 +87,36 @@ def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
     model = DualEncoder(_spec(description, f"{checkpoint / MODEL}"))
     reader.load_into(model, EMA if ema else "weight")
     return model.eval()
+
+
+def load_classifier(path: str | Path) -> Classifier | None:
+    """The classifier of a fine-tuning run (its newest intact checkpoint) or of a checkpoint of it: fp32, on the CPU, in
+    evaluation mode. None where `path` holds another model, or nothing: that `load_trained` says.
+
+    Raises:
+        UserError: a damaged one.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file() and not (path / FOLDER).is_dir():
+        return None
+    checkpoint = resolve_checkpoint(path)
+    reader = CheckpointReader(checkpoint)
+    description = reader.model()
+    if "head" not in description:
+        return None
+    classes, scale = _head(description["head"], checkpoint / MODEL)
+    towers = DualEncoder(_spec(description, f"{checkpoint / MODEL}"))
+    model = Classifier(towers, classes, torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"]), scale)
+    reader.load_into(model, "weight")
+    return model.eval()
+
+
+def _head(head: object, where: Path) -> tuple[list[str], float]:
+    classes, scale = (head.get("classes"), head.get("scale")) if isinstance(head, dict) else (None, None)
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or len(set(classes)) < max(1, len(classes)) or not (isinstance(scale, float) and 0 < scale < math.inf):
+        raise UserError(f"{where} describes no head of a classifier", got=head, expected="classes and a scale")
+    return classes, scale
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

@@ -15,12 +15,14 @@ _EXAMPLES = """examples:
   python launch/evaluate.py --model runs/photos --task retrieval --data shards/val --picture retrieval.png
   python launch/evaluate.py --model export --task classification --data shards/flowers_test --templates openai
   python launch/evaluate.py --model export --task classification --data 's-{000..003}.tar' --classes names.txt
+  python launch/evaluate.py --model runs/finetune_flowers --task classification --data shards/flowers_test
   python launch/evaluate.py --model runs/scenes --task pairs --data shards/minimal_pairs
   deepspeed launch/evaluate.py --model runs/photos --task retrieval --data shards/val --batch 256
 
 tasks:
   retrieval       recall@1/5/10 and median rank in both directions, all captions; validation loss
-  classification  zero-shot top-1 (top-5 above five classes), mean per class
+  classification  top-1 (top-5 above five classes), mean per class: zero-shot, or of a fine-tuned classifier, whose
+                  classes are matched to the data's by name
   pairs           minimal pairs: nearer to the own caption than to the partner's, Winoground's scores
 Ties count as their expectation in random order: a collapsed model scores at chance.
 exit codes: 0 done, 1 failed, 2 usage error.
@@ -69,7 +71,7 @@ def _parser() -> Parser:
         "--templates", metavar="NAME", help="photo (default), simple, openai, or a file with {c} in each line"
     )
     words.add_argument(
-        "--classes", metavar="FILE", help="class names, one a line; default: those packed with the shards"
+        "--classes", metavar="FILE", help="names of the labels 0, 1, ..., one a line; default: those packed"
     )
     words.add_argument(
         "--loss-batch", type=int, default=256, metavar="N", help="pairs in a validation loss (default: 256)"

@@ -7,24 +7,41 @@ import math
 import time
 from datetime import UTC, datetime
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.errors import UserError
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
 from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
-from pretrain.engine.weights import load_trained
+from pretrain.engine.weights import load_classifier, load_trained
+from pretrain.evaluate.classes import class_numbers, shown
 from pretrain.evaluate.features import encoder
 from pretrain.evaluate.pairs import read_pairs
 from pretrain.evaluate.picture import write_retrieval_picture
-from pretrain.evaluate.results import append_record, environment, model_digest, read_records, result_key
-from pretrain.evaluate.runner import Outcome, evaluate_classification, evaluate_pairs, evaluate_retrieval
+from pretrain.evaluate.results import (
+    append_record,
+    classifier_digest,
+    environment,
+    model_digest,
+    read_records,
+    result_key,
+)
+from pretrain.evaluate.runner import (
+    Outcome,
+    evaluate_classification,
+    evaluate_classifier,
+    evaluate_pairs,
+    evaluate_retrieval,
+)
 from pretrain.evaluate.templates import load_classes, load_templates
-from pretrain.precision import FP32, ability, settle
+from pretrain.precision import FP32, ability, is_bf16, settle
 from pretrain.runtime import Runtime, finish, gather, start, together
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.classifier import Classifier
 
 _TEXT_BUCKETS = 4  # captions of a batch are sorted by length and cut to the longest of each bucket
 _LONG_BREAKDOWN = 20  # rows; longer ones are in the record only
@@ -35,7 +52,9 @@ def evaluate(options: argparse.Namespace) -> int:
     runtime = start()
     options.precision = _settle_precision(options.precision, runtime)
     corpus = open_corpus(options.data)
-    model = load_trained(options.model, options.ema)
+    model = load_classifier(options.model) or load_trained(options.model, options.ema)
+    if isinstance(model, Classifier):
+        _check_classifier(options)
     record = _describe(options, model, corpus)
     if options.skip_existing and _known(options.output, record["key"], runtime):
         if runtime.is_main:
@@ -44,7 +63,6 @@ def evaluate(options: argparse.Namespace) -> int:
         return 0
     started = time.monotonic()
     model.to(runtime.device)
-    model.text_buckets = _TEXT_BUCKETS
     outcome = _run_task(options, model, corpus, runtime)
     record |= {
         "metrics": outcome.metrics,
@@ -74,14 +92,37 @@ def _settle_precision(asked: str, runtime: Runtime) -> str:
     return settled.precision
 
 
-def _run_task(options: argparse.Namespace, model: DualEncoder, corpus: Corpus, runtime: Runtime) -> Outcome:
-    encode = encoder(model, runtime.device, options.precision)
+def _check_classifier(options: argparse.Namespace) -> None:
+    """Raises UserError for what a fine-tuned classifier cannot be asked."""
+    wrong = {"--task": options.task != "classification" and options.task, "--templates": options.templates}
+    wrong["--ema"] = options.ema and "a moving average of its weights"
+    for option, asked in wrong.items():
+        if asked:
+            raise UserError(
+                f"{options.model} is a fine-tuned classifier, and {option} belongs to dual encoders",
+                got=asked,
+                expected="--task classification, without --templates and --ema",
+                remedy="give the pretraining run it started from",
+            )
+
+
+def _run_task(
+    options: argparse.Namespace, model: DualEncoder | Classifier, corpus: Corpus, runtime: Runtime
+) -> Outcome:
     tokenize = None if options.task == "classification" else model.tokenize
     place = (options.batch, runtime.rank, runtime.world_size, options.workers)
     reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place)
     what = options.task if runtime.world_size == 1 else f"{options.task} (rank 0 of {runtime.world_size})"
     with Progress(what, -(-corpus.num_samples // runtime.world_size), "images") as bar:
         progress = bar.update if runtime.is_main else None
+        if isinstance(model, Classifier):
+            numbers = _numbers(options, model, corpus)
+            if numbers is None and runtime.is_main:
+                print(f"the data name no classes: labels are taken for the model's, 0 for {shown(model.classes[:1])}")
+            with torch.autocast(runtime.device.type, torch.bfloat16, enabled=is_bf16(options.precision)):
+                return evaluate_classifier(model, reader, model.classes, runtime, numbers, progress)
+        model.text_buckets = _TEXT_BUCKETS
+        encode = encoder(model, runtime.device, options.precision)
         if options.task == "retrieval":
             scale = math.exp(model.export_state()["logit_scale"])
             return evaluate_retrieval(encode, reader, runtime, corpus.num_samples, scale, options.loss_batch, progress)
@@ -96,15 +137,27 @@ def _prompts(options: argparse.Namespace, corpus: Corpus) -> tuple[tuple[str, ..
     return classes, load_templates(options.templates or "photo")
 
 
-def _describe(options: argparse.Namespace, model: DualEncoder, corpus: Corpus) -> dict:
+def _numbers(options: argparse.Namespace, model: Classifier, corpus: Corpus) -> torch.Tensor | None:
+    """What the classifier calls each label of the corpus; None where that names none: they are the model's numbers."""
+    names = load_classes(options.classes) if options.classes else corpus.classes
+    return class_numbers(names, model.classes, f"--data {options.data}") if names else None
+
+
+def _describe(options: argparse.Namespace, model: DualEncoder | Classifier, corpus: Corpus) -> dict:
     """The part of the record that is known beforehand; all that determines the numbers goes into its key."""
     spec = model.spec
-    digest = model_digest(model.export_state(), spec.model_cfg, spec.preprocess_cfg)
+    trained = isinstance(model, Classifier)
+    digest = (
+        classifier_digest(model) if trained else model_digest(model.export_state(), spec.model_cfg, spec.preprocess_cfg)
+    )
     settings = {"precision": options.precision}
     if options.task == "retrieval":
         settings["loss_batch"] = options.loss_batch
     decisive = dict(settings)
-    if options.task == "classification":
+    if trained:
+        numbers = _numbers(options, model, corpus)
+        decisive["numbers"] = None if numbers is None else numbers.tolist()
+    elif options.task == "classification":
         settings["templates"] = options.templates or "photo"
         decisive["prompts"] = _prompts(options, corpus)
     return {

@@ -18,6 +18,7 @@ import xxhash
 
 from data_tools.errors import UserError
 from pretrain.provenance import git_commit, package_versions
+from pretrain.towers.classifier import Classifier
 
 VERSION = 1  # of the record; raised whenever a metric changes its meaning
 
@@ -32,6 +33,13 @@ def model_digest(state: Mapping[str, torch.Tensor], model_cfg: Mapping, preproce
         digest.update(f"{name} {tensor.dtype} {tensor.numel()}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def classifier_digest(model: Classifier) -> str:
+    """The same of a fine-tuned classifier, its head, scale and class names included."""
+    spec = model.towers.spec
+    head = {"classes": list(model.classes), "scale": model.scale}
+    return model_digest(model.state_dict(), {**spec.model_cfg, "head": head}, spec.preprocess_cfg)
 
 
 def result_key(task: str, model: str, dataset: str, settings: Mapping) -> str:

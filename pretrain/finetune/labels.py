@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import UsageError, UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import label
 from data_tools.progress import Progress
 from data_tools.shards import Corpus, ShardReader
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
 from pretrain.runtime import Runtime, together
-from pretrain.stream.bad import BadSampleError
 from pretrain.stream.batches import read_sample
 from pretrain.stream.loader import StreamSource
-from pretrain.stream.members import label
 
 _PROBES = 256  # places all over a corpus that are looked at before the whole of it
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.spec import ModelSpec
 
 
 class Classifier(nn.Module):
@@ -30,6 +31,11 @@ class Classifier(nn.Module):
         visual = {id(p) for p in towers.clip.visual.parameters()}
         for parameter in towers.parameters():
             parameter.requires_grad_(train_tower and id(parameter) in visual)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """That of its towers."""
+        return self.towers.spec
 
     def forward(self, images: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """fp32 scores `[n, classes]` of uint8 images `[n, 3, h, w]`. `bits`: see `DualEncoder.forward`."""

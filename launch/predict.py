@@ -1,0 +1,11 @@
+"""Predictions of a fine-tuned classifier; see pretrain/predict/cli.py."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `launch/` would hide the packages behind its scripts
+
+from pretrain.predict.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
