@@ -25,7 +25,8 @@ _MEGA = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("input", type=Path, help="a folder, or a .csv, .tsv, .jsonl or .parquet table")
+    parser.usage = "%(prog)s [options] input output"  # several inputs are taken only to be refused in words
+    parser.add_argument("input", type=Path, nargs="+", help="a folder, or a .csv, .tsv, .jsonl or .parquet table")
     parser.add_argument("output", type=Path, help="the folder for shards and manifest.json")
     table = parser.add_argument_group("tables")
     table.add_argument("--image-column", metavar="NAME", help="column with the image's path (default: image)")
@@ -117,26 +118,23 @@ def _check(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace):
     from data_tools.pack.delimited import Dialect
     from data_tools.pack.folder import read_folder
-    from data_tools.pack.records import SUFFIXES, table_suffix
+    from data_tools.pack.inputs import is_folder, single_input
     from data_tools.pack.table import Columns, read_table
 
     table_only = ("image_column", "caption_column", "label_column", "where", "image_root", "quotes", "multiline")
-    if args.input.is_dir():
+    path = single_input(args.input)
+    if is_folder(path):
         for name in table_only:
             if getattr(args, name):
-                raise UsageError(f"--{name.replace('_', '-')} is for tables", got=f"the folder {args.input}")
-        if args.output.absolute().is_relative_to(args.input.absolute()):
+                raise UsageError(f"--{name.replace('_', '-')} is for tables", got=f"the folder {path}")
+        if args.output.absolute().is_relative_to(path.absolute()):
             raise UsageError(
                 "the output lies inside the input folder", got=args.output, remedy="choose a folder beside it"
             )
-        return read_folder(args.input, args.labels == "folder", args.follow_links)
-    if not args.input.exists():
-        raise UserError(f"no such input: {args.input}", expected="a folder or a table")
-    if table_suffix(args.input) is None:
-        raise UsageError(f"not a table: {args.input}", expected=" ".join(SUFFIXES) + " or a folder")
+        return read_folder(path, args.labels == "folder", args.follow_links)
     if args.labels:
-        raise UsageError("--labels folder is for folders", got=args.input, remedy="use --label-column")
+        raise UsageError("--labels folder is for folders", got=path, remedy="use --label-column")
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
     dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)
-    return read_table(args.input, columns, args.image_root, dialect)
+    return read_table(path, columns, args.image_root, dialect)

@@ -115,7 +115,8 @@ def pictures_in(value: object) -> str:
     """What a value holds that is, or has in it, the bytes of a file; "" for any other value."""
     if isinstance(value, dict):
         inner = next((kind for item in value.values() if (kind := pictures_in(item))), "")
-        return f"{inner} within an object ({', '.join(map(str, value))})" if inner else ""
+        keys = ", ".join(map(str, value))
+        return f"{inner or 'pictures'} within an object ({keys})" if inner or "bytes" in value else ""
     if isinstance(value, (bytes, bytearray, memoryview)):
         kind = sniff(bytes(value[:_SNIFFED]))
         return f"pictures as bytes ({kind}, {len(value)} bytes in the first row)" if kind else "bytes"
@@ -174,7 +175,7 @@ def _image_root(folder: Path, rows: list[Row]) -> Path:
     """The table's folder, or its `images/` where that holds more of the first files."""
     probed = [row.image for row in rows if row.image][:_PROBED]
     roots = (folder, folder / "images")
-    return max(roots, key=lambda root: sum((root / image).is_file() for image in probed))
+    return max(roots, key=lambda root: sum(os.path.isfile(root / image) for image in probed))
 
 
 def _relative(image: str, root: Path) -> str:

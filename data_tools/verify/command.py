@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import SHOWN, UsageError, UserError, shown
 from data_tools.media import DEFAULT_CAPTIONS
 from data_tools.parallel import available_cores, run_tasks
 from data_tools.progress import Progress
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     problems += [problem for report in reports for problem in report.problems]
     problems += duplicate_keys(reports)
     for problem in problems:
-        print(problem)
+        print(shown(problem, 4 * SHOWN))
     samples = sum(len(report.key_hashes) for report in reports if report.key_hashes is not None)
     decoded = sum(report.decoded for report in reports)
     seconds = time.monotonic() - started

@@ -1,0 +1,98 @@
+"""Which adapter reads an input, and what to do with an input that none reads."""
+
+import itertools
+import os
+import re
+from pathlib import Path
+
+from data_tools.errors import UsageError, UserError, shown
+from data_tools.media.image import SUFFIXES as PICTURES
+from data_tools.pack.records import SUFFIXES as TABLES
+from data_tools.pack.records import table_suffix
+from data_tools.redaction import redact
+from data_tools.shards.manifest import FILE_NAME
+
+_SHARDS_NAME = "nshards.txt"  # beside the tars of CLIP_benchmark's layout
+_CLASSES_NAME = "classnames.txt"  # in its root
+_ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+_PATTERN = set("*?[{")
+_URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
+_EXPECTED = f"a folder of pictures, or a table ({' '.join(TABLES)})"
+_INDEX = "these are samples already: `python -m data_tools index {}`"
+
+
+def single_input(inputs: list[Path]) -> Path:
+    """The one input of a pack. Raises UsageError for several: a shell has expanded a pattern."""
+    if len(inputs) == 1:
+        return inputs[0]
+    folder = shown(os.path.commonpath([path.absolute().parent for path in inputs]))
+    tars = all(path.suffix == ".tar" for path in inputs)
+    raise UsageError(
+        "pack takes one input",
+        got=f"{len(inputs)}: {', '.join(map(str, inputs[:3]))}{', ...' if len(inputs) > 3 else ''}",
+        expected=_EXPECTED,
+        remedy=_INDEX.format(folder) if tars else f"name their folder: {folder}",
+    )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the input is a folder of pictures; False: a table. Raises UserError for an input that is neither."""
+    if path.is_dir():
+        _check_folder(path)
+        return True
+    if not path.exists():
+        raise _missing(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file", expected=_EXPECTED, remedy="write it to a file first")
+    if table_suffix(path) is None:
+        raise UsageError(f"not a table: {path}", expected=_EXPECTED, remedy=_remedy(path))
+    return False
+
+
+def _missing(path: Path) -> UserError:
+    if _URL.match(str(path)):
+        remedy = "copy it to this machine; tars of samples may stay there: `python -m data_tools index URL`"
+        url = redact(str(path).replace(":/", "://", 1))
+        return UserError(f"no such input: {url}", expected=f"{_EXPECTED}, on this machine", remedy=remedy)
+    fixed = list(itertools.takewhile(lambda part: not set(part) & _PATTERN, path.parts))
+    if len(fixed) < len(path.parts):
+        remedy = _INDEX.format(repr(str(path))) if path.suffix == ".tar" else f"name the folder: {Path(*fixed)}"
+        return UserError(f"no such input: {path}, a pattern", expected=_EXPECTED, remedy=remedy)
+    return UserError(f"no such input: {path}", expected=_EXPECTED)
+
+
+def _remedy(path: Path) -> str | None:
+    name = path.name.lower()
+    if name.endswith(".tar"):
+        return _INDEX.format(path)
+    if name.endswith(_ARCHIVES):
+        return "unpack it, and name the folder; of a .tar.gz of samples gunzip it and index the tar"
+    if path.suffix.lower() in PICTURES:
+        return f"name its folder: {path.absolute().parent}"
+    if name.endswith(".json"):
+        return "write one object per image a line, as .jsonl; `jq -c '.[]'` does so with an array"
+    if name == FILE_NAME:
+        return "the folder is packed already"
+    return None
+
+
+def _check_folder(path: Path) -> None:
+    """Raise UserError for a folder of samples or tables: nothing of it would be packed."""
+    with os.scandir(path) as entries:
+        names = {entry.name: entry.is_dir() for entry in entries}
+    files = sorted(name for name, folder in names.items() if not folder)
+    folders = sorted(name for name, folder in names.items() if folder)
+    split = next((name for name in folders if (path / name / _SHARDS_NAME).is_file()), None)
+    if split or {_CLASSES_NAME, _SHARDS_NAME} & set(files):
+        what, remedy = f"{path} lies in CLIP_benchmark's layout", _INDEX.format(path / (split or ""))
+        raise UserError(what, expected=_EXPECTED, remedy=remedy)
+    if folders or any(os.path.splitext(name)[1].lower() in PICTURES for name in files):
+        return
+    tables = [name for name in files if table_suffix(Path(name))]
+    if any(name.endswith(".tar") for name in files):
+        remedy = "name the folder of pictures" if FILE_NAME in files else _INDEX.format(path)
+        kind = "a packed corpus" if FILE_NAME in files else "tars"
+        raise UserError(f"{path} holds {kind}", expected=_EXPECTED, remedy=remedy)
+    if tables:
+        remedy = f"name the table: {path / tables[0]}"
+        raise UserError(f"{path} holds tables, no pictures", got=", ".join(tables), expected=_EXPECTED, remedy=remedy)
