@@ -95,7 +95,7 @@ def _names_classes(value: Any) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
-    "data.train": (lambda v: len(v) > 0, "at least one source", "data.train.0.urls=FOLDER"),
+    "data.train": (lambda v: len(v) > 0, "at least one source", "data.train=FOLDER"),
     "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
     "data.flip": (lambda v: 0 <= v <= 1, "0 <= share <= 1", "0.5 mirrors every other picture"),
     "data.color_jitter": (lambda v: 0 <= v <= 1, "0 <= strength <= 1", "0.4 is usual"),
@@ -205,6 +205,11 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         _validate_finetuning(config)
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
+        if config.train.global_batch < 2:
+            rule = ">= 2: the texts and images of the other pairs of a batch are what a pair is told apart from"
+            _break(
+                "train.global_batch", config.train.global_batch, rule, "without any the loss is 0 and nothing learns"
+            )
         _validate_phases(config.model.phases)
         if config.model.locked != "none" and config.model.init is None:
             _break("model.locked", config.model.locked, "none without model.init", "set model.init to trained weights")

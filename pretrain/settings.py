@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.rules import PRECISIONS, validate
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
+_SOURCES = "data.train"
 
 
 def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequence[str] = ()) -> _Config:
@@ -33,8 +36,10 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
         )
     try:
         raw = OmegaConf.load(path)
+        _name_sources(raw)
         for word in overrides:
             _override(raw, word)
+            _name_sources(raw)
         tree = OmegaConf.merge(OmegaConf.structured(kind), raw)
         config = cast(_Config, OmegaConf.to_object(tree))
     except UsageError:
@@ -89,8 +94,33 @@ def _override(raw, word: str) -> None:
         raise UsageError(
             f"override {word!r} is not understood", expected="section.key=value, for example optim.lr=1e-3"
         )
-    value = OmegaConf.select(OmegaConf.from_dotlist([f"value={word.partition('=')[2]}"]), "value")
-    OmegaConf.update(raw, key, value, force_add=True)
+    text = word.partition("=")[2]
+    OmegaConf.update(raw, key, _paths(text) if key == _SOURCES else _parsed(text), force_add=True)
+
+
+def _parsed(text: str) -> Any:
+    return OmegaConf.select(OmegaConf.from_dotlist([f"value={text}"]), "value")
+
+
+def _paths(text: str) -> Any:
+    """The sources of `data.train=TEXT`: a path, several with commas between, or a YAML list of paths and sources.
+    Commas within braces, in the name of what exists, and in a URL's query separate nothing."""
+    if text.startswith("["):
+        with contextlib.suppress(Exception):  # braces within a list are no YAML, and the parser's errors share no class
+            return _parsed(text)
+        text = text.removeprefix("[").removesuffix("]")
+    whole = "?" in text or os.path.exists(text)
+    parts = [text] if whole else re.findall(r"(?:\{[^{}]*\}|[^,])+", text)
+    return [part.strip().strip("'\"") for part in parts if part.strip()]
+
+
+def _name_sources(raw: Any) -> None:
+    """A source that is given as a path alone means `urls`, and one source alone is a list of one."""
+    found = OmegaConf.select(raw, _SOURCES) if OmegaConf.is_dict(raw) else None
+    sources = [found] if isinstance(found, str) else found
+    if isinstance(sources, list) or OmegaConf.is_list(sources):
+        named = [{"urls": source} if isinstance(source, str) else source for source in cast(list, sources)]
+        OmegaConf.update(raw, _SOURCES, named)
 
 
 def _explain(error: OmegaConfBaseException, kind: type, path: Path) -> UsageError:

@@ -83,7 +83,7 @@ def _parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("batch", 1), ("loss_batch", 1), ("workers", 0)):
+    for name, least in (("batch", 1), ("loss_batch", 2), ("workers", 0)):
         if getattr(options, name) < least:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is too small", got=getattr(options, name), expected=f"{least} or more")

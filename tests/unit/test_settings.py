@@ -103,7 +103,7 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "guard.hang_timeout=soon", ("guard.hang_timeout", "seconds, minutes, hours")),
         (BASE, "guard.hang_timeout=2 hours", ("guard.hang_timeout", "at most 25 minutes")),
         ("data: {train: [{urls: a}]}", "seed=1", ("'run.dir'", "run.dir=VALUE")),
-        ("run: {dir: a}", "seed=1", ("data.train", "data.train.0.urls=FOLDER")),
+        ("run: {dir: a}", "seed=1", ("data.train", "data.train=FOLDER")),
         ("a: [", "seed=1", ("not valid YAML",)),
     ],
 )
