@@ -106,7 +106,7 @@ def committed_record(folder: Path, name: str, digest: str) -> ShardRecord | None
         found = index_header(index_path(tar))
         same_plan = footer.pop("digest") == digest
         record = ShardRecord(**{**footer, "parquet_xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes())})
-        sound = found == (record.samples, tar.stat().st_size, bytes.fromhex(record.xxh3_128))
+        sound = found == (record.samples, tar.stat().st_size, bytes.fromhex(record.xxh3_128), False)
     except (OSError, KeyError, TypeError, ValueError, UserError, pyarrow.ArrowException):
         return None
     return record if same_plan and sound else None

@@ -27,7 +27,8 @@ from data_tools.remote.retry import RemoteError
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError, reserve
 from data_tools.shards.commit import atomic_write, sync_folder
-from data_tools.shards.index import Index, build_index, hash_file
+from data_tools.shards.index import Index, hash_file
+from data_tools.shards.survey import build_index
 
 _POLL = 0.1
 _FETCHES = 2  # one fault on the way may alter bytes; twice the same is the object

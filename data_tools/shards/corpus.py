@@ -1,4 +1,4 @@
-"""Which shards a run reads: manifests, tars and brace patterns, resolved to one ordered list."""
+"""Which shards a run reads: manifests, folders, tars and patterns, resolved to one ordered list."""
 
 import os
 import struct
@@ -10,12 +10,14 @@ import numpy as np
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.redaction import redact, redact_source
+from data_tools.redaction import redact_source
 from data_tools.remote.settings import CacheSettings, Shard, default_settings
-from data_tools.remote.urls import expand_braces, is_remote
+from data_tools.remote.urls import is_remote
 from data_tools.shards import manifest as manifests
-from data_tools.shards.index import build_index, index_header, index_path, write_index
+from data_tools.shards.index import IndexHeader, index_header, index_path, open_index, write_index
 from data_tools.shards.remote_sources import ShardEntry, resolve_url
+from data_tools.shards.sources import KINDS, find
+from data_tools.shards.survey import build_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Corpus:
         tar_bytes: size of each tar.
         digest: hex xxh3-128 over the ordered (samples, bytes, content hash): it names the content, not the place.
         classes: class names, () when the shards carry no labels.
-        cut: those of `paths` whose tars are shorter than they were; reading a lost sample raises TarDamageError.
+        damaged: a line for each shard that lost samples, naming it; reading a lost sample raises TarDamageError.
         urls: where the shards are read from; `paths` itself where no URL holds credentials.
         hashes: the 16 bytes of each tar's xxh3-128, one after the other.
         cache: where remote shards are kept; None for a corpus of local ones.
@@ -39,7 +41,7 @@ class Corpus:
     tar_bytes: tuple[int, ...]
     digest: str
     classes: tuple[str, ...] = ()
-    cut: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     hashes: bytes = b""
     cache: CacheSettings | None = None
@@ -57,12 +59,12 @@ class Corpus:
 
 
 def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike], cache: CacheSettings | None = None) -> Corpus:
-    """Resolve a folder with a manifest, a manifest, a tar, a brace pattern of tars, or a list of these; each may be a
-    URL.
+    """Resolve a source (see `sources.find`) or a list of them; each may be a URL.
 
     A tar of another tool is indexed on first use, a remote one in the cache (default: in the user's cache folder). For
     packed folders the cost is one stat per shard, for remote ones one small file in all.
-    Raises UserError for a missing or grown shard, a damaged tar without index, a damaged index, and an empty corpus.
+    Raises UserError for a shard that is missing, grown or named twice, a tar in which nothing can be read, a damaged
+    index or manifest, and an empty corpus.
     """
     sources = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
     settings = cache or default_settings()
@@ -81,6 +83,7 @@ def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike], cache: Ca
     if not shards:
         named = ", ".join(redact_source(os.fspath(source)) for source in sources)
         raise UserError("the corpus is empty", got=named or "no source", expected="a sample or more")
+    _refuse_twice(shards)
     content = b"".join(struct.pack("<QQ16s", shard.samples, shard.tar_bytes, shard.digest) for shard in shards)
     places = tuple(shard.place for shard in shards)
     paths = tuple(map(redact_source, places))
@@ -90,7 +93,7 @@ def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike], cache: Ca
         tar_bytes=tuple(shard.tar_bytes for shard in shards),
         digest=xxhash.xxh3_128_hexdigest(content),
         classes=classes,
-        cut=tuple(shard.place for shard in shards if shard.cut),
+        damaged=tuple(f"{redact_source(shard.place)} {shard.damage}" for shard in shards if shard.damage),
         urls=paths if paths == places else places,
         hashes=b"".join(shard.digest for shard in shards),
         cache=settings if any(map(is_remote, places)) else None,
@@ -111,41 +114,52 @@ def join_corpora(corpora: Sequence[Corpus]) -> Corpus:
         tar_bytes=tuple(size for corpus in corpora for size in corpus.tar_bytes),
         digest=xxhash.xxh3_128_hexdigest("".join(corpus.digest for corpus in corpora).encode()),
         classes=next(iter(named), ()),
-        cut=tuple(path for corpus in corpora for path in corpus.cut),
+        damaged=tuple(line for corpus in corpora for line in corpus.damaged),
         urls=tuple(url for corpus in corpora for url in corpus.urls),
         hashes=b"".join(corpus.hashes for corpus in corpora),
         cache=next((corpus.cache for corpus in corpora if corpus.cache), None),
     )
 
 
-def tar_paths(url: str) -> list[Path]:
-    """Expand one local source that is not a manifest: a tar or a brace pattern. Nothing is opened."""
-    if is_remote(url):
-        raise UserError(
-            f"cannot read {redact(url)}", expected="local files", remedy="copy the shards to a local or mounted folder"
-        )
-    return [Path(path).absolute() for path in expand_braces(url)]
+def _refuse_twice(shards: list[ShardEntry]) -> None:
+    """Its samples would count twice, and an epoch would no longer be each sample once."""
+    seen: dict[object, str] = {}
+    for shard in shards:
+        file = shard.identity or shard.place
+        first = seen.get(file)
+        if first is not None:
+            got = "the same path again" if first == shard.place else f"the same file as {redact_source(first)}"
+            remedy = "name it once; data.train.N.repeat and weight let a source count more"
+            raise UserError(f"shard {redact_source(shard.place)} is named twice", got=got, remedy=remedy)
+        seen[file] = shard.place
 
 
 def _resolve(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple[str, ...]]:
     if is_remote(url):
         return resolve_url(url, cache)
-    path = Path(url)
-    if path.name == manifests.FILE_NAME or path.is_dir():
-        return _from_manifest(path if path.name == manifests.FILE_NAME else path / manifests.FILE_NAME)
-    return [_from_tar(tar) for tar in tar_paths(url)], ()
+    shards: list[ShardEntry] = []
+    names: tuple[str, ...] = ()
+    for found in find(url):
+        if found.manifest:
+            entries, classes = _from_manifest(found.manifest)
+        else:
+            entries, classes = [_from_tar(tar) for tar in found.tars], found.classes
+        if names and classes and names != classes:
+            raise UserError(f"the folders of {url} have different class names", got=classes, expected=names)
+        shards, names = shards + entries, names or classes
+    return shards, names
 
 
 def _from_manifest(path: Path) -> tuple[list[ShardEntry], tuple[str, ...]]:
     manifest = manifests.read_manifest(path)
-    folder = path.parent.absolute()
     shards = []
     for record in manifest.shards:
-        tar = folder / f"{record.name}.tar"
+        tar = path.parent / f"{record.name}.tar"
         if record.samples:  # every row of a shard may have been skipped
-            remedy = f"run `python -m data_tools verify {folder}`"
-            is_cut = _is_cut(tar, record.bytes, f"recorded in {path}", remedy)
-            shards.append(ShardEntry(str(tar), record.samples, record.bytes, bytes.fromhex(record.xxh3_128), is_cut))
+            remedy = f"run `python -m data_tools verify {path.parent}`"
+            identity, is_cut = _measure(tar, record.bytes, f"recorded in {path}", remedy)
+            digest, damage = bytes.fromhex(record.xxh3_128), "is cut" if is_cut else ""
+            shards.append(ShardEntry(str(tar), record.samples, record.bytes, digest, damage, identity))
     return shards, manifest.classes
 
 
@@ -160,28 +174,39 @@ def _from_tar(tar: Path) -> ShardEntry:
         except OSError as error:
             remedy = "copy the shards to a folder you may write to, or run `python -m data_tools index` there"
             raise UserError(f"cannot write the index of {tar} beside it", got=error.strerror, remedy=remedy) from None
-    samples, size, digest = index_header(index)
-    is_cut = _is_cut(tar, size, f"recorded in {index}", f"run `python -m data_tools index {tar}` if the tar is right")
-    if samples == 0:
+    header = index_header(index)
+    remedy = f"run `python -m data_tools index {tar}` if the tar is right"
+    identity, is_cut = _measure(tar, header.tar_bytes, f"recorded in {index}", remedy)
+    if header.samples == 0:
         raise UserError(f"no samples in {tar}", expected="members named KEY.EXTENSION", remedy="leave this tar out")
-    return ShardEntry(str(tar), samples, size, digest, is_cut)
+    damage = "is cut" if is_cut else _damage(index, header)
+    return ShardEntry(str(tar), header.samples, header.tar_bytes, header.tar_hash, damage, identity)
 
 
-def _is_cut(tar: Path, size: int, recorded: str, remedy: str) -> bool:
-    """Whether the tar is shorter than recorded: the samples that it still holds can be read."""
+def _damage(index: Path, header: IndexHeader) -> str:
+    if not header.damaged:
+        return ""
+    lost = open_index(index).lost
+    return f"is damaged: at least {lost} of {header.samples} samples were lost before it was indexed"
+
+
+def _measure(tar: Path, size: int, recorded: str, remedy: str) -> tuple[tuple[int, int], bool]:
+    """What file the tar is, under any name, and whether it is shorter than recorded: the samples that it still holds
+    can be read."""
     try:
-        found = tar.stat().st_size
+        found = tar.stat()
     except FileNotFoundError:
         raise _missing(tar) from None
-    if found > size:
-        raise UserError(
-            f"size of shard {tar} changed", got=f"{found} bytes", expected=f"{size} {recorded}", remedy=remedy
-        )
-    return found < size
+    except OSError as error:
+        raise UserError(f"cannot read shard {tar}", got=error.strerror, remedy="check the disk or mount") from None
+    if found.st_size > size:
+        got = f"{found.st_size} bytes"
+        raise UserError(f"size of shard {tar} changed", got=got, expected=f"{size} {recorded}", remedy=remedy)
+    return (found.st_dev, found.st_ino), found.st_size < size
 
 
 def _missing(tar: Path) -> UserError:
     if tar.suffix != ".tar":
-        expected = "a packed folder, its manifest.json, a tar or a brace pattern of tars"
-        return UserError(f"no corpus at {tar}", expected=expected, remedy="check the path; `data_tools pack` makes one")
+        remedy = "check the path; `data_tools pack` makes one"
+        return UserError(f"no corpus at {tar}", expected=KINDS, remedy=remedy)
     return UserError(f"missing shard {tar}", remedy="check the path or pattern, or copy the shard back")

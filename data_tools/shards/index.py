@@ -5,26 +5,40 @@ Layout, little-endian:
     | xxh3-128 of the tar 16s | xxh3-64 of all that follows u64
     | offset u64[n+1] | key hash u64[n] | first member u64[n+1]
     | (extension number, offset from the sample's start, bytes) u32[m, 3] | extensions, newline between
+The version is 1, or 2 where the tar is damaged: a sample without members stands then for each that is known to be lost.
 """
 
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from data_tools.errors import UserError
 from data_tools.shards.commit import atomic_write
-from data_tools.shards.tar import Entry, TarDamageError, split_name, walk
+from data_tools.shards.files import opened, read_span
+from data_tools.shards.tar import BLOCK
 
 MAGIC = b"DSTRMIDX"
-VERSION = 1
+SOUND, DAMAGED = 1, 2  # versions
 _HEADER = struct.Struct("<8sIIQQQ16sQ")
 HEADER_BYTES = _HEADER.size
 _HASH_CHUNK = 1 << 22
-_MAX_SPAN = 1 << 32
+MAX_SPAN = 1 << 32
+_MAX_BYTES = 1 << 30  # of an index: more than ten million samples in one tar
+_MAX_TAR = 1 << 50
+
+
+class IndexHeader(NamedTuple):
+    """What the first bytes of an index say: samples and bytes of the tar, its xxh3-128, whether samples were lost."""
+
+    samples: int
+    tar_bytes: int
+    tar_hash: bytes
+    damaged: bool
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,23 @@ class Index:
         """n, the samples of the tar."""
         return len(self.key_hashes)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that its arrays take, roughly."""
+        return 24 * self.num_samples + self.members.nbytes
+
+    @property
+    def lost(self) -> int:
+        """Samples known to be lost, which stand in the index without members."""
+        return int(np.count_nonzero(self.first_member[1:] == self.first_member[:-1]))
+
     def to_bytes(self) -> bytes:
         """The index file: the same for the same tar, whether written along with it or rebuilt by a walk."""
-        table = "\n".join(self.extensions).encode()
+        table = "\n".join(self.extensions).encode("utf-8", "surrogateescape")
         arrays = (self.offsets, self.key_hashes, self.first_member, self.members)
         body = b"".join(array.tobytes() for array in arrays) + table
-        head = (MAGIC, VERSION, len(table), self.num_samples, len(self.members), self.tar_bytes, self.tar_hash)
+        version = DAMAGED if self.lost else SOUND
+        head = (MAGIC, version, len(table), self.num_samples, len(self.members), self.tar_bytes, self.tar_hash)
         return _HEADER.pack(*head, xxhash.xxh3_64_intdigest(body)) + body
 
 
@@ -65,6 +90,7 @@ class IndexBuilder:
         self._first: list[int] = [0]
         self._members: list[tuple[int, int, int]] = []
         self._extensions: dict[str, int] = {}
+        self._lost: list[int] = []
 
     def add(self, key: str, start: int, members: list[tuple[str, int, int]]) -> None:
         """A sample at byte `start`, members as (extension, offset from `start`, bytes)."""
@@ -75,8 +101,19 @@ class IndexBuilder:
             self._members.append((number, offset, size))
         self._first.append(len(self._members))
 
+    def add_lost(self, start: int) -> None:
+        """A sample that the tar no longer holds, in whose place byte `start` is."""
+        self._lost.append(len(self._offsets))
+        self._offsets.append(start)
+        self._hashes.append(0)
+        self._first.append(len(self._members))
+
     def finish(self, end: int, tar_bytes: int, tar_hash: bytes) -> Index:
         """`end` is the byte after the last sample."""
+        for number in self._lost:  # an id that no key has, and no other tar
+            self._hashes[number] = xxhash.xxh3_64_intdigest(
+                tar_hash + struct.pack("<QQ", number, self._offsets[number])
+            )
         return Index(
             tar_bytes,
             tar_hash,
@@ -98,20 +135,6 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".idx")
 
 
-def build_index(tar: Path) -> Index:
-    """Walk and hash a tar; raises TarDamageError where it is damaged or its samples are not contiguous and unique."""
-    try:
-        size = tar.stat().st_size
-        if size == 0:
-            raise TarDamageError(tar, 0, "the file is empty")
-        with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            builder = IndexBuilder()
-            end = _collect(buffer, tar, builder)
-            return builder.finish(end, size, hash_file(tar))
-    except FileNotFoundError:
-        raise UserError(f"missing shard {tar}", remedy="check the path or copy the shard back") from None
-
-
 def hash_file(path: Path) -> bytes:
     """xxh3-128 of a file."""
     state = xxhash.xxh3_128()
@@ -121,52 +144,6 @@ def hash_file(path: Path) -> bytes:
     return state.digest()
 
 
-def _collect(buffer: mmap.mmap, tar: Path, builder: IndexBuilder) -> int:
-    """Group consecutive entries of equal key into samples; returns where the archive's content ends."""
-    seen: set[str] = set()
-    key: str | None = None
-    members: dict[str, tuple[int, int]] = {}
-    start = 0
-
-    def flush() -> None:
-        if key is not None:
-            builder.add(key, start, [(extension, data - start, size) for extension, (data, size) in members.items()])
-
-    entries = _Returning(walk(buffer, tar))
-    for entry in entries:
-        name = split_name(entry.name)
-        if name is None:
-            continue
-        if name[0] != key:
-            flush()
-            key, start, members = name[0], entry.start, {}
-            if key in seen:
-                raise TarDamageError(tar, start, f"key {key!r} again after other samples (duplicate or not contiguous)")
-            seen.add(key)
-        _add_member(members, name[1], entry, start, tar)
-    flush()
-    return entries.value
-
-
-class _Returning:
-    """Iterates a generator and keeps what it returns."""
-
-    def __init__(self, generator):
-        self._generator = generator
-        self.value = 0
-
-    def __iter__(self):
-        self.value = yield from self._generator
-
-
-def _add_member(members: dict[str, tuple[int, int]], extension: str, entry: Entry, start: int, tar: Path) -> None:
-    if extension in members:
-        raise TarDamageError(tar, entry.start, f"member {entry.name!r} twice in one sample")
-    if entry.data + entry.size - start >= _MAX_SPAN:
-        raise TarDamageError(tar, entry.start, "a sample beyond 4 GiB")
-    members[extension] = (entry.data, entry.size)
-
-
 def write_index(index: Index, path: Path) -> None:
     """Commit an index file."""
     with atomic_write(path) as file:
@@ -174,48 +151,98 @@ def write_index(index: Index, path: Path) -> None:
 
 
 def open_index(path: Path, check: bool = False) -> Index:
-    """Map an index file; `check` also hashes its body. Raises UserError when it is not an index of this version."""
-
-    def refuse(what: str, got: object = None, expected: object = None) -> UserError:
-        tar = path.with_suffix(".tar")
-        return UserError(f"{what} {path}", got=got, expected=expected, remedy=f"run `python -m data_tools index {tar}`")
-
+    """Read an index file; `check` also hashes its body. Raises UserError when it is missing, not an index of this
+    version, or points outside its tar."""
     try:
-        with open(path, "rb") as file:
-            buffer: bytes | mmap.mmap = b""
-            if path.stat().st_size >= _HEADER.size:
-                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with opened(path) as file:
+            header, counts = _read_header(path, file)
+            body = read_span(file, _HEADER.size, counts.size)
     except FileNotFoundError:
-        raise refuse("missing index") from None
-    if len(buffer) < _HEADER.size or buffer[:8] != MAGIC:
-        raise refuse("not an index:", repr(bytes(buffer[:8])), repr(MAGIC))
-    _, version, table_bytes, n, m, tar_bytes, tar_hash, body_hash = _HEADER.unpack(buffer[: _HEADER.size])
-    if version != VERSION:
-        raise refuse("index of another version:", version, VERSION)
-    size = _HEADER.size + 8 * (3 * n + 2) + 12 * m + table_bytes
-    if size != len(buffer):
-        raise refuse("index cut or altered:", f"{len(buffer)} bytes", f"{size} bytes")
-    if check and xxhash.xxh3_64_intdigest(buffer[_HEADER.size :]) != body_hash:
-        raise refuse("index altered (its hash does not match):")
-    end = size - table_bytes
-    numbers = np.frombuffer(buffer, "<u8", 3 * n + 2, _HEADER.size)
+        raise _refusal("missing index", path) from None
+    if len(body) != counts.size - _HEADER.size:
+        raise _refusal("index cut while it was read:", path)
+    if check and xxhash.xxh3_64_intdigest(body) != counts.body_hash:
+        raise _refusal("index altered (its hash does not match):", path)
+    n, m = header.samples, counts.members
+    end = len(body) - counts.table
+    numbers = np.frombuffer(body, "<u8", 3 * n + 2)
     offsets, key_hashes, first_member = np.split(numbers, [n + 1, 2 * n + 1])
-    members = np.frombuffer(buffer, "<u4", 3 * m, end - 12 * m).reshape(m, 3)
-    table = bytes(buffer[end:]).decode()
+    members = np.frombuffer(body, "<u4", 3 * m, end - 12 * m).reshape(m, 3)
+    table = body[end:].decode("utf-8", "surrogateescape")
     extensions = tuple(table.split("\n")) if table else ()
-    return Index(tar_bytes, tar_hash, offsets, key_hashes, first_member, members, extensions)
+    index = Index(header.tar_bytes, header.tar_hash, offsets, key_hashes, first_member, members, extensions)
+    fault = _fault(index, header.damaged)
+    if fault:
+        raise _refusal("damaged index", path, fault)
+    return index
 
 
-def index_header(path: Path) -> tuple[int, int, bytes]:
-    """(samples, tar bytes, tar hash) of an index file."""
-    index = open_index(path)
-    return index.num_samples, index.tar_bytes, index.tar_hash
+def index_header(path: Path) -> IndexHeader:
+    """The header of an index file, whose size is checked against it. Raises UserError as `open_index`."""
+    try:
+        with opened(path) as file:
+            return _read_header(path, file)[0]
+    except FileNotFoundError:
+        raise _refusal("missing index", path) from None
 
 
-def parse_header(data: bytes, name: str) -> tuple[int, int, bytes]:
+def parse_header(data: bytes, name: str) -> IndexHeader:
     """The same of the first HEADER_BYTES of an index that lies elsewhere; `name` is for the error."""
-    if len(data) < HEADER_BYTES or data[:8] != MAGIC or _HEADER.unpack(data[:HEADER_BYTES])[1] != VERSION:
-        remedy = "write it again with `python -m data_tools index`"
-        raise UserError(f"not an index of version {VERSION}: {name}", got=repr(data[:12]), remedy=remedy)
-    _, _, _, samples, _, tar_bytes, tar_hash, _ = _HEADER.unpack(data[:HEADER_BYTES])
-    return samples, tar_bytes, tar_hash
+    parsed = _parse(data)
+    if isinstance(parsed, str):
+        raise UserError(f"not an index: {name}", got=parsed, remedy="write it again with `python -m data_tools index`")
+    return parsed[0]
+
+
+class _Counts(NamedTuple):
+    """The rest of a header: bytes of the whole index and of the extension table, members, hash of the body."""
+
+    size: int
+    table: int
+    members: int
+    body_hash: int
+
+
+def _read_header(path: Path, file: int) -> tuple[IndexHeader, _Counts]:
+    parsed = _parse(read_span(file, 0, _HEADER.size))
+    if isinstance(parsed, str):
+        raise _refusal("not an index:", path, parsed)
+    found, expected = os.fstat(file).st_size, parsed[1].size
+    if found != expected:
+        raise _refusal("index cut or altered:", path, f"{found} bytes", f"{expected} bytes")
+    return parsed
+
+
+def _parse(data: bytes) -> tuple[IndexHeader, _Counts] | str:
+    """The header, or what is wrong with it. Counts that the tar cannot hold are refused at once."""
+    if len(data) < _HEADER.size or data[:8] != MAGIC:
+        return f"a file that begins with {data[:8]!r}"
+    _, version, table, n, m, tar_bytes, tar_hash, body_hash = _HEADER.unpack(data[: _HEADER.size])
+    if version not in (SOUND, DAMAGED):
+        return f"version {version}, which this program does not know"
+    size = _HEADER.size + 8 * (3 * n + 2) + 12 * m + table
+    if tar_bytes > _MAX_TAR or max(n, m) > tar_bytes // BLOCK + 1 or size > _MAX_BYTES:
+        return f"{n} samples with {m} members in a tar of {tar_bytes} bytes"
+    return IndexHeader(n, tar_bytes, tar_hash, version == DAMAGED), _Counts(size, table, m, body_hash)
+
+
+def _fault(index: Index, damaged: bool) -> str | None:
+    """What in an index does not fit together, so that a reader could go wrong; None: nothing."""
+    offsets, first = index.offsets, index.first_member
+    if (offsets[1:] < offsets[:-1]).any() or offsets[-1] > index.tar_bytes:
+        return "offsets that do not rise, or lie outside the tar"
+    if first[0] != 0 or first[-1] != len(index.members) or (first[1:] < first[:-1]).any():
+        return "members that belong to no sample"
+    counts = (first[1:] - first[:-1]).astype(np.int64)
+    if (counts == 0).any() != damaged:
+        return "samples without members"
+    extension, at, size = index.members.astype(np.int64).T
+    spans = np.repeat((offsets[1:] - offsets[:-1]).astype(np.int64), counts)
+    if (extension >= len(index.extensions)).any() or (at < BLOCK).any() or (at + size > spans).any():
+        return "members outside their sample"
+    return None
+
+
+def _refusal(what: str, path: Path, got: object = None, expected: object = None) -> UserError:
+    remedy = f"run `python -m data_tools index {path.with_suffix('.tar')}`"
+    return UserError(f"{what} {path}", got=got, expected=expected, remedy=remedy)

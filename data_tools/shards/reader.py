@@ -1,4 +1,4 @@
-"""Random access to samples: one `pread` of the whole sample through the memory-mapped index."""
+"""Random access to samples: one `pread` of the whole sample, whose place the index in memory knows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.shards.corpus import Corpus
+from data_tools.shards.files import open_regular, read_span
 from data_tools.shards.index import Index, index_path, key_hash, open_index
 from data_tools.shards.tar import TarDamageError, first_name, split_name
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from data_tools.remote.cache import Cache
 
 REMOTE_OPEN = 8
+_INDEX_BYTES = 64 << 20  # of the indexes of open shards, which are held in memory
+_MAX_SAMPLE = 1 << 30  # bytes that are read at once
 
 
 class Sample(NamedTuple):
@@ -43,7 +46,7 @@ class _OpenShard:
         self.index = open_index(index_path(tar))
         if file is None:
             try:
-                self.file = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+                self.file = open_regular(tar)
             except FileNotFoundError:
                 raise UserError(f"missing shard {path}", remedy="copy the shard back") from None
         size = os.fstat(self.file).st_size
@@ -64,16 +67,20 @@ def read_sample(file: int, path: str, table: Index, index: int) -> Sample:
     """Read sample `index` of the tar open as descriptor `file`; raises TarDamageError where it is not as indexed."""
     if not 0 <= index < table.num_samples:
         raise IndexError(f"sample {index} of {table.num_samples} in {path}")
-    start, stop = table.offsets.item(index), table.offsets.item(index + 1)
-    data = os.pread(file, stop - start, start)
-    if len(data) != stop - start:
+    start, extensions = table.offsets.item(index), table.extensions
+    rows = table.members[table.first_member.item(index) : table.first_member.item(index + 1)].tolist()
+    if not rows:
+        raise TarDamageError(path, start, f"sample {index} was lost before the tar was indexed,")
+    length = max(at + size for _, at, size in rows)
+    if length > _MAX_SAMPLE:
+        raise TarDamageError(path, start, f"a sample of {length} bytes (at most {_MAX_SAMPLE} are read)")
+    data = read_span(file, start, start + length)
+    if len(data) != length:
         raise TarDamageError(path, start + len(data), "the file ends inside a sample")
     key = _key(data)
     number = table.key_hashes.item(index)
     if key is None or key_hash(key) != number:
         raise TarDamageError(path, start, f"sample {index} is not the one in the index")
-    extensions = table.extensions
-    rows = table.members[table.first_member.item(index) : table.first_member.item(index + 1)].tolist()
     return Sample(key, number, {extensions[e]: data[at : at + size] for e, at, size in rows})
 
 
@@ -120,12 +127,15 @@ class ShardReader:
             opened = self._opened.get(shard)
             if opened is None:
                 limit = self.max_open if self.corpus.cache is None else min(self.max_open, REMOTE_OPEN)
-                while len(self._opened) >= limit:
+                while self._opened and (len(self._opened) >= limit or self._held() > _INDEX_BYTES):
                     self._opened.popitem(last=False)
                 opened = self._opened[shard] = self._open_anew(shard)
             else:
                 self._opened.move_to_end(shard)
             return opened
+
+    def _held(self) -> int:
+        return sum(opened.index.nbytes for opened in self._opened.values())
 
     def _open_anew(self, shard: int) -> _OpenShard:
         corpus = self.corpus
@@ -144,6 +154,6 @@ class ShardReader:
 def _key(data: bytes) -> str | None:
     try:
         name = split_name(first_name(data))
-    except (TarDamageError, IndexError):  # anything may stand where a sample is due
+    except UserError:  # anything may stand where a sample is due
         return None
     return name[0] if name else None

@@ -1,5 +1,6 @@
 """Sources that are URLs, resolved with as few requests as can be: a manifest is one, a tar's index one of 64 bytes."""
 
+import glob
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +14,20 @@ from data_tools.remote.settings import CacheSettings
 from data_tools.remote.store import read_bytes
 from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, split_query
 from data_tools.shards import manifest as manifests
-from data_tools.shards.index import HEADER_BYTES, parse_header
+from data_tools.shards.index import HEADER_BYTES, IndexHeader, parse_header
+from data_tools.shards.sources import COMPRESSED
 
 
 class ShardEntry(NamedTuple):
-    """A shard as its manifest or index has it: path or URL, samples, bytes of the tar, its xxh3-128, whether it was
-    found shorter."""
+    """A shard as its manifest or index has it: path or URL, samples, bytes of the tar, its xxh3-128; what it lost, ""
+    for nothing; and what file it is, whatever its path (None: its URL says)."""
 
     place: str
     samples: int
     tar_bytes: int
     digest: bytes
-    cut: bool = False
+    damage: str = ""
+    identity: tuple[int, int] | None = None
 
 
 _REQUESTS, _WALKS = 16, 4
@@ -37,6 +40,12 @@ def resolve_url(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple
     """
     if name_of(url) == manifests.FILE_NAME:
         return _from_manifest(url, cache)
+    if name_of(url).endswith(COMPRESSED):
+        remedy = "unpack it where it lies, for samples are read from any place of a shard"
+        raise UserError(f"{redact(url)} is compressed", expected="a plain tar", remedy=remedy)
+    if glob.has_magic(name_of(url)):
+        remedy = "name the tars with braces, as in shard-{000000..000127}.tar"
+        raise UserError(f"cannot search for {redact(url)}", got="a glob pattern in a URL", remedy=remedy)
     if not name_of(url).endswith(".tar"):
         return _from_manifest(child(url, manifests.FILE_NAME), cache)
     tars = expand_braces(url)
@@ -45,7 +54,7 @@ def resolve_url(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple
     unknown = [tar for tar, header in zip(tars, headers, strict=True) if header is None]
     walked = iter(_identify(unknown, cache))
     shards = [
-        next(walked) if header is None else ShardEntry(tar, *header) for tar, header in zip(tars, headers, strict=True)
+        next(walked) if header is None else _indexed(tar, header) for tar, header in zip(tars, headers, strict=True)
     ]
     for shard in shards:
         if shard.samples == 0:
@@ -56,6 +65,11 @@ def resolve_url(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple
     return shards, ()
 
 
+def _indexed(tar: str, header: IndexHeader) -> ShardEntry:
+    damage = "is damaged: samples were lost before it was indexed" if header.damaged else ""
+    return ShardEntry(tar, header.samples, header.tar_bytes, header.tar_hash, damage)
+
+
 def _from_manifest(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tuple[str, ...]]:
     try:
         data = read_bytes(url, cache.limits)
@@ -63,6 +77,10 @@ def _from_manifest(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tu
         remedy = "upload the manifest of the packed folder, or name tars or a brace pattern instead of a folder"
         raise UserError(f"no {manifests.FILE_NAME} in {redact(parent(url))}", remedy=remedy) from None
     manifest = manifests.parse_manifest(data, redact(url))
+    strange = next((record.name for record in manifest.shards if set(record.name) & set("%?#")), None)
+    if strange is not None:
+        remedy = "pack with a plain --name"
+        raise UserError(f"a shard of {redact(url)} has a name that is no part of a URL", got=strange, remedy=remedy)
     folder, query = split_query(parent(url))
     shards = [
         ShardEntry(f"{folder}/{record.name}.tar{query}", record.samples, record.bytes, bytes.fromhex(record.xxh3_128))
@@ -72,7 +90,7 @@ def _from_manifest(url: str, cache: CacheSettings) -> tuple[list[ShardEntry], tu
     return shards, manifest.classes
 
 
-def _header(tar: str, cache: CacheSettings) -> tuple[int, int, bytes] | None:
+def _header(tar: str, cache: CacheSettings) -> IndexHeader | None:
     """What the index beside a tar says of it; None where there is none."""
     url = index_url(tar)
     try:

@@ -9,20 +9,27 @@ import tarfile
 from collections.abc import Generator
 from typing import NamedTuple, Protocol
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, shown
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
+MAX_EXTENDED = 1 << 20  # bytes of a header that extends another; paths and attributes need a few hundred
 _ZERO = bytes(BLOCK)
-_CHUNK = 1 << 20
+_CHUNK, _FIRST_CHUNK = 1 << 20, 1 << 12
 _REGULAR = b"0\0" + b"7"
-_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE = b"L", b"K", b"x", b"g", b"S"
+_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
+_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS, _SPARSE = b"L", b"K", b"x", b"g", b"X", b"S"
+_EXTENDING = (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS)
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_OCTAL = re.compile(rb" *([0-7]*) *")
+_PAX_LENGTH, _PAX_SIZE = re.compile(rb"([0-9]{1,20}) "), re.compile(rb"[0-9]{1,20}")
 _SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)", re.DOTALL)
+_SHOWN = 120  # characters of what was found, so that path and place stay in a message
 _WEBDATASET_META = re.compile(r"__[^/]*__(/|$)")
 
 
 class Buffer(Protocol):
-    """Bytes, or a memory map of a tar."""
+    """Bytes, or a file that is read slice by slice."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice) -> bytes: ...
@@ -38,18 +45,33 @@ class Entry(NamedTuple):
 
 
 class TarDamageError(UserError):
-    """A tar that is cut, altered or not laid out as WebDataset reads it; `offset` is where, in bytes."""
+    """A tar that is cut or altered; `offset` is where, in bytes."""
 
     def __init__(self, path: object, offset: int, what: str):
-        super().__init__(f"damaged tar {path}: {what} at byte {offset}")
         self.offset = offset
-        self.what = what
+        self.what = shown(what, _SHOWN)
+        super().__init__(f"damaged tar {path}: {self.what} at byte {offset}")
+
+
+class TarLayoutError(UserError):
+    """A sound tar that is not laid out as shards are: its samples are not whole, unique and in one piece."""
+
+    def __init__(self, path: object, offset: int, what: str, remedy: str):
+        self.offset = offset
+        super().__init__(f"tar {path} cannot be read as a shard", got=f"{what} at byte {offset}", remedy=remedy)
 
 
 class _Header(NamedTuple):
     kind: bytes
     name: str
     size: int
+
+
+class _Extended(NamedTuple):
+    """What extended headers say of the file behind them; empty where they say nothing."""
+
+    name: str = ""
+    size: int | None = None
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -70,12 +92,13 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match and not _WEBDATASET_META.match(name) else None
 
 
-def walk(buffer: Buffer, path: object) -> Generator[Entry, None, int]:
+def walk(buffer: Buffer, path: object, offset: int = 0) -> Generator[Entry, None, int]:
     """Yield the regular files of a tar in order; raises TarDamageError at the first byte that is not as it must be.
 
-    Returns (as the generator's value) the offset at which the end-of-archive marker starts.
+    Begins at the header at `offset`. Returns (as the generator's value) the offset at which the end-of-archive marker
+    starts. Raises TarLayoutError for a tar whose files have no places of their own.
     """
-    offset, start, name = 0, None, None
+    start, extended = None, _Extended()
     while True:
         block = _block(buffer, offset, path)
         if block == _ZERO:
@@ -84,37 +107,61 @@ def walk(buffer: Buffer, path: object) -> Generator[Entry, None, int]:
             _check_end(buffer, offset, path)
             return offset
         header = _parse(block, offset, path)
-        data = offset + BLOCK
-        following = data + header.size + padding(header.size)
-        if following > len(buffer):
-            raise TarDamageError(
-                path, offset, f"the file is cut inside the data of {name or header.name!r}, whose header is"
-            )
+        data, extending = offset + BLOCK, header.kind in _EXTENDING
+        size = header.size
+        if extended.size is not None and not extending and header.kind not in _WITHOUT_DATA:
+            size = extended.size
+        if data + size > len(buffer):
+            named = extended.name or header.name
+            raise TarDamageError(path, offset, f"the file is cut inside the data of {named!r}, whose header is")
         start = offset if start is None else start
-        if header.kind in (_LONG_NAME, _PAX):
-            name = _extended_name(buffer[data : data + header.size], header.kind, offset, path) or name
-        elif header.kind not in (_LONG_LINK, _PAX_GLOBAL):
+        if extending:
+            found = _extension(buffer[data : data + size], header.kind, offset, path)
+            if header.kind == _PAX_GLOBAL:
+                _check_global(found, offset, path)
+                start = start if start < offset else None
+            if found.name and extended.name not in ("", found.name):
+                raise TarDamageError(path, start or offset, "a name header without its file")
+            extended = _Extended(found.name or extended.name, extended.size if found.size is None else found.size)
+        else:
             if header.kind in _REGULAR:
-                yield Entry(start, data, header.size, name or header.name)
-            start = name = None
-        elif header.kind == _PAX_GLOBAL:
-            start = None
-        offset = following
+                yield Entry(start, data, size, extended.name or header.name)
+            start, extended = None, _Extended()
+        offset = data + size + padding(size)
 
 
 def first_name(buffer: bytes) -> str:
     """The name of the file that a span cut out of a sound tar starts with."""
-    if buffer[156] in _REGULAR:
+    if len(buffer) >= BLOCK and buffer[156] in _REGULAR:
         return _header_name(buffer)
-    offset, name = 0, None
-    while True:
-        header = _parse(buffer[offset : offset + BLOCK], offset, "shard")
-        if header.kind in _REGULAR:
-            return name or header.name
-        data = buffer[offset + BLOCK : offset + BLOCK + header.size]
-        if header.kind in (_LONG_NAME, _PAX):
-            name = _extended_name(data, header.kind, offset, "shard") or name
-        offset += BLOCK + header.size + padding(header.size)
+    for entry in walk(buffer, "shard"):
+        return entry.name
+    raise TarDamageError("shard", 0, "no file")
+
+
+def next_header(buffer: Buffer, offset: int) -> int | None:
+    """Where the next sound header at or behind `offset` stands, whatever lies before it; None: nowhere."""
+    at, size = offset, _FIRST_CHUNK
+    while at < len(buffer):
+        chunk = buffer[at : at + size]
+        found = chunk.find(_MAGIC)
+        while found >= 0:
+            start = at + found - _MAGIC_AT
+            if start >= offset and start % BLOCK == 0 and _is_header(buffer[start : start + BLOCK]):
+                return start
+            found = chunk.find(_MAGIC, found + 1)
+        if len(chunk) < size:
+            return None
+        at += size - len(_MAGIC)  # one may lie across the edge
+        size = min(2 * size, _CHUNK)
+    return None
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        return len(block) == BLOCK and bool(_parse(block, 0, "").name)
+    except TarDamageError:
+        return False
 
 
 def _block(buffer: Buffer, offset: int, path: object) -> bytes:
@@ -129,11 +176,13 @@ def _block(buffer: Buffer, offset: int, path: object) -> bytes:
 def _check_end(buffer: Buffer, offset: int, path: object) -> None:
     if len(buffer) - offset < 2 * BLOCK:
         raise TarDamageError(path, offset, "the end-of-archive marker is cut short")
-    for start in range(offset, len(buffer), _CHUNK):
-        rest = buffer[start : start + _CHUNK].lstrip(b"\0")
+    start, size = offset, _FIRST_CHUNK
+    while chunk := buffer[start : start + size]:
+        rest = chunk.lstrip(b"\0")
         if rest:
-            data = min(start + _CHUNK, len(buffer)) - len(rest)
+            data = start + len(chunk) - len(rest)
             raise TarDamageError(path, offset, f"zeros where a header is due (data go on at byte {data})")
+        start, size = start + size, min(2 * size, _CHUNK)
 
 
 def _parse(block: bytes, offset: int, path: object) -> _Header:
@@ -142,14 +191,18 @@ def _parse(block: bytes, offset: int, path: object) -> _Header:
     if stored != unsigned and stored != unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:]):
         raise TarDamageError(path, offset, "a header whose checksum does not match")
     kind, size = block[156:157], _number(block[124:136])
+    if kind in _WITHOUT_DATA:
+        size = 0
     if size is None:
         raise TarDamageError(path, offset, "a header without a readable size")
     if kind == _SPARSE:
         raise TarDamageError(path, offset, "a sparse file, which shards cannot hold,")
+    if kind in _EXTENDING and size > MAX_EXTENDED:
+        raise TarDamageError(path, offset, f"an extended header of {size} bytes (at most {MAX_EXTENDED} are read)")
     name = _header_name(block)
     if kind == b"\0" and name.endswith("/"):
-        kind = b"5"
-    return _Header(kind, name, size if kind in _REGULAR + b"LKxg" else 0)
+        kind, size = b"5", 0
+    return _Header(kind, name, size)
 
 
 def _header_name(block: bytes) -> str:
@@ -160,25 +213,42 @@ def _header_name(block: bytes) -> str:
 
 
 def _number(field: bytes) -> int | None:
+    """A field of a header: octal digits up to the first NUL, or GNU's binary number; None: neither."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        return None
+    digits = _OCTAL.fullmatch(field.split(b"\0", 1)[0])
+    return int(digits[1] or b"0", 8) if digits else None
 
 
-def _extended_name(data: bytes, kind: bytes, offset: int, path: object) -> str | None:
+def _extension(data: bytes, kind: bytes, offset: int, path: object) -> _Extended:
+    """What a header before a file says about it."""
+    if kind == _LONG_LINK:
+        return _Extended()
     if kind == _LONG_NAME:
-        return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    name = None
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data):
+        long_name = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        if not long_name:
+            raise TarDamageError(path, offset, "a name header without a name")
+        return _Extended(long_name)
+    name, size, at = "", None, 0
+    while at < len(data) and data[at]:
+        length = _PAX_LENGTH.match(data, at)
+        end = at + int(length[1]) if length else 0
+        if length is None or not length.end() < end <= len(data):
             raise TarDamageError(path, offset, "an unreadable extended header")
-        keyword, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        if keyword == b"size" or keyword.startswith(b"GNU.sparse"):
-            raise TarDamageError(path, offset, "a sparse file or one beyond 8 GiB, which shards cannot hold,")
-        name = value.decode("utf-8", "surrogateescape") if keyword == b"path" else name
-        data = data[int(length) :]
-    return name
+        keyword, _, value = data[length.end() : end - 1].partition(b"=")
+        if keyword == b"size" and not _PAX_SIZE.fullmatch(value):
+            raise TarDamageError(path, offset, "an unreadable extended header")
+        if keyword == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        elif keyword == b"size":
+            size = int(value)
+        elif keyword.startswith(b"GNU.sparse"):
+            raise TarDamageError(path, offset, "a sparse file, which shards cannot hold,")
+        at = end
+    return _Extended(name, size)
+
+
+def _check_global(found: _Extended, offset: int, path: object) -> None:
+    if found != _Extended():
+        what = "a global header that names every file of the tar alike"
+        raise TarLayoutError(path, offset, what, "unpack it and pack it anew: tar --sort=name -cf NEW.tar -C FOLDER .")

@@ -10,10 +10,10 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.media.members import DEFAULT_FIELDS, Fields
-from data_tools.shards.index import Index, build_index, index_path, open_index
+from data_tools.shards.index import Index, index_path, open_index
 from data_tools.shards.manifest import ShardRecord
 from data_tools.shards.reader import Sample, read_sample
-from data_tools.shards.tar import TarDamageError
+from data_tools.shards.survey import build_index, survey_tar
 from data_tools.verify.samples import Findings, faults
 
 _SHOWN = 5
@@ -89,10 +89,16 @@ def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> 
     if record and size != record.bytes:
         report.problems.append(f"size of {check.tar}: {size} bytes, the manifest has {record.bytes}")
     try:
-        index = build_index(check.tar)
-    except TarDamageError as error:
-        report.problems.append(str(error) + _place(error.offset, stored))
+        survey = survey_tar(check.tar)
+    except UserError as error:
+        offset = getattr(error, "offset", None)
+        report.problems.append(str(error) + ("" if offset is None else _place(offset, stored)))
         return None
+    if survey.damages:
+        places = [_place(loss.start, stored) for loss in survey.losses] + [""]
+        report.problems += map("".join, zip(survey.describe_losses(check.tar), places, strict=False))
+        return None
+    index = survey.index
     if record and index.tar_hash.hex() != record.xxh3_128:
         report.problems.append(f"content of {check.tar} changed: its hash is not the manifest's")
     if record and index.num_samples != record.samples:

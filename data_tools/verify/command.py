@@ -13,16 +13,17 @@ EXAMPLES = """examples:
   python -m data_tools verify shards/
   python -m data_tools verify shards/ --decode 0.01          # and decode one image in a hundred
   python -m data_tools verify 'laion/{00000..00099}.tar'     # tars of another tool
+  python -m data_tools verify laion/                         # all tars of a folder, or of its folders
   python -m data_tools verify 'own/{00..09}.tar' --captions 'json:alt;txt' --decode 1
 
-Checked: sizes and hashes against the manifest, the checksum of every tar header, the end of the archive, contiguous
+Checked: sizes, hashes and totals of the manifest, the checksum of every tar header, the end of the archive, contiguous
 samples, unique keys within and across shards, each index against its tar, each parquet; of every sample, that it has
 an image and a caption or a label that training can read; and with --decode that its images are whole."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("shards", nargs="+", help="packed folders, folders of tars, tars or brace patterns")
+    parser.add_argument("shards", nargs="+", help="packed folders, folders of tars, tars or patterns of tars")
     parser.add_argument("--decode", type=float, default=0.0, metavar="SHARE", help="share of images to decode, 0 to 1")
     parser.add_argument(
         "--image", metavar="NAMES", help="members that hold the image, as in data.train.N.image (default: any known)"
@@ -54,36 +55,31 @@ def run(args: argparse.Namespace) -> int:
     print(f"verified {len(reports)} shards, {samples} samples, {decoded} images decoded, in {seconds:.1f} s")
     if problems:
         damaged = sum(bool(report.problems) for report in reports)
-        remedy = "pack or fetch the damaged shards again; `data_tools index` rewrites an index"
+        remedy = "pack or fetch shards again where they are damaged; `data_tools index` rewrites an index"
         raise UserError(f"problems: {len(problems)}, damaged shards: {damaged} of {len(reports)}", remedy=remedy)
     print("no problems")
     return 0
 
 
 def _checks(args: argparse.Namespace) -> tuple[list, list[str]]:
-    """The shards to check, and what is wrong between folder and manifest."""
+    """The shards to check, each once, and what is wrong between folder and manifest."""
     from data_tools.media.members import parse_fields
-    from data_tools.shards.corpus import tar_paths
-    from data_tools.shards.manifest import FILE_NAME, read_manifest
+    from data_tools.shards.manifest import read_manifest, wrong_totals
+    from data_tools.shards.sources import find, natural
     from data_tools.verify.checks import ShardCheck
 
     fields = parse_fields(args.image, args.captions)
-    checks, problems = [], []
-    for source in args.shards:
-        folder = Path(source).parent if Path(source).name == FILE_NAME else Path(source)
-        if not folder.is_dir():
-            checks += [ShardCheck(tar, None, args.decode, fields) for tar in tar_paths(source)]
-            continue
-        tars = {path.stem: path for path in sorted(folder.glob("*.tar"))}
-        records, classes = {}, 0
-        if (folder / FILE_NAME).exists():
-            manifest = read_manifest(folder / FILE_NAME)
-            records, classes = {record.name: record for record in manifest.shards}, len(manifest.classes)
-            problems += [f"{tars[name]} is not in the manifest" for name in tars if name not in records]
-        elif not tars:
-            raise UserError(f"no {FILE_NAME} and no tars in {folder}", expected="a folder of shards")
-        names = [*records, *(name for name in tars if name not in records)]
-        checks += [
-            ShardCheck(folder / f"{name}.tar", records.get(name), args.decode, fields, classes) for name in names
-        ]
-    return checks, problems
+    checks: dict[Path, ShardCheck] = {}
+    problems = []
+    for found in (found for source in args.shards for found in find(source, splits=True)):
+        records, tars, classes = {}, found.tars, len(found.classes)
+        if found.manifest:
+            manifest, folder = read_manifest(found.manifest), found.manifest.parent
+            records = {folder / f"{record.name}.tar": record for record in manifest.shards}
+            strange = [tar for tar in sorted(folder.glob("*.tar"), key=natural) if tar not in records]
+            problems += [f"{tar} is not in the manifest" for tar in strange]
+            problems += [f"{found.manifest}: {fault}" for fault in wrong_totals(manifest)]
+            tars, classes = (*records, *strange), len(manifest.classes)
+        for tar in tars:
+            checks.setdefault(tar, ShardCheck(tar, records.get(tar), args.decode, fields, classes))
+    return list(checks.values()), problems

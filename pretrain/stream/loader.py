@@ -160,7 +160,7 @@ class TrainStream:
         for phase, end, transform in zip(self._phases, self._build.ends, self._build.transforms[:-1], strict=True):
             dropped = "" if phase.patch_dropout is None else f", {phase.patch_dropout:.0%} of the patches left out"
             lines.append(f"phase:    images of {transform.settings.size} px{dropped}, until step {end}")
-        lines += [f"damaged:  {path} is cut; what it lost is replaced and counted" for path in self.corpus.cut]
+        lines += [f"damaged:  {shard}; what it lost is replaced and counted" for shard in self.corpus.damaged]
         return lines
 
     def steps_until(self, duration: str, where: str) -> int:

@@ -157,7 +157,7 @@ def test_bad_remote_sources_are_named(server, settings, folder):
         ("none", r"no manifest\.json in http://.*/none; remedy"),
         ("bad", r"unreadable manifest http://.*/bad/manifest\.json"),
         ("bad/s.tar", r"http://.*/bad/s\.idx is too short"),
-        ("other/s.tar", r"not an index of version 1: http://.*/other/s\.idx"),
+        ("other/s.tar", r"not an index: http://.*/other/s\.idx"),
         ("set/s-009.tar", r"no such object: http://.*/set/s-009\.tar"),
         ("set/s-{0..9.tar", "bad brace pattern"),
         ("empty/s.tar", r"no samples in http://.*/empty/s\.tar"),

@@ -10,8 +10,10 @@ import tarfile
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.shards.index import build_index, index_path
-from data_tools.shards.tar import BLOCK, TarDamageError
+from data_tools.shards import ShardReader, open_corpus
+from data_tools.shards.index import index_path
+from data_tools.shards.survey import build_index, survey_tar
+from data_tools.shards.tar import BLOCK, TarDamageError, TarLayoutError
 from data_tools.shards.writer import write_shard
 from packing import data_tools, jpeg, photo_folder
 
@@ -87,11 +89,17 @@ def test_walk_names_the_damage_and_its_place(tmp_path, damage):
     write_shard(path, SAMPLES)
     damage(path)
     offset, what = DAMAGES[damage]
-    with pytest.raises(TarDamageError) as caught:
-        build_index(path)
-    assert caught.value.offset == offset
-    assert what in str(caught.value)
-    assert str(path) in str(caught.value)
+    if damage in (empty_file, garbage):  # nothing is left
+        with pytest.raises(TarDamageError) as caught:
+            survey_tar(path)
+        assert caught.value.offset == offset
+        said = str(caught.value)
+    else:
+        survey = survey_tar(path)
+        assert (survey.damages, survey.losses[0].start) == (1, offset)
+        said = survey.describe_losses(path)[0]
+    assert what in said
+    assert str(path) in said
 
 
 def test_tarfile_would_have_been_silent(tmp_path):
@@ -120,7 +128,7 @@ def test_samples_must_be_contiguous_and_unique(tmp_path):
         (["a.jpg", "a.JPG"], "member 'a.JPG' twice in one sample"),
     ):
         foreign(path, names)
-        with pytest.raises(TarDamageError, match=what):
+        with pytest.raises(TarLayoutError, match=what):
             build_index(path)
     foreign(path, ["__meta__/info.json", "README", "a.jpg", ".hidden", "a.txt", "b.c/d.jpg"])
     assert build_index(path).num_samples == 2
@@ -261,18 +269,80 @@ def test_verify_decodes_images_of_foreign_tars(tmp_path, capsys):
     assert "41 images decoded" in printed
 
 
-def test_index_skips_damaged_tars_and_says_so(tmp_path, capsys):
+def test_index_names_what_cannot_be_read_and_indexes_the_rest(tmp_path, capsys):
     from data_tools.__main__ import main
 
     for number in range(3):
-        foreign(tmp_path / f"{number}.tar", ["a.jpg", "a.txt", "b.jpg"])
-    bad_checksum(tmp_path / "1.tar")
-    overwrite(tmp_path / "1.tar", BLOCK * 2 + 3, b"?")
+        foreign(tmp_path / f"{number}.tar", ["a.jpg", "a.txt", "b.jpg", "b.txt", "c.jpg", "c.txt"])
+    overwrite(tmp_path / "1.tar", BLOCK * 4 + 3, b"?")  # the header of b.jpg
+    (tmp_path / "2.tar").write_bytes(b"text" * 1000)
     assert main(["index", str(tmp_path / "{0..2}.tar"), "--workers", "2"]) == 1
     printed = capsys.readouterr()
-    assert "indexed 2 of 3 tars, 4 samples" in printed.out
-    assert f"damaged tar {tmp_path / '1.tar'}" in printed.out
-    assert [index_path(tmp_path / f"{n}.tar").exists() for n in range(3)] == [True, False, True]
+    assert "indexed 2 of 3 tars, 6 samples, 1 of them lost" in printed.out
+    assert "members: 5 jpg, 5 txt" in printed.out
+    place = f"at byte {4 * BLOCK}; nothing up to byte {6 * BLOCK} can be read"
+    assert f"damaged tar {tmp_path / '1.tar'}: a header whose checksum does not match {place}" in printed.out
+    assert f"damaged tar {tmp_path / '2.tar'}" in printed.out
+    assert printed.err == "error: 1 of 3 tars have no index; remedy: see above what to do about each\n"
+    assert [index_path(tmp_path / f"{n}.tar").exists() for n in range(3)] == [True, True, False]
+    assert main(["index", str(tmp_path / "{0..1}.tar")]) == 1
+    assert "1 of 2 tars are damaged; got at least 1 of 6 samples lost" in capsys.readouterr().err
+
+
+def read_what_is_left(corpus) -> tuple[dict[str, bytes], list[int]]:
+    """The members of the samples that can be read, and the places of those that cannot."""
+    found, lost = {}, []
+    with ShardReader(corpus) as reader:
+        for place in range(corpus.num_samples):
+            try:
+                sample = reader.read(0, place)
+            except TarDamageError:
+                lost.append(place)
+                continue
+            found |= {f"{sample.key}.{kind}": data for kind, data in sample.members.items()}
+    return found, lost
+
+
+def test_one_damaged_header_costs_the_sample_that_it_stood_in(tmp_path):
+    """What is intact is judged by tarfile on the tar before it was damaged."""
+    names = [f"{key:03d}.{kind}" for key in range(160) for kind in ("jpg", "json", "txt")]
+    path = tmp_path / "s.tar"
+    foreign(path, names, b"data" * 200)
+    with tarfile.open(path) as tar:
+        offsets = {member.name: member.offset for member in tar}
+        contents = {member.name: tar.extractfile(member).read() for member in tar}
+    sound = path.read_bytes()
+    for hurt in ("000.jpg", "080.jpg", "080.json", "080.txt", "159.txt"):
+        path.write_bytes(sound)
+        overwrite(path, offsets[hurt] + 3, b"?")
+        index_path(path).unlink(missing_ok=True)
+        corpus = open_corpus(path)
+        expected = f"{path} is damaged: at least 1 of 160 samples were lost before it was indexed"
+        assert (corpus.num_samples, corpus.damaged) == (160, (expected,))
+        found, lost = read_what_is_left(corpus)
+        assert lost == [int(hurt[:3])], hurt
+        assert found == {name: data for name, data in contents.items() if name[:3] != hurt[:3]}
+
+
+def test_training_replaces_what_a_damaged_tar_lost_and_evaluation_refuses(tmp_path):
+    from pretrain.stream.eval_reader import EvalReader
+    from pretrain.stream.loader import TrainStream
+    from pretrain.stream.transform import ImageSettings
+
+    path = tmp_path / "s.tar"
+    write_shard(path, [(f"{key:03d}", {"jpg": jpeg(key), "txt": b"a caption"}) for key in range(40)])
+    index_path(path).unlink()
+    with tarfile.open(path) as tar:
+        at = next(member.offset for member in tar if member.name == "020.jpg")
+    overwrite(path, at + 3, b"?")
+    corpus = open_corpus(path)
+    with TrainStream(corpus, seed=0, global_batch=8, window=8, image=ImageSettings(16), target="caption") as stream:
+        assert any("at least 1 of 40 samples were lost" in line for line in stream.describe())
+        steps = stream.iterate()
+        bad = [sample for _ in range(stream.steps_per_epoch) for sample in next(steps).bad if sample.kind == "damaged"]
+    assert [(sample.index, sample.shard) for sample in bad] == [(20, str(path))]
+    with pytest.raises(UserError, match=r"cannot evaluate on sample number 20 of .*damaged"):
+        list(EvalReader(corpus, ImageSettings(16), None, 8))
 
 
 def test_missing_tar_is_a_user_error(tmp_path):

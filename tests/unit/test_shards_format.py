@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from data_tools.errors import UserError
 from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.index import build_index, index_path, open_index
+from data_tools.shards.index import index_path, open_index
+from data_tools.shards.survey import build_index
 from data_tools.shards.writer import write_shard
 
 SAMPLES = [

@@ -1,0 +1,282 @@
+"""From a tar to its index: files grouped into samples, what is damaged left out and named, what is no sample counted.
+
+A damaged header ends nothing: the walk goes on at the next sound one. In the index one sample without members stands
+for each that is known to be lost, so that training replaces and counts it and evaluation refuses. A sample beside the
+damage may have lost members there. It is kept if it has all the members that every other sample has.
+"""
+
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.errors import UserError
+from data_tools.shards.files import FileBytes, opened
+from data_tools.shards.index import MAX_SPAN, Index, IndexBuilder, hash_file
+from data_tools.shards.tar import (
+    BLOCK,
+    Buffer,
+    Entry,
+    TarDamageError,
+    TarLayoutError,
+    next_header,
+    split_name,
+    walk,
+)
+
+_KEPT = 5  # names and losses that are remembered to be shown
+_RESORT = "unpack it and pack it sorted by name: tar -xf OLD.tar -C FOLDER; tar --sort=name -cf NEW.tar -C FOLDER ."
+_RENAME = "give each sample a key of its own and pack the tar anew; unpacking would keep only the last of each name"
+# The beginnings of files that are offered as tars, and what to do with them.
+_OTHERS = {
+    b"\x1f\x8b": ("compressed with gzip", "gunzip -k"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "zstd -dk"),
+    b"BZh": ("compressed with bzip2", "bunzip2 -k"),
+    b"\xfd7zXZ\0": ("compressed with xz", "xz -dk"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", "lz4 -dk"),
+}
+_ARCHIVES = {b"PK\3\4": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a rar archive"}
+_TABLES = {b"PAR1": "a Parquet table", b"ARROW1": "an Arrow table"}
+# Files about a corpus, which lie in tars beside its samples and are none.
+_DOCUMENTS = {"readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors"}
+_DOCUMENTS |= {"classnames", "nshards", "dataset_type", "zeroshot_classification_templates"}  # CLIP_benchmark's
+_DOCUMENT_KINDS = {"md", "rst", "html", "htm", "pdf", "csv", "tsv", "log", "ini", "db"}
+_DOCUMENT_KINDS |= {"md5", "sha1", "sha256", "py", "sh", "yaml", "yml", "toml"}
+
+
+class Loss(NamedTuple):
+    """A stretch of a tar that cannot be read: its first byte, the byte behind it, and the fault."""
+
+    start: int
+    stop: int
+    what: str
+
+
+@dataclass
+class Survey:
+    """What a tar holds. `losses` are the first few damaged stretches of `damages`; `passed` counts the files that
+    belong to no sample, and `passed_names` has a few of their names."""
+
+    index: Index
+    losses: list[Loss] = field(default_factory=list)
+    damages: int = 0
+    passed: int = 0
+    passed_names: list[str] = field(default_factory=list)
+
+    def describe_losses(self, tar: object) -> list[str]:
+        """A line for each damaged stretch that is remembered, and one for how many there are beside them."""
+        lines = [
+            f"damaged tar {tar}: {loss.what} at byte {loss.start}; nothing up to byte {loss.stop} can be read"
+            for loss in self.losses
+        ]
+        if self.damages > len(self.losses):
+            lines.append(f"damaged tar {tar}: and {self.damages - len(self.losses)} more damaged places")
+        return lines
+
+
+def build_index(tar: Path) -> Index:
+    """The index of a tar; see `survey_tar`."""
+    return survey_tar(tar).index
+
+
+def survey_tar(tar: Path) -> Survey:
+    """Walk and hash a tar.
+
+    Raises UserError: it is missing, empty, compressed or no tar at all (TarDamageError, where no whole sample is found
+    either), or its samples are not contiguous and unique (TarLayoutError).
+    """
+    try:
+        with opened(tar) as file:
+            buffer = FileBytes(file)
+            _refuse_others(buffer, tar)
+            grouping = _Grouping(tar)
+            for event in _events(buffer, tar):
+                grouping.add(event)
+            return grouping.finish(len(buffer), hash_file(tar))
+    except FileNotFoundError:
+        raise UserError(f"missing shard {tar}", remedy="check the path or copy the shard back") from None
+
+
+def _refuse_others(buffer: Buffer, tar: Path) -> None:
+    if not len(buffer):
+        raise TarDamageError(tar, 0, "the file is empty")
+    begin = bytes(buffer[:BLOCK])
+    for magic, (what, command) in _OTHERS.items():
+        if begin.startswith(magic):
+            remedy = f"unpack it, for samples are read from any place of a shard: {command} {tar}"
+            raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy)
+    for magic, what in {**_ARCHIVES, **_TABLES}.items():
+        if begin.startswith(magic):
+            remedy = "make shards of it with `python -m data_tools pack`"
+            raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy)
+
+
+def _events(buffer: Buffer, tar: Path) -> Iterator[Entry | Loss | int]:
+    """The files of a tar and its damaged stretches, in order; last the byte at which its content ends."""
+    start: int | None = 0
+    while start is not None:
+        entries = _Returning(walk(buffer, tar, start))
+        try:
+            yield from entries
+            yield entries.value
+            return
+        except TarDamageError as error:
+            start = next_header(buffer, error.offset + BLOCK)
+            yield Loss(error.offset, len(buffer) if start is None else start, error.what)
+    yield len(buffer)
+
+
+class _Returning:
+    """Iterates a generator and keeps what it returns."""
+
+    def __init__(self, generator: Generator[Entry, None, int]):
+        self._generator = generator
+        self.value = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        self.value = yield from self._generator
+
+
+@dataclass
+class _Group:
+    """Files of one key that follow each other; `members` has (offset from the start, bytes) by extension."""
+
+    key: str
+    start: int
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    suspect: bool = False  # it lies beside a damage
+    broken: bool = False  # a damage lies within it
+
+    @property
+    def is_document(self) -> bool:
+        """Whether these are files about the corpus and no sample."""
+        name = self.key.rsplit("/", 1)[-1].lower()
+        return all(kind in _DOCUMENT_KINDS for kind in self.members) or (
+            name in _DOCUMENTS and set(self.members) <= {"txt", "json", "md"}
+        )
+
+
+class _Grouping:
+    """Groups the files of a tar into samples, as WebDataset does: consecutive files of equal key."""
+
+    def __init__(self, tar: Path):
+        self._tar = tar
+        self._seen: set[str] = set()
+        self._done: list[_Group | Loss] = []
+        self._open: _Group | None = None
+        self._aside: _Group | None = None  # files that look like documents, between the files of the open sample
+        self._end = 0
+        self._survey = Survey(None)  # type: ignore[arg-type]  # its index comes last
+
+    def add(self, event: Entry | Loss | int) -> None:
+        """Take the next thing of the tar."""
+        if isinstance(event, Entry):
+            self._add_file(event)
+        elif isinstance(event, Loss):
+            self._add_loss(event)
+        else:
+            self._end = event
+
+    def finish(self, tar_bytes: int, tar_hash: bytes) -> Survey:
+        """The survey; raises TarDamageError where the tar is damaged and has no whole sample."""
+        self._close()
+        survey, groups = self._survey, [item for item in self._done if isinstance(item, _Group)]
+        whole = [group for group in groups if not group.suspect]
+        counts = Counter(extension for group in whole for extension in group.members)
+        usual = {extension for extension, count in counts.items() if count == len(whole)}
+        for group in groups:
+            group.broken = group.broken or (group.suspect and not usual <= set(group.members))
+        if survey.losses and all(group.broken for group in groups):
+            raise TarDamageError(self._tar, survey.losses[0].start, survey.losses[0].what)
+        survey.index = self._index(tar_bytes, tar_hash)
+        return survey
+
+    def _index(self, tar_bytes: int, tar_hash: bytes) -> Index:
+        builder, lost = IndexBuilder(), ""
+        for number, item in enumerate(self._done):
+            beside = self._done[max(0, number - 1) : number + 2]
+            if isinstance(item, Loss):
+                if not any(isinstance(other, _Group) and other.broken for other in beside):
+                    builder.add_lost(item.start)
+            elif not item.broken:
+                members = [(extension, at, size) for extension, (at, size) in item.members.items()]
+                builder.add(item.key, item.start, members)
+            elif item.key != lost:  # else the second part of a sample with the damage within it
+                before = beside[0]
+                builder.add_lost(before.start if isinstance(before, Loss) else item.start)
+                lost = item.key
+        return builder.finish(self._end, tar_bytes, tar_hash)
+
+    def _add_loss(self, loss: Loss) -> None:
+        self._close()
+        last = self._done[-1] if self._done else None
+        if isinstance(last, Loss):  # nothing but damage between
+            self._done[-1] = last._replace(stop=loss.stop)
+            if self._survey.damages <= _KEPT:
+                self._survey.losses[-1] = self._survey.losses[-1]._replace(stop=loss.stop)
+            return
+        if isinstance(last, _Group):
+            last.suspect = True
+        self._done.append(loss)
+        self._survey.damages += 1
+        if len(self._survey.losses) < _KEPT:
+            self._survey.losses.append(loss)
+
+    def _add_file(self, entry: Entry) -> None:
+        name = split_name(entry.name)
+        if name is None or not name[1].isprintable():
+            self._pass(entry.name)
+            return
+        key, extension = name
+        group = next((group for group in (self._open, self._aside) if group and group.key == key), None)
+        if group is None:
+            group = self._begin(key, entry.start)
+        if extension in group.members:
+            raise TarLayoutError(self._tar, entry.start, f"member {entry.name!r} twice in one sample", _RENAME)
+        if entry.data + entry.size - group.start >= MAX_SPAN:
+            remedy = "pack it anew with smaller samples"
+            raise TarLayoutError(self._tar, entry.start, "a sample beyond 4 GiB", remedy)
+        group.members[extension] = (entry.data - group.start, entry.size)
+        if group is self._aside and not group.is_document:
+            self._close(self._aside)
+
+    def _begin(self, key: str, start: int) -> _Group:
+        """A new group, aside at first: only its extension tells whether the open sample ends with it."""
+        self._drop_aside()
+        self._aside = _Group(key, start)
+        return self._aside
+
+    def _drop_aside(self) -> None:
+        if self._aside:
+            self._pass(*(f"{self._aside.key}.{extension}" for extension in self._aside.members))
+        self._aside = None
+
+    def _close(self, following: _Group | None = None) -> None:
+        """End the open sample; `following` is the next one."""
+        if self._aside is following:
+            self._aside = None
+        self._drop_aside()
+        if self._open:
+            self._done.append(self._open)
+        self._open = following
+        if following:
+            self._judge(following)
+
+    def _judge(self, group: _Group) -> None:
+        """Refuse a key that was there before, but for a sample that a damage has cut in two."""
+        before = self._done[-2:]
+        group.suspect = bool(before) and isinstance(before[-1], Loss)
+        earlier = before[0] if group.suspect and len(before) == 2 else None
+        if isinstance(earlier, _Group) and earlier.key == group.key:
+            earlier.broken = group.broken = True
+        elif group.key in self._seen:
+            first = next(item for item in self._done if isinstance(item, _Group) and item.key == group.key)
+            twice = any(extension in first.members for extension in group.members)
+            what = f"key {group.key!r} again after other samples (first at byte {first.start})"
+            raise TarLayoutError(self._tar, group.start, what, _RENAME if twice else _RESORT)
+        self._seen.add(group.key)
+
+    def _pass(self, *names: str) -> None:
+        self._survey.passed += len(names)
+        self._survey.passed_names += names[: max(0, _KEPT - len(self._survey.passed_names))]
