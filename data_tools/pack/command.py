@@ -14,11 +14,13 @@ EXAMPLES = """examples:
   python -m data_tools pack pairs.tsv shards/ --image-column filepath --caption-column title --image-root photos/
   python -m data_tools pack flowers/ shards/ --labels folder          # one sub-folder per class
   python -m data_tools pack labels.csv shards/ --label-column label
+  python -m data_tools pack raw.csv shards/ --quotes none             # where a double quote is a mere character
+  python -m data_tools rows shards/ --status skipped                  # which rows were left out, and why
 
 Rows of one image become one sample with all their captions. Pictures keep their bytes; of several formats all are
 stored as KEY.jpg, since readers want one name and go by the bytes, so alpha and 16 bits stay. Rows that cannot be
-packed are skipped and stand with their error class in the .parquet of their shard. The same command continues a pack
-that was interrupted."""
+packed are skipped; `rows` lists them with their reasons. A table may be gzipped; its header tells the delimiter. The
+same command continues a pack that was interrupted."""
 
 _MEGA = 1 << 20
 
@@ -81,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     source = _read(args)
-    items = rows.group(source, args.pairs)[: args.limit]
+    found = rows.group(source, args.pairs)
+    items = found[: args.limit]
+    if len(items) < len(found):
+        source.notes.append(f"took the first {len(items)} of {len(found)} samples, as --limit asks")
     rows.measure(items, Boundary(source.root, args.follow_links))
     limits = Limits(int(args.max_pixels * 1e6), int(args.max_megabytes * _MEGA), args.resize)
     settings = plan.Settings(args.name, args.samples_per_shard, args.shard_bytes, args.pairs, limits)

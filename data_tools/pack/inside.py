@@ -32,7 +32,10 @@ class Boundary:
             return None
         if real == self._real_root or real.startswith(self._real_root.rstrip(os.sep) + os.sep):
             return None
-        return ERROR_CLASS, f"{shown(path)} leads out of {shown(self.root)}; --follow-links takes such files"
+        return (
+            ERROR_CLASS,
+            f"{shown(path)} leads out of {shown(os.path.abspath(self.root))}; --follow-links takes such files",
+        )
 
     def _beside_links(self, full: str) -> str:
         folder, name = os.path.split(full)

@@ -11,6 +11,7 @@ from typing import IO, Any
 from data_tools.errors import UserError
 from data_tools.pack.delimited import LINE_LIMIT, Dialect, Record, read_delimited
 
+CAPTION_COLUMNS = ("caption", "captions")  # taken where none is named
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _BATCH = 4096
@@ -113,7 +114,7 @@ def _read_parquet(path: Path, wanted: tuple[str, ...], notes: list[str]) -> Iter
         if twice:
             remedy = "rename columns"
             raise UserError(f"columns of {path} cannot be used", got=f"{', '.join(twice)} twice", remedy=remedy)
-        told = binary and (binary & set(wanted) or not set(wanted) <= set(names))
+        told = binary and (binary & {*wanted, *CAPTION_COLUMNS} or not set(wanted) <= set(names))
         kept = None if told else [name for name in names if name not in binary]
         if binary and not told:
             notes.append(f"left out columns of bytes of {path.name}: {', '.join(sorted(binary))}")

@@ -9,10 +9,10 @@ from pathlib import Path
 from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts
-from data_tools.media.image import sniff
+from data_tools.media.image import SUFFIXES, sniff
 from data_tools.pack.delimited import Dialect
 from data_tools.pack.labels import class_name, in_order
-from data_tools.pack.records import read_records
+from data_tools.pack.records import CAPTION_COLUMNS, read_records
 from data_tools.pack.rows import Row, Source
 
 _PROBED = 32
@@ -62,11 +62,13 @@ def read_table(path: Path, columns: Columns, image_root: Path | None, dialect: D
             labels.add(row.label)
         if all(_same(values.get(name), wanted) for name, wanted in columns.where):
             rows.append(row)
+    filters = " ".join(f"{name}={value}" for name, value in columns.where)
     if not rows:
-        filters = " ".join(f"{name}={value}" for name, value in columns.where)
         raise UserError(
             f"no rows in {path}", got=f"{total} rows, 0 of them with {filters}" if total else "an empty table"
         )
+    if filters:
+        notes.append(f"kept {len(rows)} of {total} rows, those with {filters}")
     _check_urls(path, columns.image, rows)
     root = image_root or _image_root(path.parent, rows)
     for row in rows:
@@ -91,7 +93,7 @@ def _check_columns(path: Path, values: dict, columns: Columns) -> str:
             expected="paths of image files",
             remedy="write the pictures to files, and a table with their paths",
         )
-    caption = columns.caption or next((name for name in ("caption", "captions") if name in values), "")
+    caption = columns.caption or next((name for name in CAPTION_COLUMNS if name in values), "")
     if not caption and not columns.label:
         raise UsageError(f"no column 'caption' in {path}", got=found, remedy="name it with --caption-column")
     return caption
@@ -101,6 +103,8 @@ def _instead(values: dict, name: str, option: str) -> str:
     """The remedy for a missing column, by what the first row holds."""
     if f'"{name}"' in values:
         return "add --quotes csv"
+    if any(other.strip().lower().endswith(tuple(SUFFIXES)) for other in map(str, values)):
+        return "write the names of the columns into the first line"
     if option == "--image-column":
         for other, value in values.items():
             if pictures_in(value):

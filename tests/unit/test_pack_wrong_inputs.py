@@ -209,3 +209,15 @@ def test_semicolons_and_tabs_are_read_and_said(place, capsys):
         said = capsys.readouterr().out
         assert f"columns of {name} are separated by {word}\n" in said
         assert "packed 1 samples from 1 of 1 rows\n" in said
+
+
+def test_a_table_without_a_header_and_what_a_filter_or_a_limit_leaves_out(refused, place, capsys):
+    (place / "n.csv").write_text("photos/photo.0.jpg,x\nphotos/photo.1.jpg,y\n")
+    assert "remedy: write the names of the columns into the first line" in refused("n.csv", "out")
+    (place / "t.csv").write_text("image,caption,n\n" + "".join(f"photos/photo.{n}.jpg,x,{n}\n" for n in (0, 1)))
+    assert main(["pack", "t.csv", "filtered", "--where", "n=1", "--workers", "1"]) == 0
+    assert "kept 1 of 2 rows, those with n=1\n" in capsys.readouterr().out
+    assert main(["pack", "t.csv", "limited", "--limit", "1", "--workers", "1"]) == 0
+    assert "took the first 1 of 2 samples, as --limit asks\n" in capsys.readouterr().out
+    pq.write_table(pyarrow.table({"image": ["a.jpg"], "caption": [b"bytes"]}), "b.parquet")
+    assert "nothing was packed; got 1 rows, all skipped: bad_row 1" in refused("b.parquet", "out")
