@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_tools.errors import UserError
+from pretrain.stream.transport import Parcel
 
 PREFETCH = 2  # batches that each worker keeps ready
 _PRELOAD = ["torch.utils.data", "pretrain.stream.loader"]
@@ -29,14 +30,14 @@ _REPOSITORY = str(Path(__file__).resolve().parents[2])
 
 class _Jobs(Dataset):
     """Item `job` is build(job), or the UserError that it raised: it crosses the process border as a value, because the
-    DataLoader would bury its text in a traceback."""
+    DataLoader would bury its text in a traceback. `pack` makes the value ready to cross."""
 
-    def __init__(self, build: Callable[[int], Any]):
-        self.build = build
+    def __init__(self, build: Callable[[int], Any], pack: Callable[[Any], Any]):
+        self.build, self.pack = build, pack
 
     def __getitem__(self, job: int) -> Any:
         try:
-            return self.build(job)
+            return self.pack(self.build(job))
         except UserError as error:
             return UserError(error)
 
@@ -83,7 +84,7 @@ class BatchIterator(Iterator[Any]):
                 "prefetch_factor": PREFETCH,
             }
         loader = DataLoader(
-            _Jobs(build),
+            _Jobs(build, Parcel if workers else _as_is),
             batch_size=None,
             sampler=jobs,
             num_workers=workers,
@@ -92,8 +93,12 @@ class BatchIterator(Iterator[Any]):
             generator=torch.Generator(),  # else it draws from the global one, which belongs to the model
             **options,
         )
-        with _without_main_module():
-            self._source: Iterator[Any] | None = iter(loader)
+        try:
+            with _without_main_module():
+                self._source: Iterator[Any] | None = iter(loader)
+        except OSError as error:  # its locks lie in /dev/shm, some kilobytes
+            remedy = "look at /dev/shm and at `ulimit -u -n`, or set data.workers=0, which loads in the rank itself"
+            raise UserError("cannot start loader processes", got=error.strerror, remedy=remedy) from None
         close_at_exit(self)
 
     def __next__(self) -> Any:
@@ -108,7 +113,7 @@ class BatchIterator(Iterator[Any]):
             if not self._workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             self.close()
-            remedy = "give more memory or shared memory (/dev/shm), or lower data.workers; 0 loads in the rank itself"
+            remedy = "give more memory, or lower data.workers; 0 loads in the rank itself"
             raise UserError("a loader process died", got=str(error), remedy=remedy) from None
         if isinstance(batch, UserError):
             self.close()
