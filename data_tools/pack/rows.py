@@ -91,7 +91,7 @@ def measure(items: Iterable[Item], boundary: Boundary) -> None:
         if fault:
             _refuse(item, fault)
             continue
-        if item.image and any(not row.fault for row in item.rows):
+        if item.image:
             item.size, start = look(boundary.root / item.image, SNIFFED)
             item.format = sniff(start)
 
