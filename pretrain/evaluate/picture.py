@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_tools.media.decode import decode_rgb
+from data_tools.media.lettering import Lettering
 from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting
 from data_tools.shards import Corpus, ShardReader
 from data_tools.shards.commit import atomic_write
@@ -40,10 +41,10 @@ def write_retrieval_picture(
     rows = [_draw_caption(features, int(position), generator) for position in drawn]
     scores = similarities(features.texts[rows], features.images).cpu()
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
-    fields = fitting(fields, corpus)
+    fields, letters = fitting(fields, corpus), Lettering(14)
     with ShardReader(corpus) as reader:
         strips = [
-            _strip(reader, fields, features, row, int(position), found.tolist(), top)
+            _strip(reader, fields, letters, features, row, int(position), found.tolist(), top)
             for row, position, found in zip(rows, drawn, order, strict=True)
         ]
     page = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
@@ -53,6 +54,8 @@ def write_retrieval_picture(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         page.save(file, "PNG")
+    if complaint := letters.complaint():
+        print(complaint, file=sys.stderr)
 
 
 def _draw_caption(features: CorpusFeatures, position: int, generator: torch.Generator) -> int:
@@ -63,6 +66,7 @@ def _draw_caption(features: CorpusFeatures, position: int, generator: torch.Gene
 def _strip(
     reader: ShardReader,
     fields: Fields,
+    letters: Lettering,
     features: CorpusFeatures,
     row: int,
     position: int,
@@ -74,8 +78,7 @@ def _strip(
     rank = found.index(position) + 1
     strip = Image.new("RGB", (TEXT_WIDTH + top * (TILE + GAP) + GAP, TILE + GAP), "white")
     draw = ImageDraw.Draw(strip)
-    lines = textwrap.wrap(caption, 34)[:5]
-    draw.multiline_text((GAP, GAP), "\n".join(lines), fill="black", font=ImageFont.load_default(14), spacing=5)
+    letters.draw_lines(draw, (GAP, GAP), letters.wrap(caption, TEXT_WIDTH - 2 * GAP, 5))
     note = "found first" if rank == 1 else f"its image: place {rank} of {len(found)}"
     draw.text((GAP, TILE - GAP), note, fill=RIGHT if rank <= top else "grey", font=ImageFont.load_default(12))
     for place, candidate in enumerate(found[:top]):
