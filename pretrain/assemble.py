@@ -117,6 +117,7 @@ def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool,
         runtime.rank,
         runtime.world_size,
         config.data.workers,
+        parse_fields(None, config.eval.captions),
     )
 
 

@@ -18,9 +18,9 @@ class Source:
 
     Several sources are mixed in every global batch: by `weight` (relative to the others'), or else by size times
     `repeat`, which makes an epoch count a source so often. `image`: extensions of the image member, `;` between; null:
-    any known one. `captions`: where the texts are, the first place that has any: `txt` is a member, `json:FIELD` a
-    field (dots go deeper) with one text or a list. `choose`: which of several is used: random (by a hash of seed, epoch
-    and sample id) | first.
+    any known one. `captions`: where the texts are, the first place that has any: `txt` is a member, whose lines are one
+    caption, `lines` takes each of its lines for one, `json:FIELD` is a field (dots go deeper) with one text or a list.
+    `choose`: which of several is used: random (by a hash of seed, epoch and sample id) | first.
     """
 
     urls: str = "???"
@@ -149,6 +149,7 @@ class EvalConfig:
     every: str | None = None  # null: only at the end
     retrieval: str | None = None
     classification: str | None = None
+    captions: str = "json:captions;txt"  # where the texts of `retrieval` are, as in data.train
     templates: str = "photo"  # photo | simple | openai | a file with one template a line, {c} for the class
     batch: int = 128  # images per rank and forward
 

@@ -225,6 +225,7 @@ _NOT_OF_FINETUNING = {
     "optim.text_lr": None,
     "optim.text_weight_decay": None,
     "eval.retrieval": None,
+    "eval.captions": EvalConfig.captions,
     "eval.templates": EvalConfig.templates,
     "data.word_dropout": 0.0,
 }

@@ -139,7 +139,8 @@ def _explain(error: OmegaConfBaseException, kind: type, path: Path) -> UsageErro
 
 def _nearest(key: str, names: list[str]) -> str | None:
     """The known key most like `key`, by its whole path or by its last word (all that is known of a key in a list)."""
-    leaves = {name.rsplit(".", 1)[-1]: name for name in names}
+    in_lists_last = sorted(names, key=lambda name: ".0." in name)
+    leaves = {name.rsplit(".", 1)[-1]: name for name in in_lists_last}
     found = [(word, word) for word in difflib.get_close_matches(key, names, 1)]
     found += [(leaf, leaves[leaf]) for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), 1)]
     likeness = [difflib.SequenceMatcher(None, key, word).ratio() for word, _ in found]

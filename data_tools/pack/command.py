@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     samples = parser.add_argument_group("samples")
     samples.add_argument("--labels", choices=["folder"], help="take the class from the first sub-folder")
+    samples.add_argument(
+        "--captions", choices=["lines"], help="lines: each line of a .txt is a caption (default: a .txt is one)"
+    )
     samples.add_argument("--pairs", action="store_true", help="one sample per caption instead of one per image")
     samples.add_argument("--limit", type=int, metavar="N", help="stop after the first N samples of the input")
     samples.add_argument(
@@ -136,9 +139,11 @@ def _read(args: argparse.Namespace):
             raise UsageError(
                 "the output lies inside the input folder", got=args.output, remedy="choose a folder beside it"
             )
-        return read_folder(path, args.labels == "folder", args.follow_links)
+        return read_folder(path, args.labels == "folder", args.follow_links, args.captions == "lines")
     if args.labels:
         raise UsageError("--labels folder is for folders", got=path, remedy="use --label-column")
+    if args.captions:
+        raise UsageError("--captions lines is for folders", got=path, remedy="put a list into the caption column")
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
     dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)

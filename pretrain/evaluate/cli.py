@@ -76,6 +76,11 @@ def _parser() -> Parser:
     words.add_argument(
         "--loss-batch", type=int, default=256, metavar="N", help="pairs in a validation loss (default: 256)"
     )
+    words.add_argument(
+        "--captions",
+        metavar="PLACES",
+        help="where captions are, as in data.train.N.captions; lines: each line of a .txt",
+    )
     words.add_argument("--picture", metavar="PNG", help="draw some captions with the images found for them (retrieval)")
     words.add_argument("--seed", type=int, default=0, metavar="N", help="which captions --picture draws (default: 0)")
     words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
@@ -87,6 +92,8 @@ def _check(options: argparse.Namespace) -> None:
         if getattr(options, name) < least:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is too small", got=getattr(options, name), expected=f"{least} or more")
+    if options.captions and options.task == "classification":
+        raise UsageError("--captions is for tasks with captions", got="--task classification")
     for name, task in (("templates", "classification"), ("classes", "classification"), ("picture", "retrieval")):
         if getattr(options, name) is not None and options.task != task:
             raise UsageError(f"--{name} belongs to --task {task}", got=f"--task {options.task}")

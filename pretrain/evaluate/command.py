@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.errors import UserError
+from data_tools.media.members import parse_fields
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
 from data_tools.shards import Corpus, open_corpus
@@ -111,7 +112,8 @@ def _run_task(
 ) -> Outcome:
     tokenize = None if options.task == "classification" else model.tokenize
     place = (options.batch, runtime.rank, runtime.world_size, options.workers)
-    reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place)
+    fields = parse_fields(None, options.captions)
+    reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place, fields)
     what = options.task if runtime.world_size == 1 else f"{options.task} (rank 0 of {runtime.world_size})"
     with Progress(what, -(-corpus.num_samples // runtime.world_size), "images") as bar:
         progress = bar.update if runtime.is_main else None
@@ -153,6 +155,8 @@ def _describe(options: argparse.Namespace, model: DualEncoder | Classifier, corp
     settings = {"precision": options.precision}
     if options.task == "retrieval":
         settings["loss_batch"] = options.loss_batch
+    if options.captions:
+        settings["captions"] = options.captions
     decisive = dict(settings)
     if trained:
         numbers = _numbers(options, model, corpus)
@@ -179,7 +183,8 @@ def _finish_main(options: argparse.Namespace, corpus: Corpus, outcome: Outcome, 
     if options.output:
         append_record(options.output, record)
     if options.picture:
-        write_retrieval_picture(options.picture, outcome.features, corpus, seed=options.seed)
+        fields = parse_fields(None, options.captions)
+        write_retrieval_picture(options.picture, outcome.features, corpus, seed=options.seed, fields=fields)
     console = Console()
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in record["n"].items())
     console.print(f"{options.task}: {counts}", soft_wrap=True, highlight=False)
