@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from pretrain.inspection.plan import plan_stream  # late: only this verb knows of training
+    from pretrain.config import PretrainConfig  # late: only this verb knows of training
+    from pretrain.places import check_corpus
+    from pretrain.settings import load_config
 
-    return plan_stream(args.config, args.overrides, args.nodes, args.bandwidth)
+    config = load_config(PretrainConfig, args.config, args.overrides)
+    for source in config.data.train:
+        check_corpus(source.urls)
+    from pretrain.inspection.plan import plan_stream  # later still: it imports torch
+
+    return plan_stream(config, args.nodes, args.bandwidth)

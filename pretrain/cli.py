@@ -11,6 +11,7 @@ from data_tools.errors import UsageError
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.entry import refuse_bare_world, run_entry
 from pretrain.lifeline import Lifeline
+from pretrain.places import check_settings
 from pretrain.settings import find_run_dir, load_config
 from pretrain.status import fail_unbuilt
 
@@ -66,12 +67,14 @@ def _run(arguments: list[str]) -> int:
     options = parser("pretrain", about, _EXAMPLES).parse_intermixed_args(arguments)
     if options.dry_run:
         config = load_config(PretrainConfig, options.config, options.overrides)
+        check_settings(config)
         from pretrain.plan import dry_run
 
         return dry_run(config)
     refuse_bare_world()
     config = read_settings(PretrainConfig, options)
     with Lifeline(config.run.dir) as life:
+        check_settings(config)
         from pretrain.pretraining import PretrainJob
         from pretrain.train import launch
 

@@ -25,6 +25,7 @@ _MOST_PROFILED = 100
 _OF_WHOLE_MATRICES = ("lamb", "muon")
 PRECISIONS = ("auto", "fp32", "bf16")
 LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # those of pretrain/losses, which imports torch
+TEMPLATE_NAMES = ("photo", "simple", "openai")  # of pretrain/evaluate/templates.py
 
 
 def parse_duration(text: str, where: str) -> tuple[Fraction, str]:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
+from pretrain.config import PretrainConfig
 from pretrain.entry import run_entry
+from pretrain.places import check_architecture, check_corpus, check_output, check_settings
 from pretrain.rules import LOSS_NAMES, PRECISIONS
+from pretrain.settings import load_config
 
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
 _PRECISION = "bf16: autocast over fp32 weights; auto: where the device has units for it, else fp32 (default auto)"
@@ -188,12 +191,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     args = build_parser().parse_args(arguments)
+    check_output("--work-dir", args.work_dir, folder=True)
     if args.kind == "loader":
         _check_positive(args, "workers", "size", "batch", "images", "rounds")
+        check_corpus(args.shards)
         from pretrain.benchmark.loader import run_loader  # late: it imports torch
 
         return run_loader(args)
     if args.kind == "chaos":
+        check_settings(load_config(PretrainConfig, args.config, [*args.overrides, "run.dir=unused"]))
         from pretrain.benchmark.chaos import check_arguments, run_chaos
 
         check_arguments(args)
@@ -229,12 +235,15 @@ def _check(args: argparse.Namespace) -> None:
             "--skip-steps leaves nothing to measure", got=args.skip_steps, expected=f"0 .. {args.steps - 1}"
         )
     _check_positive(args, "pairs", "steps", "epochs", "global_batch", "run_minutes")
+    for corpus in filter(None, (args.shards, args.val)):
+        check_corpus(corpus)
     _check_model(args)
 
 
 def _check_model(args: argparse.Namespace) -> None:
     """Refuses what is no architecture; a file's path becomes that from anywhere, since trials run elsewhere."""
-    from pretrain.towers.spec import resolve_spec
+    check_architecture(args.model)
+    from pretrain.towers.spec import resolve_spec  # late: it imports torch
 
     resolve_spec(args.model)
     if args.model.endswith(".json"):

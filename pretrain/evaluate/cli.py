@@ -6,7 +6,8 @@ import argparse
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.entry import run_entry
+from pretrain.entry import refuse_bare_world, run_entry
+from pretrain.places import check_corpus, check_file, check_model, check_output, check_templates
 from pretrain.rules import PRECISIONS
 
 TASKS = ("retrieval", "classification", "pairs")
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    refuse_bare_world()
     _check(options)
     from pretrain.evaluate.command import evaluate  # late: imports torch
 
@@ -99,3 +101,9 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name} belongs to --task {task}", got=f"--task {options.task}")
     if options.skip_existing and not options.output:
         raise UsageError("--skip-existing needs --output")
+    check_model(options.model)
+    check_corpus(options.data)
+    check_file("class file", options.classes)
+    check_templates(options.templates or "photo")
+    check_output("--output", options.output)
+    check_output("--picture", options.picture)

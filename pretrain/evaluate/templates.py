@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_tools.errors import UserError
+from pretrain.rules import TEMPLATE_NAMES
 
 PHOTO = ("a photo of a {c}.",)
-NAMES = ("photo", "simple", "openai")
 
 
 def load_templates(name: str) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def load_templates(name: str) -> tuple[str, ...]:
     """
     if name == "photo":
         return PHOTO
-    if name in NAMES:
+    if name in TEMPLATE_NAMES:
         from open_clip import zero_shot_metadata as lists
 
         chosen = lists.SIMPLE_IMAGENET_TEMPLATES if name == "simple" else lists.OPENAI_IMAGENET_TEMPLATES
@@ -35,7 +35,7 @@ def load_classes(path: str | Path) -> tuple[str, ...]:
 
 
 def _read_templates(path: Path) -> tuple[str, ...]:
-    lines = _lines(path, "template file", f"{', '.join(NAMES)} or a file with one template a line")
+    lines = _lines(path, "template file", f"{', '.join(TEMPLATE_NAMES)} or a file with one template a line")
     for number, line in lines:
         if "{c}" not in line:
             raise UserError(f"{path}, line {number}: a template without the class", got=line, expected="{c} in it")

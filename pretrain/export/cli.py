@@ -8,6 +8,7 @@ import os
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
+from pretrain.places import check_model, check_output
 
 _EXAMPLES = """examples:
   python launch/export.py runs/photos export/photos
@@ -39,6 +40,8 @@ def _run(arguments: list[str]) -> int:
     options = words.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("export runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
+    check_model(options.model)
+    check_output("OUT_DIR", options.output, folder=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: nothing is fetched
     from pretrain.export.command import export  # late: imports torch
 

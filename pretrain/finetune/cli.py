@@ -6,6 +6,7 @@ from pretrain.cli import parser, read_settings
 from pretrain.config import FinetuneConfig
 from pretrain.entry import refuse_bare_world, run_entry
 from pretrain.lifeline import Lifeline
+from pretrain.places import check_settings
 from pretrain.settings import load_config
 
 _EXAMPLES = """examples:
@@ -31,12 +32,14 @@ def _run(arguments: list[str]) -> int:
     options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
     if options.dry_run:
         config = load_config(FinetuneConfig, options.config, options.overrides)
+        check_settings(config)
         from pretrain.finetune.plan import dry_run
 
         return dry_run(config)
     refuse_bare_world()
     config = read_settings(FinetuneConfig, options)
     with Lifeline(config.run.dir) as life:
+        check_settings(config)
         from pretrain.finetune.job import FinetuneJob
         from pretrain.train import launch
 

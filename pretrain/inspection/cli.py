@@ -9,6 +9,7 @@ from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config import PretrainConfig
 from pretrain.entry import run_entry
+from pretrain.places import check_model, check_output, check_settings
 from pretrain.settings import load_config
 
 _EXAMPLES = """examples:
@@ -53,6 +54,10 @@ def _run(arguments: list[str]) -> int:
         expected = f"0 .. {options.world_size - 1}"
         raise UsageError("--rank does not fit --world-size", got=options.rank, expected=expected)
     config = load_config(PretrainConfig, options.config, options.overrides)
+    check_settings(config)
+    if options.checkpoint is not None:
+        check_model(str(options.checkpoint))
+    check_output("--html", options.html)
     from pretrain.inspection.step import show  # late: it imports torch
 
     return show(config, options)

@@ -5,7 +5,6 @@ All of it follows from the order alone (stream/order.py), so nothing is simulate
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,7 +15,6 @@ from data_tools.errors import UsageError
 from pretrain import assemble
 from pretrain.config import PretrainConfig
 from pretrain.rules import check_world_size
-from pretrain.settings import load_config
 from pretrain.stream.loader import StreamSource, make_mixture
 from pretrain.stream.order import Order
 
@@ -34,11 +32,10 @@ class SourcePlan:
     neighbours: float
 
 
-def plan_stream(path: str | os.PathLike, overrides: Sequence[str], nodes: int, bandwidth: float) -> int:
+def plan_stream(config: PretrainConfig, nodes: int, bandwidth: float) -> int:
     """Print the plan of a training on `nodes` machines of `bandwidth` MB/s each; returns the exit code."""
     if nodes < 1 or not bandwidth > 0:
         raise UsageError("--nodes and --bandwidth are positive", got=f"{nodes} and {bandwidth:g}")
-    config = load_config(PretrainConfig, path, overrides)
     check_world_size(config.train.global_batch, nodes)
     sources = assemble.train_sources(config.data)
     mixture = make_mixture(sources, config.seed, config.train.global_batch, config.data.window)

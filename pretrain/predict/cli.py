@@ -9,6 +9,7 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
+from pretrain.places import check_model, check_present
 
 FORMATS = (".csv", ".parquet")
 _EXAMPLES = """examples:
@@ -75,3 +76,5 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--output is a folder", got=output, expected="a file")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("predict runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
+    check_model(options.model)
+    check_present("--input", options.input)

@@ -23,20 +23,8 @@ TOP_LEVEL = {
 FLOORS = (
     ("data_tools",),
     (
-        *(
-            "board",
-            "config",
-            "entry",
-            "metrics",
-            "precision",
-            "profiling",
-            "provenance",
-            "rules",
-            "run_lock",
-            "runtime",
-            "settings",
-        ),
-        *("status", "stop", "watchdog", "writes"),
+        *("board", "config", "entry", "metrics", "places", "precision", "profiling", "provenance", "rules"),
+        *("run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
     ),
     ("guard", "lifeline", "peers", "watch"),
     ("losses", "towers"),

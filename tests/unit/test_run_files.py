@@ -218,6 +218,22 @@ def test_a_restart_whose_settings_are_no_good_does_not_leave_the_run_stopped(tmp
     assert said(folder)["state"] == "failed"
 
 
+def test_a_restart_whose_corpus_is_missing_says_so_and_keeps_the_run_of_another(tmp_path, capsys):
+    folder, config = tmp_path / "run", tmp_path / "c.yaml"
+    config.write_text(f"run: {{dir: {folder}}}\ndata: {{train: {tmp_path}/unmounted}}\n")
+    stopped = Status(folder, True)
+    stopped.own()
+    stopped.step, stopped.checkpoint = 7, "step-7"
+    stopped.write(STOPPED, "SIGTERM")
+    assert cli.main(["--config", str(config)]) == 1
+    assert {name: said(folder)[name] for name in ("state", "step", "checkpoint")} == {
+        "state": "failed", "step": 7, "checkpoint": "step-7",
+    }  # fmt: skip
+    assert "no corpus at" in said(folder)["reason"]
+    assert capsys.readouterr().err.count("error: no corpus at") == 1
+    assert not (folder / "config.yaml").exists()
+
+
 def test_no_reason_is_empty():
     assert reason_of(RuntimeError()) == "RuntimeError"
     assert reason_of(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -1,0 +1,113 @@
+"""Paths of settings and command lines, looked at before torch is imported: a typing error is told within a second.
+
+Only whether something is there is asked; what it is, those say who open it. URLs, and what is named otherwise than by a
+path, are left to them too.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from data_tools.errors import UsageError, UserError
+from data_tools.remote.urls import expand_braces, is_remote
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.rules import TEMPLATE_NAMES
+
+_SCHEMES = ("hf-hub:", "hf_hub:")
+_LOCAL = "local-dir:"  # open_clip's word for a folder
+
+
+def check_settings(config: PretrainConfig | FinetuneConfig) -> None:
+    """Look at every path that a training reads. Ranks of several hosts see different disks: there it is left to those
+    who open them, after the ranks have met, so that the fault of one host ends all.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if _several_hosts():
+        return
+    for source in config.data.train:
+        check_corpus(source.urls)
+    evaluated = [config.eval.retrieval, config.eval.classification]
+    for urls in filter(None, evaluated):
+        check_corpus(urls)
+    if isinstance(config, PretrainConfig):
+        check_architecture(config.model.name)
+        if config.model.init is not None:
+            check_model(config.model.init)
+        check_templates(config.eval.templates)
+        return
+    if config.random:
+        check_architecture(config.init)
+    else:
+        check_model(config.init)
+    check_templates(config.templates)
+    if isinstance(config.classes, str) and not config.classes.isdecimal():
+        check_file("class file", config.classes)
+
+
+def check_corpus(urls: str) -> None:
+    """Raises UserError where a local corpus is missing: one of its tars, or the folder."""
+    if is_remote(urls):
+        return
+    for path in expand_braces(urls):
+        if os.path.exists(path) or glob.glob(path):
+            continue
+        if path.endswith(".tar"):
+            raise UserError(f"missing shard {path}", remedy="check the path or pattern, or copy the shard back")
+        expected = "a packed folder, its manifest.json, a tar or a brace pattern of tars"
+        raise UserError(f"no corpus at {path}", expected=expected, remedy="check the path; `data_tools pack` makes one")
+
+
+def check_model(name: str) -> None:
+    """Raises UserError where a path to a model leads nowhere."""
+    path = name.removeprefix(_LOCAL)
+    if not is_remote(path) and not path.startswith(_SCHEMES) and not os.path.exists(path):
+        raise UserError(f"{path} is missing", expected="a run, checkpoint or export folder, or a file of weights")
+
+
+def check_architecture(name: str) -> None:
+    """Raises UserError where the JSON of an architecture is missing; open_clip's own names are left to open_clip."""
+    if name.endswith(".json"):
+        check_file("model file", name, "an open_clip architecture name, or the path of its JSON")
+
+
+def check_templates(name: str) -> None:
+    """Raises UserError where `name` is no set of templates and no file."""
+    if name not in TEMPLATE_NAMES:
+        check_file("template file", name, f"{', '.join(TEMPLATE_NAMES)} or a file with one template a line")
+
+
+def check_file(what: str, path: str | Path | None, expected: str | None = None) -> None:
+    """Raises UserError where there is no file to read; None is none that is asked for."""
+    if path is not None and not os.path.isfile(path):
+        got = "a folder" if os.path.isdir(path) else "No such file"
+        raise UserError(f"{what} {path} cannot be read", got=got, expected=expected)
+
+
+def check_present(what: str, path: str) -> None:
+    """Raises UserError where neither a file nor a folder nor a tar of a pattern is there."""
+    if not is_remote(path) and not any(os.path.exists(one) or glob.glob(one) for one in expand_braces(path)):
+        raise UserError(f"{what} {path} is missing", remedy="check the path")
+
+
+def check_output(flag: str, path: str | Path | None, folder: bool = False) -> None:
+    """Raises UsageError where a result could not be written to `path`: a folder in place of a file or the reverse, or
+    below something that is none."""
+    if path is None:
+        return
+    if os.path.isdir(path) and not folder:
+        raise UsageError(f"{flag} is a folder", got=path, expected="a file")
+    above = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
+    if not above.is_dir() and (folder or above != Path(path).absolute()):
+        raise UsageError(f"{flag} cannot be written", got=f"{above}, which is no folder")
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"{flag} cannot be written", got=f"no right to write to {above}")
+
+
+def _several_hosts() -> bool:
+    """Whether ranks run on other hosts too, as far as launchers say."""
+    size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return here is not None and here != size
