@@ -189,7 +189,9 @@ def _found(tar: Path, index: Index) -> _Result:
 
 
 def _lines(data: bytes) -> str:
-    lines = sum(1 for line in data.decode("utf-8", "replace").splitlines() if line.strip())
+    from data_tools.media.captions import lines_of
+
+    lines = len(lines_of(data.decode("utf-8", "replace")))
     return _CAPTIONS[lines != 1] if lines else "empty"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.media.bad import BadSampleError
+from data_tools.shards.sources import SHARD_COUNT
 
 MAX_TEXT = 1 << 16  # characters; a longer text is no caption and would hold up the tokenizer
 MAX_TEXT_BYTES = 8 * MAX_TEXT  # of a file or member of captions; nothing of a longer one is decoded
@@ -27,9 +28,13 @@ def captions_of_text(data: bytes, lines: bool = False) -> list[str]:
 
     Raises BadSampleError `bad_text` (no UTF-8) or `huge_text`.
     """
-    text = decode_text(data)
-    found = [line for line in (part.strip() for part in _LINE_END.split(text)) if line]
+    found = lines_of(decode_text(data))
     return usable(found if lines else [" ".join(found)])
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, stripped, without empty ones."""
+    return [line for line in (part.strip() for part in _LINE_END.split(text)) if line]
 
 
 def decode_text(data: bytes) -> str:
@@ -76,6 +81,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def has_caption_lines(tar: str | Path) -> bool:
-    """Whether a tar lies in CLIP_benchmark's layout, where lines of a `.txt` are captions: `nshards.txt` beside it."""
+    """Whether a tar lies in CLIP_benchmark's layout, where lines of a `.txt` are captions: its count of shards beside
+    it."""
     path = Path(tar)
-    return path.is_absolute() and (path.parent / "nshards.txt").is_file()
+    return path.is_absolute() and (path.parent / SHARD_COUNT).is_file()

@@ -114,9 +114,9 @@ def orientation(image: Image.Image) -> int:
     `ImageOps.exif_transpose` (EXIF first, then XMP). Damaged metadata say nothing: 1. TIFF turns as it is loaded."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(value) if value in UPRIGHT else 1
     except Exception:  # Pillow raises of many kinds on damaged metadata
         return 1
-    return value if value in UPRIGHT else 1
 
 
 def jpeg_orientation(data: bytes) -> int:

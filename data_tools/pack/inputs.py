@@ -11,9 +11,8 @@ from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
 from data_tools.shards.manifest import FILE_NAME
+from data_tools.shards.sources import CLASS_NAMES, SHARD_COUNT
 
-_SHARDS_NAME = "nshards.txt"  # beside the tars of CLIP_benchmark's layout
-_CLASSES_NAME = "classnames.txt"  # in its root
 _ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 _PATTERN = set("*?[{")
 _URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
@@ -82,8 +81,8 @@ def _check_folder(path: Path) -> None:
         names = {entry.name: entry.is_dir() for entry in entries}
     files = sorted(name for name, folder in names.items() if not folder)
     folders = sorted(name for name, folder in names.items() if folder)
-    split = next((name for name in folders if (path / name / _SHARDS_NAME).is_file()), None)
-    if split or {_CLASSES_NAME, _SHARDS_NAME} & set(files):
+    split = next((name for name in folders if (path / name / SHARD_COUNT).is_file()), None)
+    if split or {CLASS_NAMES, SHARD_COUNT} & set(files):
         what, remedy = f"{path} lies in CLIP_benchmark's layout", _INDEX.format(path / (split or ""))
         raise UserError(what, expected=_EXPECTED, remedy=remedy)
     if folders or any(os.path.splitext(name)[1].lower() in PICTURES for name in files):

@@ -13,7 +13,7 @@ from data_tools.shards.files import read_small
 
 KINDS = "a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of these"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
-_SHARD_COUNT, _CLASS_NAMES = "nshards.txt", "classnames.txt"  # of CLIP_benchmark's folders
+SHARD_COUNT, CLASS_NAMES = "nshards.txt", "classnames.txt"  # of CLIP_benchmark's folders
 _MAX_SHARDS = 10**6
 _MAX_TEXT = 16 << 20
 _SHOWN = 8
@@ -100,8 +100,8 @@ def _directly(folder: Path) -> Found | None:
         remedy = "unpack them (gunzip, zstd -d), for samples are read from any place of a shard"
         got = f"{len(packed)} such as {packed[0].name}"
         raise UserError(f"{folder} holds compressed tars", got=got, expected="plain tars", remedy=remedy)
-    if (folder / _SHARD_COUNT).exists():
-        tars = tuple(folder / f"{number}.tar" for number in range(_shard_count(folder / _SHARD_COUNT)))
+    if (folder / SHARD_COUNT).exists():
+        tars = tuple(folder / f"{number}.tar" for number in range(_shard_count(folder / SHARD_COUNT)))
     else:
         tars = tuple(path for path in files if path.suffix == ".tar")
     return Found(None, tars, _class_names(folder)) if tars else None
@@ -125,8 +125,8 @@ def _shard_count(path: Path) -> int:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     """CLIP_benchmark's class names: beside the tars, or beside the split that they are."""
-    places = [folder, folder.parent] if (folder / _SHARD_COUNT).exists() else [folder]
-    path = next((place / _CLASS_NAMES for place in places if (place / _CLASS_NAMES).exists()), None)
+    places = [folder, folder.parent] if (folder / SHARD_COUNT).exists() else [folder]
+    path = next((place / CLASS_NAMES for place in places if (place / CLASS_NAMES).exists()), None)
     if path is None:
         return ()
     try:

@@ -14,6 +14,7 @@ from data_tools.shards.index import Index, index_path, open_index
 from data_tools.shards.manifest import ShardRecord
 from data_tools.shards.reader import Sample, read_sample
 from data_tools.shards.survey import build_index, survey_tar
+from data_tools.shards.tar import TarDamageError
 from data_tools.verify.samples import Findings, faults
 
 _SHOWN = 5
@@ -97,7 +98,7 @@ def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> 
     if survey.damages:
         places = [_place(loss.start, stored) for loss in survey.losses] + [""]
         report.problems += map("".join, zip(survey.describe_losses(check.tar), places, strict=False))
-        return None
+        return survey.index  # of what can be read
     index = survey.index
     if record and index.tar_hash.hex() != record.xxh3_128:
         report.problems.append(f"content of {check.tar} changed: its hash is not the manifest's")
@@ -133,7 +134,10 @@ def _check_samples(check: ShardCheck, index: Index, report: ShardReport) -> None
     file = os.open(check.tar, os.O_RDONLY)
     try:
         for place, decode in enumerate(chosen.tolist()):
-            sample = read_sample(file, str(check.tar), index, place)
+            try:
+                sample = read_sample(file, str(check.tar), index, place)
+            except TarDamageError:  # lost; the damage is reported
+                continue
             findings.add(sample.key, list(faults(sample, check.fields, check.num_classes, decode)))
     finally:
         os.close(file)

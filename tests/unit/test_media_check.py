@@ -275,3 +275,20 @@ def test_larger_pictures_are_packed_only_to_be_shrunk(tmp_path, capsys):
     photo_folder(tmp_path / "photos", 1)
     assert main(["pack", str(tmp_path / "photos"), str(tmp_path / "s"), "--max-pixels", "200"]) == 2
     assert "--resize" in capsys.readouterr().err
+
+
+def test_verify_looks_at_what_a_damaged_tar_still_holds(tmp_path, capsys):
+    samples = [(f"k{n:02}", {"jpg": jpeg(n), "txt": b"a text"}) for n in range(20)]
+    samples[15][1]["txt"] = b"\xff"
+    samples[16][1]["jpg"] = b"no image"
+    write_shard(tmp_path / "a.tar", samples)
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    at = data.index(b"k03.jpg")
+    data[at + 20 : at + 90] = b"?" * 70
+    (tmp_path / "a.tar").write_bytes(data)
+    assert main(["verify", str(tmp_path / "a.tar"), "--decode", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert f"at byte {at}" in printed
+    assert "sample k15: bad_text" in printed
+    assert "sample k16: undecodable" in printed
+    assert printed.count(": sample ") == 2
