@@ -27,11 +27,19 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 
 def load_classes(path: str | Path) -> tuple[str, ...]:
-    """Class names of a file, one a line, in the order of the labels. Raises UserError where it is missing or empty."""
-    classes = tuple(line for _, line in _lines(Path(path), "class file"))
-    if not classes:
-        raise UserError(f"class file {path} is empty", expected="one class name a line, in the order of the labels")
-    return classes
+    """Class names of a file, one a line, in the order of the labels.
+
+    Raises UserError where it is missing or empty, and for a blank line among the names: the labels behind it would be
+    of other classes.
+    """
+    lines = _lines(Path(path), "class file")
+    expected = "one class name a line, in the order of the labels"
+    if not lines:
+        raise UserError(f"class file {path} is empty", expected=expected)
+    gap = next((place for place, (number, _) in enumerate(lines, 1) if number != place), None)
+    if gap:
+        raise UserError(f"{path}, line {gap}: no class name", got="a blank line", expected=expected)
+    return tuple(line for _, line in lines)
 
 
 def _read_templates(path: Path) -> tuple[str, ...]:
@@ -46,7 +54,7 @@ def _read_templates(path: Path) -> tuple[str, ...]:
 
 def _lines(path: Path, what: str, expected: str | None = None) -> list[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Python makes one line end of all three there are
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {path} cannot be read", got=str(error), expected=expected) from None
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -120,3 +120,16 @@ def test_template_and_class_files(tmp_path):
         load_templates("fancy")
     file.write_text("cat\nred bus\n")
     assert load_classes(file) == ("cat", "red bus")
+
+
+def test_every_line_of_a_class_file_is_one_class(tmp_path):
+    """A mark in front, other line ends and characters that `str.splitlines` cuts at would shift the labels."""
+    file = tmp_path / "list.txt"
+    names = ("caf\u00e9", "a\u2028b", "c\x85d", "e\x0cf")
+    for end in ("\n", "\r\n", "\r"):
+        file.write_bytes((end.join(names) + end * 3).encode("utf-8-sig"))
+        assert load_classes(file) == names
+    for text, line in (("cat\n\ndog\n", 2), ("\ncat\n", 1), ("cat\ndog\n  \ncow\n", 3)):
+        file.write_text(text)
+        with pytest.raises(UserError, match=rf"list.txt, line {line}: no class name; got a blank line"):
+            load_classes(file)
