@@ -15,6 +15,7 @@ LINE_LIMIT = 1 << 24  # characters of a line, and of a field over several lines
 _ROWLIKE = 2  # continued lines with as many delimiters as a row has, from which on a quote counts as misplaced
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_PEEKED = 1 << 16
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?\s*')
 
 
@@ -80,11 +81,15 @@ def _is_quoted(value: str) -> bool:
 
 
 def _decoded(file: IO[bytes]) -> IO[str]:
-    """The text of a file by its byte order mark, line ends as they are; bytes that are not UTF-8 become surrogates."""
-    mark = file.peek(2)[:2]  # type: ignore[attr-defined]
-    if mark in (b"\xff\xfe", b"\xfe\xff"):
-        return io.TextIOWrapper(file, "utf-16", newline="")
-    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    """The text of a file by its byte order mark, line ends as they are; bytes that are not UTF-8 become surrogates.
+
+    Where lines end in line feeds a lone carriage return is no line end: it would cut a caption in two.
+    """
+    start = file.peek(_PEEKED)  # type: ignore[attr-defined]
+    newline = "" if b"\r" in start and b"\n" not in start else "\n"
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return io.TextIOWrapper(file, "utf-16", newline=newline)
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
 
 
 def _quoting(quoted: bool) -> int:
@@ -210,10 +215,17 @@ def _parsed(lines: _Lines, reader) -> Iterator[tuple[int, list[str], str | None]
                 raise lines.misplaced(f"the end of the file, line {lines.number}, with the quote still open") from None
             if lines.number > lines.first:
                 raise lines.misplaced(f"{error} on line {lines.number}") from None
-            fault = f"text behind the closing quote of a field ({error}): double the quotes inside, or --quotes none"
+            fault = _explained(str(error))
         if lines.null:
             fault = "a null byte in the line"
         yield lines.first, fields, fault
+
+
+def _explained(message: str) -> str:
+    """What the csv module has against a line by itself, in words that help."""
+    if "expected after" in message:
+        return "text behind the closing quote of a field: double the quotes inside, or --quotes none"
+    return "a carriage return within the line" if "new-line" in message else message
 
 
 def _header(path: Path, fields: list[str], fault: str | None) -> list[str]:
