@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
@@ -14,6 +13,7 @@ from data_tools.errors import UserError
 from pretrain.export.open_clip_format import activation, native_state
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec
+from pretrain.towers.transformers_keys import transformers_state
 
 WEIGHTS = "model.safetensors"
 START, END = "<|startoftext|>", "<|endoftext|>"  # transformers' names of open_clip's <start_of_text>, <end_of_text>
@@ -42,30 +42,6 @@ _TEXT = {
     "proj_type": "linear",
     "proj_bias": False,
     **_PLAIN_BLOCKS,
-}
-
-_ENDS = {
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers' own spelling
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "logit_scale": "logit_scale",
-}
-_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_STACKS = {"visual.transformer.resblocks.": "vision_model", "transformer.resblocks.": "text_model"}
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
 }
 
 
@@ -123,31 +99,6 @@ def write_transformers(model: DualEncoder, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     state = transformers_state(native_state(model))
     save_file(state, folder / WEIGHTS, metadata={"format": "pt", "activation": activation(model)})
-
-
-def transformers_state(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CLIPModel's tensors of open_clip's native ones: projections transposed, the fused query-key-value split."""
-    state = {}
-    for key, value in native.items():
-        if key in _ENDS:
-            state[_ENDS[key]] = value
-        elif key in _PROJECTIONS:
-            state[_PROJECTIONS[key]] = value.T.contiguous()
-        else:
-            state.update(_block_tensors(key, value))
-    return state
-
-
-def _block_tensors(key: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    prefix = next(prefix for prefix in _STACKS if key.startswith(prefix))
-    number, _, rest = key.removeprefix(prefix).partition(".")
-    layer = f"{_STACKS[prefix]}.encoder.layers.{number}"
-    if rest.startswith("attn.in_proj_"):
-        kind = rest.removeprefix("attn.in_proj_")
-        parts = zip("qkv", value.chunk(3), strict=True)
-        return {f"{layer}.self_attn.{name}_proj.{kind}": part.contiguous() for name, part in parts}
-    module, _, kind = rest.rpartition(".")
-    return {f"{layer}.{_BLOCK[module]}.{kind}": value}
 
 
 def clip_config(spec: ModelSpec, hidden_act: str) -> dict:
