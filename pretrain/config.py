@@ -73,7 +73,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The towers. `name`: an open_clip architecture or the path of its JSON; `init`: an open_clip weights file."""
+    """The towers. `name`: an open_clip architecture or the path of its JSON; `init`: weights to start from: a run,
+    checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or an open_clip weights file."""
 
     name: str = "ViT-B-32"
     phases: list[Phase] = field(default_factory=list)
@@ -216,12 +217,13 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of `launch/finetune.py`. `init`: a run, checkpoint or export folder, or an architecture with
+    """Settings of `launch/finetune.py`. `init`: what `model.init` takes, or an architecture with
     `random: true` for the baseline that starts from nothing. `classes`: names of the labels 0, 1, ... where the shards
     carry none (tars of other tools), or other names: a list, a file with one a line, or a count; null: as packed."""
 
     seed: int = 0
     init: str = "???"
+    architecture: str | None = None  # of a bare weights file in `init`: an open_clip name or the path of its JSON
     random: bool = False
     init_ema: bool = False  # from the moving average of its weights (optim.ema)
     mode: str = "full"  # linear: only the head learns | full: the image tower too

@@ -14,6 +14,7 @@ from pretrain.config import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
+from pretrain.engine.opening import check_weights, open_weights
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
@@ -27,7 +28,6 @@ from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 from pretrain.towers.parts import lock, tower_of
 from pretrain.towers.resolution import check_image_size
-from pretrain.towers.weights_file import read_weights
 
 
 class PretrainJob:
@@ -102,8 +102,10 @@ def make_model(config: PretrainConfig) -> DualEncoder:
 
 def load_init(model: DualEncoder, config: PretrainConfig) -> InitReport:
     """Give `model` the weights of `model.init`; returns what was loaded. Raises UserError where they do not fit."""
-    weights, free = read_weights(config.model.init), _may_miss(model, config)
-    report = initialise(model, weights, config.model.init, free)
+    opened = open_weights(config.model.init)
+    notes = check_weights(opened, model.spec)
+    report = initialise(model, opened.state, opened.took, _may_miss(model, config))
+    report.notes = opened.notes + notes
     if "logit_bias" in report.missing:
         start_logits(model, config.loss, config.train.global_batch)
     else:

@@ -1,26 +1,24 @@
-"""Reading checkpoints: whole weights for a model, or the pieces a rank of any world size needs to resume."""
+"""What a checkpoint's weights become: a model to evaluate, or the pieces a rank of any world size needs to resume."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from data_tools.errors import UserError
-from pretrain.engine.committed import FOLDER, MANIFEST, MODEL, STATE, fault_of, newest_intact
+from pretrain.engine.committed import MODEL
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
+from pretrain.engine.located import Kind, locate
+from pretrain.engine.opening import open_model, resolve_checkpoint, spec_of_description
 from pretrain.engine.optimizers import all_states
 from pretrain.engine.reader import CheckpointReader
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
-from pretrain.towers.initialise import initialise
-from pretrain.towers.spec import ModelSpec, resolve_spec, spec_of
-from pretrain.towers.weights_file import read_weights
-
-EXPORT = "open_clip_config.json"
+from pretrain.towers.spec import ModelSpec
 
 
 def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
@@ -58,35 +56,9 @@ def describe(spec: ModelSpec, **more: object) -> dict:
     return {"spec": asdict(spec), **more}
 
 
-def load_trained(path: str | Path, ema: bool = False) -> DualEncoder:
-    """The dual encoder of a run folder (its newest intact checkpoint), a checkpoint or an export folder: fp32, on the
-    CPU, in evaluation mode. `ema`: the moving average of its weights (optim.ema).
-
-    Raises:
-        UserError: no model there, a damaged one, or no moving average.
-    """
-    path = Path(path)
-    if (path / EXPORT).is_file():
-        if ema:
-            raise UserError(f"{path} is an export", expected="a run or checkpoint with a moving average of its weights")
-        return _from_export(path)
-    checkpoint = resolve_checkpoint(path)
-    reader = CheckpointReader(checkpoint)
-    description = reader.model()
-    if "head" in description:
-        raise UserError(
-            f"{checkpoint} is a fine-tuned classifier",
-            expected="a dual encoder",
-            remedy="give the pretraining run it started from; evaluate.py --task classification, predict.py and "
-            "export.py take the classifier itself",
-        )
-    if ema and EMA not in reader.kinds:
-        raise UserError(
-            f"{checkpoint} has no moving average of its weights", remedy="train with optim.ema, such as 0.999"
-        )
-    model = DualEncoder(_spec(description, f"{checkpoint / MODEL}"))
-    reader.load_into(model, EMA if ema else "weight")
-    return model.eval()
+def load_trained(path: str | Path, ema: bool = False, architecture: str | None = None) -> DualEncoder:
+    """The dual encoder that `open_model` opens, without its words."""
+    return open_model(path, ema, architecture)[0]
 
 
 def load_classifier(path: str | Path) -> Classifier | None:
@@ -96,8 +68,11 @@ def load_classifier(path: str | Path) -> Classifier | None:
     Raises:
         UserError: a damaged one.
     """
-    path = Path(path)
-    if not (path / MANIFEST).is_file() and not (path / FOLDER).is_dir():
+    try:
+        found = locate(path)
+    except UserError:
+        return None
+    if found.kind not in (Kind.RUN, Kind.CHECKPOINT):
         return None
     checkpoint = resolve_checkpoint(path)
     reader = CheckpointReader(checkpoint)
@@ -105,7 +80,7 @@ def load_classifier(path: str | Path) -> Classifier | None:
     if "head" not in description:
         return None
     classes, scale = _head(description["head"], checkpoint / MODEL)
-    towers = DualEncoder(_spec(description, f"{checkpoint / MODEL}"))
+    towers = DualEncoder(spec_of_description(description, f"{checkpoint / MODEL}"))
     model = Classifier(towers, classes, torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"]), scale)
     reader.load_into(model, "weight")
     return model.eval()
@@ -117,40 +92,3 @@ def _head(head: object, where: Path) -> tuple[list[str], float]:
     if not named or len(set(classes)) < max(1, len(classes)) or not (isinstance(scale, float) and 0 < scale < math.inf):
         raise UserError(f"{where} describes no head of a classifier", got=head, expected="classes and a scale")
     return classes, scale
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the newest intact one of a run folder.
-
-    Raises:
-        UserError: no checkpoint there, or none whose files match its manifest.
-    """
-    path = Path(path)
-    if (path / MANIFEST).is_file() and (path / STATE).is_file():
-        fault = fault_of(path)
-        if fault:
-            raise UserError(f"checkpoint {path} is damaged", got=fault, remedy="give another one, or restore a copy")
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} is missing", expected="a run, checkpoint or export folder")
-    found, notes = newest_intact(path / FOLDER)
-    if found is None:
-        got = "; ".join(notes) or "no committed checkpoint and no open_clip_config.json"
-        raise UserError(f"{path} holds no model", got=got, expected="a run, checkpoint or export folder")
-    return found
-
-
-def _spec(description: dict, where: str) -> ModelSpec:
-    spec = description.get("spec")
-    if not isinstance(spec, dict) or spec.keys() != {field.name for field in fields(ModelSpec)}:
-        raise UserError(f"{where} describes no model", got=spec, expected="a spec")
-    return spec_of(spec["name"], spec["model_cfg"], spec["preprocess_cfg"], where)
-
-
-def _from_export(path: Path) -> DualEncoder:
-    spec = resolve_spec(str(path / EXPORT))
-    if spec.model_cfg["text_cfg"].get("hf_tokenizer_name"):
-        spec.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(path)  # its files travel with the export
-    model = DualEncoder(spec)
-    initialise(model, read_weights(path / "open_clip_model.safetensors"), str(path))
-    return model.eval()

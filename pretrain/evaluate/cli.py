@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   python launch/evaluate.py --model export --task classification --data shards/flowers_test --templates openai
   python launch/evaluate.py --model export --task classification --data 's-{000..003}.tar' --classes names.txt
   python launch/evaluate.py --model runs/finetune_flowers --task classification --data shards/flowers_test
+  python launch/evaluate.py --model epoch_32.pt --architecture ViT-B-32 --task retrieval --data shards/val
   python launch/evaluate.py --model runs/scenes --task pairs --data shards/minimal_pairs
   deepspeed launch/evaluate.py --model runs/photos --task retrieval --data shards/val --batch 256
 
@@ -51,7 +52,17 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words.add_argument("--model", required=True, metavar="DIR", help="a run, checkpoint or export folder")
+    words.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="a run, checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or a weights file",
+    )
+    words.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="of a bare weights file: an open_clip name or the path of its JSON",
+    )
     words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("--task", required=True, choices=TASKS)
     words.add_argument(

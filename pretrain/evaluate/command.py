@@ -17,7 +17,8 @@ from data_tools.progress import Progress
 from data_tools.redaction import redact_source
 from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
-from pretrain.engine.weights import load_classifier, load_trained
+from pretrain.engine.opening import open_model
+from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.classes import class_numbers, shown
 from pretrain.evaluate.features import encoder
 from pretrain.evaluate.pairs import read_pairs
@@ -53,8 +54,12 @@ def evaluate(options: argparse.Namespace) -> int:
     runtime = start()
     options.precision = _settle_precision(options.precision, runtime)
     corpus = open_corpus(options.data)
-    model = load_classifier(options.model) or load_trained(options.model, options.ema)
-    if isinstance(model, Classifier):
+    model = load_classifier(options.model)
+    if model is None:
+        model, report = open_model(options.model, options.ema, options.architecture)
+        if runtime.is_main:
+            print(f"model: {report}", flush=True)
+    else:
         _check_classifier(options)
     record = _describe(options, model, corpus)
     if options.skip_existing and _known(options.output, record["key"], runtime):
@@ -96,13 +101,14 @@ def _settle_precision(asked: str, runtime: Runtime) -> str:
 def _check_classifier(options: argparse.Namespace) -> None:
     """Raises UserError for what a fine-tuned classifier cannot be asked."""
     wrong = {"--task": options.task != "classification" and options.task, "--templates": options.templates}
+    wrong["--architecture"] = options.architecture
     wrong["--ema"] = options.ema and "a moving average of its weights"
     for option, asked in wrong.items():
         if asked:
             raise UserError(
                 f"{options.model} is a fine-tuned classifier, and {option} belongs to dual encoders",
                 got=asked,
-                expected="--task classification, without --templates and --ema",
+                expected="--task classification, without --templates, --architecture and --ema",
                 remedy="give the pretraining run it started from",
             )
 

@@ -31,7 +31,16 @@ def _run(arguments: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words.add_argument("model", metavar="RUN_DIR", help="a run, checkpoint or export folder")
+    words.add_argument(
+        "model",
+        metavar="RUN",
+        help="a run, checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or a weights file",
+    )
+    words.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="of a bare weights file: an open_clip name or the path of its JSON",
+    )
     words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("output", metavar="OUT_DIR", help="a new or empty folder")
     words.add_argument("--formats", default="open_clip,transformers", help="default: open_clip,transformers")

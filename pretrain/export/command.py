@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from pretrain.engine.committed import FOLDER
-from pretrain.engine.weights import load_trained, resolve_checkpoint
-from pretrain.export.open_clip_format import CONFIG
+from pretrain.engine.located import Kind, locate
+from pretrain.engine.opening import open_model, resolve_checkpoint
 from pretrain.export.verify import TOLERANCE
 from pretrain.export.writer import export_model
 
@@ -17,11 +17,13 @@ _ROW = ("kind", "step", "samples", "seconds")  # what a row of metrics.jsonl has
 
 def export(options: argparse.Namespace) -> int:
     """Export what the command line names; prints the verification; returns the exit code."""
-    source = Path(options.model)
-    if not (source / CONFIG).is_file():
+    found = locate(options.model)
+    source = found.path
+    if found.kind in (Kind.RUN, Kind.CHECKPOINT):
         source = resolve_checkpoint(source)  # once, so that the card speaks of the very weights
     formats = [name.strip() for name in options.formats.split(",") if name.strip()]
-    model = load_trained(source, options.ema)
+    model, report = open_model(source, options.ema, options.architecture)
+    print(report, flush=True)
     differences = export_model(model, options.output, formats, *history(source, options.ema), verify=options.verify)
     for name, value in differences.items():
         print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")

@@ -44,8 +44,5 @@ def write_open_clip(model: DualEncoder, folder: Path) -> None:
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file(native_state(model), folder / WEIGHTS, metadata={"format": "pt", "activation": activation(model)})
-    tokenizer = spec.model_cfg["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer:  # open_clip then reads the tokenizer from the folder, whatever the name says
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    if spec.model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        model.tokenize.library.save_pretrained(folder)  # open_clip reads it from there, whatever the name says

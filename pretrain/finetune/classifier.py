@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 
 from pretrain.config import FinetuneConfig
-from pretrain.engine.weights import load_trained
+from pretrain.engine.opening import open_model
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates
 from pretrain.finetune.labels import is_count
 from pretrain.runtime import Runtime
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
-from pretrain.towers.initialise import InitReport, initialise
+from pretrain.towers.initialise import initialise
 
 
 def build_classifier(
@@ -46,11 +46,13 @@ def build_classifier(
 def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
     if config.random:
         return build_model(config.init, config.seed), [f"random initialisation of {config.init}, seed {config.seed}"]
-    trained = load_trained(config.init, config.init_ema)
+    trained, report = open_model(config.init, config.init_ema, config.architecture)
     if config.image_size is None or config.image_size == trained.spec.image_size:
-        return trained, [str(InitReport(config.init, list(trained.clip.state_dict())))]
+        return trained, [str(report)]
     resized = DualEncoder(_with_size(trained.spec, config.image_size))
-    return resized, [str(initialise(resized, trained.export_state(), config.init))]
+    again = initialise(resized, trained.export_state(), report.source)
+    again.notes = report.notes
+    return resized, [str(again)]
 
 
 def _with_size(spec, size: int):

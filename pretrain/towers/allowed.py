@@ -189,6 +189,29 @@ _TEXT_CONFIG: dict[str, Rule] = {
 }
 
 
+_CLIP_CONFIG: dict[str, Rule] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size"), _WIDTH),
+    **dict.fromkeys(("num_hidden_layers",), _count(1, 1024)),
+    **dict.fromkeys(("num_attention_heads",), _count(1, 4096)),
+    "hidden_act": _one_of("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_eps": _real(1e-12, 1),
+    "max_position_embeddings": _count(3, 1 << 16),
+    "vocab_size": _count(1, 1 << 24),
+    "eos_token_id": _TOKEN,
+    "image_size": _SIZE,
+    "patch_size": _SIZE,
+    "num_channels": _one_of(3),
+}
+
+
+def check_clip_config(config: dict, where: str) -> dict:
+    """The settings of a tower of transformers' CLIP that its form in open_clip needs. Raises UserError for values that
+    it cannot have."""
+    needed = {name: value for name, value in config.items() if name in _CLIP_CONFIG}
+    _check(needed, _CLIP_CONFIG, where, "")
+    return needed
+
+
 def check_text_config(config: dict, where: str) -> dict:
     """The part of a transformers text config that may be passed on. Raises UserError for values it cannot have."""
     if config.get("model_type") not in TEXT_MODELS:

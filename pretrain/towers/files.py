@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 from data_tools.errors import UserError
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # of files of weights
 _LARGEST_JSON = 64 << 20  # bytes; a tokenizer's vocabulary is the largest that a model has
 
 

@@ -16,17 +16,19 @@ from pretrain.towers.weights_file import refuse_non_finite
 
 @dataclass
 class InitReport:
-    """What an initialisation did, by native key."""
+    """What an initialisation did, by native key; `notes`: warnings."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"initialised from {self.source}: {len(self.loaded)} tensors loaded"
         text += f", {len(self.resized)} resized ({', '.join(self.resized)})" if self.resized else ", none resized"
-        return text + (f", missing and left as built: {few(self.missing)}" if self.missing else ", none missing")
+        text += f", missing and left as built: {few(self.missing)}" if self.missing else ", none missing"
+        return "\n".join([text, *self.notes])
 
 
 def initialise(
@@ -47,8 +49,7 @@ def initialise(
         if key in state and key in own:
             state[key] = state[key].reshape(own[key].shape)
             before[key] = own[key].shape
-    resize_pos_embed(state, model.clip)
-    resize_text_pos_embed(state, model.clip)
+    _resize(model, state)
     missing = [key for key in own if key not in state]
     refused = [key for key in missing if not key.startswith(tuple(may_miss))] if may_miss else missing
     unexpected = [key for key in state if key not in own]
@@ -63,3 +64,16 @@ def initialise(
     model.clip.load_state_dict({**own, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
     return InitReport(source, [key for key in own if key in state], resized, missing)
+
+
+def _resize(model: DualEncoder, state: dict[str, torch.Tensor]) -> None:
+    """Interpolate position embeddings of `state` to the model's size; those that are none stay, to be refused."""
+    tower = getattr(model.clip, "text", model.clip)
+    for resize, owner in ((resize_pos_embed, model.clip.visual), (resize_text_pos_embed, tower)):
+        own = getattr(owner, "positional_embedding", None)
+        key = next((key for key, value in model.clip.state_dict(keep_vars=True).items() if value is own), None)
+        given = state.get(key)
+        rows = 0 if given is None or own is None or given.dim() != 2 else len(given)
+        grid = rows - 1 if resize is resize_pos_embed else 1
+        if rows and given.shape[1] == own.shape[1] and round(grid**0.5) ** 2 == grid:
+            resize(state, model.clip)

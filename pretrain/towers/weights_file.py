@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data_tools.errors import UserError
-from pretrain.towers.files import few
+from pretrain.towers.files import SUFFIXES, few
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers keep the weights among other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers among OpenAI's tensors
@@ -69,7 +69,8 @@ def _unpickled(path: Path) -> object:
     try:
         if zipfile.is_zipfile(path):
             _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
