@@ -92,7 +92,7 @@ def _in_folder(folder: Path, splits: bool) -> list[Found]:
 
 def _directly(folder: Path) -> Found | None:
     """The shards that lie in the folder itself."""
-    if (folder / manifests.FILE_NAME).exists():
+    if os.path.lexists(folder / manifests.FILE_NAME):  # a link to nowhere is a fault, and no folder of tars
         return Found(folder / manifests.FILE_NAME)
     files = sorted((path for path in _children(folder) if not path.is_dir()), key=natural)
     packed = [path for path in files if path.name.endswith(COMPRESSED)]

@@ -16,6 +16,8 @@ from data_tools.shards.files import FileBytes, opened
 from data_tools.shards.index import MAX_SPAN, Index, IndexBuilder, hash_file
 from data_tools.shards.tar import (
     BLOCK,
+    EXTENDING,
+    TYPE_AT,
     Buffer,
     Entry,
     TarDamageError,
@@ -25,6 +27,7 @@ from data_tools.shards.tar import (
     walk,
 )
 
+_WHOLE_NAME = 99  # bytes from which on the name in a header may be cut
 _KEPT = 5  # names and losses that are remembered to be shown
 _RESORT = "unpack it and pack it sorted by name: tar -xf OLD.tar -C FOLDER; tar --sort=name -cf NEW.tar -C FOLDER ."
 _RENAME = "give each sample a key of its own and pack the tar anew; unpacking would keep only the last of each name"
@@ -115,16 +118,31 @@ def _refuse_others(buffer: Buffer, tar: Path) -> None:
 def _events(buffer: Buffer, tar: Path) -> Iterator[Entry | Loss | int]:
     """The files of a tar and its damaged stretches, in order; last the byte at which its content ends."""
     start: int | None = 0
+    before: Loss | None = None  # nothing was read since this damage
     while start is not None:
         entries = _Returning(walk(buffer, tar, start))
         try:
-            yield from entries
+            for entry in entries:
+                if before and _may_be_misnamed(entry, buffer, before):
+                    yield Loss(entry.start, entry.data + entry.size, before.what)
+                else:
+                    yield entry
+                before = None
             yield entries.value
             return
         except TarDamageError as error:
             start = next_header(buffer, error.offset + BLOCK)
-            yield Loss(error.offset, len(buffer) if start is None else start, error.what)
+            before = Loss(error.offset, len(buffer) if start is None else start, error.what)
+            yield before
     yield len(buffer)
+
+
+def _may_be_misnamed(entry: Entry, buffer: Buffer, before: Loss) -> bool:
+    """Whether the first file behind a damage has the name in its own header only, and the true one was lost: a header
+    of a name stood there, or this name looks like what is written where another header has the whole of it."""
+    named_here = entry.start == entry.data - BLOCK
+    kind = bytes(buffer[before.start + TYPE_AT : before.start + TYPE_AT + 1])
+    return named_here and (kind in EXTENDING or "?" in entry.name or len(entry.name) >= _WHOLE_NAME)
 
 
 class _Returning:

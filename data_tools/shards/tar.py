@@ -19,7 +19,8 @@ _CHUNK, _FIRST_CHUNK = 1 << 20, 1 << 12
 _REGULAR = b"0\0" + b"7"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS, _SPARSE = b"L", b"K", b"x", b"g", b"X", b"S"
-_EXTENDING = (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS)
+EXTENDING = (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS)
+TYPE_AT = 156  # of a header
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _OCTAL = re.compile(rb" *([0-7]*) *")
 _PAX_LENGTH, _PAX_SIZE = re.compile(rb"([0-9]{1,20}) "), re.compile(rb"[0-9]{1,20}")
@@ -107,7 +108,7 @@ def walk(buffer: Buffer, path: object, offset: int = 0) -> Generator[Entry, None
             _check_end(buffer, offset, path)
             return offset
         header = _parse(block, offset, path)
-        data, extending = offset + BLOCK, header.kind in _EXTENDING
+        data, extending = offset + BLOCK, header.kind in EXTENDING
         size = header.size
         if extended.size is not None and not extending and header.kind not in _WITHOUT_DATA:
             size = extended.size
@@ -197,7 +198,7 @@ def _parse(block: bytes, offset: int, path: object) -> _Header:
         raise TarDamageError(path, offset, "a header without a readable size")
     if kind == _SPARSE:
         raise TarDamageError(path, offset, "a sparse file, which shards cannot hold,")
-    if kind in _EXTENDING and size > MAX_EXTENDED:
+    if kind in EXTENDING and size > MAX_EXTENDED:
         raise TarDamageError(path, offset, f"an extended header of {size} bytes (at most {MAX_EXTENDED} are read)")
     name = _header_name(block)
     if kind == b"\0" and name.endswith("/"):

@@ -112,8 +112,8 @@ def test_tarfile_would_have_been_silent(tmp_path):
             assert len(tar.getmembers()) == 6
 
 
-def foreign(path, names: list[str], data: bytes = b"data") -> None:
-    with tarfile.open(path, "w") as tar:
+def foreign(path, names: list[str], data: bytes = b"data", kind: int = tarfile.USTAR_FORMAT) -> None:
+    with tarfile.open(path, "w", format=kind) as tar:
         for name in names:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -303,25 +303,29 @@ def read_what_is_left(corpus) -> tuple[dict[str, bytes], list[int]]:
     return found, lost
 
 
-def test_one_damaged_header_costs_the_sample_that_it_stood_in(tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_one_damaged_header_costs_the_sample_that_it_stood_in(tmp_path, kind):
     """What is intact is judged by tarfile on the tar before it was damaged."""
-    names = [f"{key:03d}.{kind}" for key in range(160) for kind in ("jpg", "json", "txt")]
+    folder = "" if kind == tarfile.USTAR_FORMAT else "f" * 120 + "/"  # such names have a header of their own
+    names = [f"{folder}{key:03d}.{suffix}" for key in range(160) for suffix in ("jpg", "json", "txt")]
     path = tmp_path / "s.tar"
-    foreign(path, names, b"data" * 200)
+    foreign(path, names, b"data" * 200, kind)
     with tarfile.open(path) as tar:
-        offsets = {member.name: member.offset for member in tar}
-        contents = {member.name: tar.extractfile(member).read() for member in tar}
+        members = {member.name.removeprefix(folder): member for member in tar}
+        contents = {name: tar.extractfile(member).read() for name, member in members.items()}
     sound = path.read_bytes()
     for hurt in ("000.jpg", "080.jpg", "080.json", "080.txt", "159.txt"):
-        path.write_bytes(sound)
-        overwrite(path, offsets[hurt] + 3, b"?")
-        index_path(path).unlink(missing_ok=True)
-        corpus = open_corpus(path)
-        expected = f"{path} is damaged: at least 1 of 160 samples were lost before it was indexed"
-        assert (corpus.num_samples, corpus.damaged) == (160, (expected,))
-        found, lost = read_what_is_left(corpus)
-        assert lost == [int(hurt[:3])], hurt
-        assert found == {name: data for name, data in contents.items() if name[:3] != hurt[:3]}
+        for at in {members[hurt].offset, members[hurt].offset_data - BLOCK}:
+            path.write_bytes(sound)
+            overwrite(path, at + 3, b"?")
+            index_path(path).unlink(missing_ok=True)
+            corpus = open_corpus(path)
+            expected = f"{path} is damaged: at least 1 of 160 samples were lost before it was indexed"
+            assert (corpus.num_samples, corpus.damaged) == (160, (expected,))
+            found, lost = read_what_is_left(corpus)
+            assert lost == [int(hurt[:3])], hurt
+            left = {folder + name: data for name, data in contents.items() if name[:3] != hurt[:3]}
+            assert found == left
 
 
 def test_training_replaces_what_a_damaged_tar_lost_and_evaluation_refuses(tmp_path):
