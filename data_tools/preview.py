@@ -37,7 +37,7 @@ _LABEL, _FAINT, _FAULT = (22, 101, 52), (120, 120, 120), (190, 18, 60)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("shards", help="a packed folder, a tar or a brace pattern of tars")
+    parser.add_argument("shards", help="a packed folder, a folder of tars, a tar or a pattern of tars")
     parser.add_argument("output", type=Path, help="a .png or .html file")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="samples to show (default: 24)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which samples are drawn (default: 0)")

@@ -14,7 +14,8 @@ from data_tools.remote.settings import DEFAULT_GIB
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of shards: a packed folder, a manifest.json, a tar, or a brace pattern of tars; local, or a URL.
+    """One corpus of shards: a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of
+    these; or the URL of a folder, manifest or tars (braces only).
 
     Several sources are mixed in every global batch: by `weight` (relative to the others'), or else by size times
     `repeat`, which makes an epoch count a source so often. `image`: extensions of the image member, `;` between; null:

@@ -15,7 +15,7 @@ from data_tools.remote.settings import CacheSettings, Shard, default_settings
 from data_tools.remote.urls import is_remote
 from data_tools.shards import manifest as manifests
 from data_tools.shards.index import IndexHeader, index_header, index_path, open_index, write_index
-from data_tools.shards.remote_sources import ShardEntry, resolve_url
+from data_tools.shards.remote_sources import ShardEntry, describe_loss, resolve_url
 from data_tools.shards.sources import KINDS, find
 from data_tools.shards.survey import build_index
 
@@ -186,8 +186,7 @@ def _from_tar(tar: Path) -> ShardEntry:
 def _damage(index: Path, header: IndexHeader) -> str:
     if not header.damaged:
         return ""
-    lost = open_index(index).lost
-    return f"is damaged: at least {lost} of {header.samples} samples were lost before it was indexed"
+    return describe_loss(open_index(index).lost, header.samples)
 
 
 def _measure(tar: Path, size: int, recorded: str, remedy: str) -> tuple[tuple[int, int], bool]:

@@ -4,18 +4,24 @@ import glob
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.progress import Progress
 from data_tools.redaction import redact
 from data_tools.remote.retry import DeniedError, MissingError
-from data_tools.remote.settings import CacheSettings
+from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.store import read_bytes
 from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, split_query
 from data_tools.shards import manifest as manifests
-from data_tools.shards.index import HEADER_BYTES, IndexHeader, parse_header
+from data_tools.shards.index import HEADER_BYTES, IndexHeader, index_path, open_index, parse_header
 from data_tools.shards.sources import COMPRESSED
+
+
+def describe_loss(lost: int, samples: int) -> str:
+    """What the damage of a shard was, to be put behind its name; "" where nothing is lost."""
+    return f"is damaged: at least {lost} of {samples} samples were lost before it was indexed" if lost else ""
 
 
 class ShardEntry(NamedTuple):
@@ -99,6 +105,13 @@ def _header(tar: str, cache: CacheSettings) -> IndexHeader | None:
         return None
 
 
+def _lost(folder: Path, shard: Shard) -> int:
+    try:
+        return open_index(index_path(folder / f"{shard.key}.tar")).lost
+    except UserError:  # evicted meanwhile
+        return 0
+
+
 def _identify(tars: list[str], cache: CacheSettings) -> Iterable[ShardEntry]:
     if not tars:
         return []
@@ -110,7 +123,7 @@ def _identify(tars: list[str], cache: CacheSettings) -> Iterable[ShardEntry]:
 
     def identify(tar: str) -> ShardEntry:
         samples, shard = opened.identify(tar)
-        return ShardEntry(tar, samples, shard.size, shard.hash)
+        return ShardEntry(tar, samples, shard.size, shard.hash, describe_loss(_lost(opened.folder, shard), samples))
 
     shards = []
     with Progress("indexing", len(tars), "tars") as progress, ThreadPoolExecutor(_WALKS) as pool:

@@ -47,6 +47,11 @@ def find(source: str, splits: bool = False) -> list[Found]:
     return found
 
 
+def holds_shards(folder: Path) -> bool:
+    """Whether there are shards in a folder or in the folders in it, and not pictures to be packed."""
+    return bool(_directly(folder)) or any(_directly(path) for path in _children(folder) if path.is_dir())
+
+
 def natural(path: Path) -> list:
     """Sorts 2.tar before 10.tar."""
     return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split("([0-9]+)", path.name)]

@@ -6,7 +6,7 @@ damage may have lost members there. It is kept if it has all the members that ev
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -118,16 +118,11 @@ def _refuse_others(buffer: Buffer, tar: Path) -> None:
 def _events(buffer: Buffer, tar: Path) -> Iterator[Entry | Loss | int]:
     """The files of a tar and its damaged stretches, in order; last the byte at which its content ends."""
     start: int | None = 0
-    before: Loss | None = None  # nothing was read since this damage
+    before: Loss | None = None
     while start is not None:
         entries = _Returning(walk(buffer, tar, start))
         try:
-            for entry in entries:
-                if before and _may_be_misnamed(entry, buffer, before):
-                    yield Loss(entry.start, entry.data + entry.size, before.what)
-                else:
-                    yield entry
-                before = None
+            yield from _named(entries, buffer, before)
             yield entries.value
             return
         except TarDamageError as error:
@@ -135,6 +130,14 @@ def _events(buffer: Buffer, tar: Path) -> Iterator[Entry | Loss | int]:
             before = Loss(error.offset, len(buffer) if start is None else start, error.what)
             yield before
     yield len(buffer)
+
+
+def _named(entries: Iterable[Entry], buffer: Buffer, before: Loss | None) -> Iterator[Entry | Loss]:
+    """The files behind a damage, the first as a part of it if its name may be another one."""
+    for entry in entries:
+        misnamed = before is not None and _may_be_misnamed(entry, buffer, before)
+        yield Loss(entry.start, entry.data + entry.size, "") if misnamed else entry
+        before = None
 
 
 def _may_be_misnamed(entry: Entry, buffer: Buffer, before: Loss) -> bool:

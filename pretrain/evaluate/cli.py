@@ -66,7 +66,7 @@ def _parser() -> Parser:
     words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("--task", required=True, choices=TASKS)
     words.add_argument(
-        "--data", required=True, metavar="SHARDS", help="a packed folder, a tar or a brace pattern of tars"
+        "--data", required=True, metavar="SHARDS", help="a packed folder, a folder of tars, a tar or a pattern of tars"
     )
     words.add_argument("--output", metavar="FILE", help="append the result as a line of JSON")
     words.add_argument("--skip-existing", action="store_true", help="do nothing where --output has this very result")

@@ -21,11 +21,11 @@ from data_tools.pack.records import read_records, table_suffix
 from data_tools.pack.rows import clean
 from data_tools.remote.urls import is_remote
 from data_tools.shards import Corpus, ShardReader, open_corpus
+from data_tools.shards.sources import holds_shards
 from pretrain.stream.batches import read_sample
 from pretrain.stream.members import PLAIN
 from pretrain.stream.transform import ImageTransform
 
-_MANIFEST = "manifest.json"
 _MOST_BYTES = 100_000_000  # of a file, as packing has it by default
 
 
@@ -106,13 +106,12 @@ def open_pictures(source: str, image_column: str = "image", image_root: str | No
     if is_remote(source):
         return Shards(open_corpus(source))
     if path.is_dir():
-        packed = (path / _MANIFEST).is_file() or any(name.endswith(".tar") for name in os.listdir(path))
-        return Shards(open_corpus(source)) if packed else _of_folder(path)
+        return Shards(open_corpus(source)) if holds_shards(path) else _of_folder(path)
     if table_suffix(path) is not None:
         return _of_table(path, image_column, Path(image_root) if image_root else None)
     if is_image_name(path.name) and path.exists():
         return Files([clean(path.name)], [str(path)])
-    if not path.exists() and path.suffix != ".tar":
+    if not path.exists() and path.suffix != ".tar" and not set(source) & set("*?[{"):
         expected = "a folder of pictures, a picture, a table (.csv, .tsv, .jsonl, .parquet), or shards"
         raise UserError(f"no input at {source}", expected=expected, remedy="check the path")
     return Shards(open_corpus(source))
