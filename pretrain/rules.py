@@ -8,19 +8,21 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any
 
 from data_tools.errors import UsageError
 from pretrain.config import EvalConfig, FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
+from pretrain.limits import break_rule, check_limits
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
-_NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]{1,2})?)"
+_NUMBER = r"([0-9]{1,15}(?:_[0-9]{1,15}){0,5}(?:\.[0-9]{1,15})?(?:[eE][0-9]{1,2})?)"
 _TIME = re.compile(rf"^\s*{_NUMBER}\s*(second|minute|hour)s?\s*$")
-_STEPS = re.compile(r"^\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*$")
+_STEPS = re.compile(r"^\s*([0-9]{1,15})(?:\s*-\s*([0-9]{1,15}))?\s*$")
 _DURATION = re.compile(rf"^\s*{_NUMBER}\s*(epoch|step|sample)s?\s*$")
 FOREVER = "forever"
 ENDLESS = 1 << 62  # steps of a run without an end
+_LONGEST = 10**12  # epochs, steps or samples: more than anyone trains, and no overflow anywhere
 _MOST_PROFILED = 100
 _OF_WHOLE_MATRICES = ("lamb", "muon")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -43,7 +45,11 @@ def parse_duration(text: str, where: str) -> tuple[Fraction, str]:
             expected="a number and one of " + ", ".join(_UNITS),
             remedy="or forever" if where == _MAY_BE_ENDLESS else None,
         )
-    return Fraction(match[1]), f"{match[2]}s"
+    number = Fraction(match[1])
+    if number > _LONGEST:
+        remedy = FOREVER if where == _MAY_BE_ENDLESS else None
+        raise UsageError(f"{where} is too long", got=repr(text), expected=f"{_LONGEST:.0e} at most", remedy=remedy)
+    return number, f"{match[2]}s"
 
 
 def duration_steps(text: str, where: str, steps_per_epoch: int, global_batch: int) -> int:
@@ -97,52 +103,17 @@ def _names_classes(value: Any) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
     "data.train": (lambda v: len(v) > 0, "at least one source", "data.train=FOLDER"),
-    "data.crop_scale": (lambda v: 0 < v[0] <= v[1] <= 1, "0 < low <= high <= 1", None),
-    "data.flip": (lambda v: 0 <= v <= 1, "0 <= share <= 1", "0.5 mirrors every other picture"),
-    "data.color_jitter": (lambda v: 0 <= v <= 1, "0 <= strength <= 1", "0.4 is usual"),
-    "data.word_dropout": (lambda v: 0 <= v < 1, "0 <= share < 1", None),
-    "optim.betas": (lambda v: all(0 <= beta < 1 for beta in v), "0 <= beta < 1, twice", None),
-    "optim.eps": (lambda v: v > 0, "> 0", None),
-    "log.images": (lambda v: v >= 0, ">= 0", None),
-    "data.max_bad_ratio": (lambda v: 0 <= v < 1, "0 <= ratio < 1", None),
-    "data.workers": (lambda v: v >= 0, ">= 0", "0 decodes in the training process"),
-    "data.cache_gib": (lambda v: v > 0, "> 0", "the shards that the ranks of a node read at a time must fit"),
-    "data.window": (lambda v: v > 0, "> 0", None),
-    "model.text_buckets": (lambda v: v > 0, "> 0", None),
-    "train.global_batch": (lambda v: v > 0, "> 0", None),
-    "train.micro_batch": (lambda v: v is None or v > 0, "> 0 or null", None),
-    "loss.label_smoothing": (lambda v: 0 <= v < 1, "0 <= share < 1", None),
-    "loss.margin": (lambda v: v > 0, "> 0", None),
-    "loss.temperature": (
-        lambda v: v is None or 0.01 <= v <= 1,
-        "0.01 to 1, or null",
-        "the logit scale stays below 100",
-    ),
-    "loss.logit_bias": (lambda v: v is None or -100 <= v <= 0, "-100 to 0, or null", "null: -ln(global batch)"),
-    "optim.lr": (lambda v: v > 0, "> 0", None),
-    "optim.image_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=image stops the tower"),
-    "optim.text_lr": (lambda v: v is None or v > 0, "> 0 or null", "model.locked=text stops the tower"),
-    "optim.image_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
-    "optim.text_weight_decay": (lambda v: v is None or v >= 0, ">= 0 or null", None),
-    "optim.layer_decay": (lambda v: 0 < v <= 1, "0 < share <= 1", "1.0 gives all layers one rate"),
-    "optim.ema": (lambda v: v is None or 0 < v < 1, "0 < decay < 1, or null", "0.9999 averages some 10,000 updates"),
-    "optim.weight_decay": (lambda v: v >= 0, ">= 0", None),
-    "optim.grad_clip": (lambda v: v is None or v > 0, "> 0 or null", "null switches clipping off"),
-    "checkpoint.keep": (lambda v: v >= 2, ">= 2", "one spare is needed for the day the newest is damaged"),
+    "data.crop_scale": (lambda v: v[0] <= v[1], "0 < low <= high <= 1", None),
     "checkpoint.keep_best": (
         lambda v: v is None or v.startswith("-") or not v.endswith("loss"),
         "a metric of which more is better, or - and one of which less is",
         "put a minus before a loss: checkpoint.keep_best=-validation_loss",
     ),
-    "eval.batch": (lambda v: v > 0, "> 0", None),
-    "guard.max_skipped": (lambda v: v >= 0, ">= 0", "0 ends the run at the first"),
-    "guard.spike": (lambda v: v is None or v > 0, "> 0 or null", "null switches the watch off"),
     "guard.hang_timeout": (
         lambda v: v is None or 0 < parse_seconds(v, "guard.hang_timeout") <= 1500,
         "more than 0, at most 25 minutes, or null",
         "collectives end by themselves after 30 minutes, without stacks",
     ),
-    "image_size": (lambda v: v is None or v > 0, "> 0 or null", None),
     "classes": (
         _names_classes,
         "a list of names, a file with one a line, a count, or null",
@@ -170,11 +141,12 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         if value not in allowed:
             near = difflib.get_close_matches(str(value), map(str, allowed), 1)
             remedy = f"did you mean {near[0]!r}?" if near else None
-            _break(name, value, "one of " + ", ".join(map(str, allowed)), remedy)
+            break_rule(name, value, "one of " + ", ".join(map(str, allowed)), remedy)
+    check_limits(config)
     for name, (holds, rule, remedy) in _RULES.items():
         value = _value(config, name, _ABSENT)
         if value is not _ABSENT and not holds(value):
-            _break(name, value, rule, remedy)
+            break_rule(name, value, rule, remedy)
     for name in _DURATIONS:
         text = attrgetter(name)(config)
         if text is not None:
@@ -182,41 +154,41 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
     if config.profile.steps is not None:
         parse_steps(config.profile.steps, "profile.steps")
     if config.train.duration == FOREVER and config.optim.schedule != "constant":
-        _break("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
+        break_rule("optim.schedule", config.optim.schedule, "constant, because train.duration is forever")
     cooled = parse_duration(config.optim.cooldown, "optim.cooldown")[0] > 0
     if cooled and (config.optim.schedule != "constant" or config.train.duration == FOREVER):
-        _break(
+        break_rule(
             "optim.cooldown",
             config.optim.cooldown,
             "0 steps, unless optim.schedule is constant and train.duration ends",
             "a run that went on forever cools down when it is resumed with a duration",
         )
     if config.train.offload_optimizer and config.train.zero_stage == 0:
-        _break("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
+        break_rule("train.offload_optimizer", True, "false at train.zero_stage=0", "set train.zero_stage=1")
     if config.train.compile and config.train.zero_stage == 3:
         rule = "0, 1 or 2 beside train.compile: at 3 a layer's weights come and go in hooks that a graph cannot hold"
-        _break("train.zero_stage", 3, rule)
+        break_rule("train.zero_stage", 3, rule)
     if config.optim.name in _OF_WHOLE_MATRICES and config.train.zero_stage > 0:
         rule = f"0 at optim.name={config.optim.name}, which looks at whole matrices"
-        _break("train.zero_stage", config.train.zero_stage, rule, "adamw and lion work at every stage")
+        break_rule("train.zero_stage", config.train.zero_stage, rule, "adamw and lion work at every stage")
     best = config.checkpoint.keep_best
     if best is not None and config.eval.retrieval is None and config.eval.classification is None:
-        _break("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
+        break_rule("checkpoint.keep_best", best, "an evaluation", "set eval.retrieval or eval.classification")
     if isinstance(config, FinetuneConfig):
         _validate_finetuning(config)
     if isinstance(config, PretrainConfig):
         _validate_loss(config.loss)
         if config.train.global_batch < 2:
             rule = ">= 2: the texts and images of the other pairs of a batch are what a pair is told apart from"
-            _break(
+            break_rule(
                 "train.global_batch", config.train.global_batch, rule, "without any the loss is 0 and nothing learns"
             )
         _validate_phases(config.model.phases)
         if config.model.locked != "none" and config.model.init is None:
-            _break("model.locked", config.model.locked, "none without model.init", "set model.init to trained weights")
+            break_rule("model.locked", config.model.locked, "none without model.init", "set model.init")
         for name in (f"{config.model.locked}_lr", f"{config.model.locked}_weight_decay"):
             if getattr(config.optim, name, None) is not None:
-                _break(f"optim.{name}", getattr(config.optim, name), "null for a tower that is locked")
+                break_rule(f"optim.{name}", getattr(config.optim, name), "null for a tower that is locked")
     _validate_sources(config.data.train)
 
 
@@ -236,9 +208,9 @@ def _validate_finetuning(config: FinetuneConfig) -> None:
     for name, silent in _NOT_OF_FINETUNING.items():
         _keep_silent(name, attrgetter(name)(config), silent, "in fine-tuning: labels, one tower, no average")
     if config.train.grad_checkpointing in ("text", "both"):
-        _break("train.grad_checkpointing", config.train.grad_checkpointing, "none or image in fine-tuning")
+        break_rule("train.grad_checkpointing", config.train.grad_checkpointing, "none or image in fine-tuning")
     if config.train.global_batch < 2:
-        _break("train.global_batch", config.train.global_batch, "2 or more in fine-tuning: one image has one class")
+        break_rule("train.global_batch", config.train.global_batch, "2 or more in fine-tuning: one image has one class")
 
 
 # Settings that some losses alone know, and those losses.
@@ -260,44 +232,45 @@ def _validate_loss(loss: LossConfig) -> None:
 
 def _keep_silent(name: str, value: object, silent: object, where: str) -> None:
     if value != silent:
-        _break(name, value, f"{'null' if silent is None else silent} {where}")
+        break_rule(name, value, f"{'null' if silent is None else silent} {where}")
 
 
 def _validate_duration(text: str, name: str) -> None:
     number, unit = parse_duration(text, name)
     if number == 0 and name not in _MAY_BE_ZERO:
-        _break(name, text, "> 0", "null switches it off" if name.startswith(("eval", "checkpoint")) else None)
+        break_rule(name, text, "> 0", "null switches it off" if name.startswith(("eval", "checkpoint")) else None)
     if unit == FOREVER and name != _MAY_BE_ENDLESS:
-        _break(name, text, "a number and one of " + ", ".join(_UNITS))
+        break_rule(name, text, "a number and one of " + ", ".join(_UNITS))
 
 
 def _validate_phases(phases: list[Phase]) -> None:
     for number, phase in enumerate(phases):
         name = f"model.phases.{number}"
         _validate_duration(phase.until, f"{name}.until")
-        if phase.image_size is not None and phase.image_size <= 0:
-            _break(f"{name}.image_size", phase.image_size, "> 0 or null")
-        if phase.patch_dropout is not None and not 0 <= phase.patch_dropout < 1:
-            _break(f"{name}.patch_dropout", phase.patch_dropout, "0 <= share < 1, or null")
         if phase.image_size is None and phase.patch_dropout is None:
-            _break(name, None, "an image_size or a patch_dropout of its own", "take the phase out")
+            break_rule(name, None, "an image_size or a patch_dropout of its own", "take the phase out")
 
 
 def _validate_sources(sources: list[Source]) -> None:
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):
         missing = f"data.train.{weighted.index(False)}.weight"
-        _break(missing, None, "a weight for every source or for none", "without weights sizes and `repeat` decide")
+        break_rule(missing, None, "a weight for every source or for none", "without weights sizes and `repeat` decide")
     for number, source in enumerate(sources):
         name = f"data.train.{number}"
-        if source.weight is not None and not 0 < source.weight < math.inf:
-            _break(f"{name}.weight", source.weight, "> 0", "take the source out to switch it off")
-        if not 0 < source.repeat < math.inf:
-            _break(f"{name}.repeat", source.repeat, "> 0")
         if source.weight is not None and source.repeat != 1:
-            _break(f"{name}.repeat", source.repeat, "1 beside a weight", "set one of the two")
+            break_rule(f"{name}.repeat", source.repeat, "1 beside a weight", "set one of the two")
         if source.choose not in ("random", "first"):
-            _break(f"{name}.choose", source.choose, "random or first")
+            break_rule(f"{name}.choose", source.choose, "random or first")
+        if any(_reads(other) == _reads(source) for other in sources[:number]):
+            break_rule(
+                f"{name}.urls", source.urls, "not the corpus of a source before it", "repeat: 2 counts one twice"
+            )
+
+
+def _reads(source: Source) -> tuple:
+    """What a source reads: two that read the same are one."""
+    return source.urls, source.image, source.captions
 
 
 _ABSENT = object()
@@ -309,10 +282,6 @@ def _value(config: object, name: str, absent: Any) -> Any:
         return attrgetter(name)(config)
     except AttributeError:
         return absent
-
-
-def _break(name: str, value: object, rule: str, remedy: str | None = None) -> NoReturn:
-    raise UsageError(f"config value {name} breaks its rule", got=repr(value), expected=rule, remedy=remedy)
 
 
 def local_batch(config: PretrainConfig | FinetuneConfig, world_size: int) -> int:
@@ -334,7 +303,8 @@ def check_world_size(global_batch: int, world_size: int) -> None:
     """Raises UsageError where the ranks would hold unequal batches."""
     if global_batch % world_size == 0:
         return
-    fitting = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
+    small = [n for n in range(1, math.isqrt(global_batch) + 1) if global_batch % n == 0]
+    fitting = {*small, *(global_batch // n for n in small)}
     below, above = max(n for n in fitting if n < world_size), min((n for n in fitting if n > world_size), default=None)
     raise UsageError(
         f"the global batch {global_batch} is not divisible by the world size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
@@ -19,6 +20,7 @@ from data_tools.redaction import redact_source
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.rules import PRECISIONS, validate
 
+_LARGEST = 1 << 20  # bytes of a config file
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 _SOURCES = "data.train"
 
@@ -30,27 +32,11 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
         UsageError: unknown key (naming the nearest), wrong type, missing value, a value outside its rule.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise UsageError(
             f"config {path} is missing", got="no such file", expected="a YAML file", remedy="start from one in configs/"
         )
-    try:
-        raw = OmegaConf.load(path)
-        _name_sources(raw)
-        for word in overrides:
-            _override(raw, word)
-            _name_sources(raw)
-        tree = OmegaConf.merge(OmegaConf.structured(kind), raw)
-        config = cast(_Config, OmegaConf.to_object(tree))
-    except UsageError:
-        raise
-    except OmegaConfBaseException as error:
-        raise _explain(error, kind, path) from None
-    except TypeError as error:  # OmegaConf's word for a list that an override took for a mapping
-        remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 160}]'"
-        raise UsageError(f"{path} and the overrides do not fit together", got=str(error), remedy=remedy) from None
-    except Exception as error:  # the YAML parser's errors share no class
-        raise UsageError(f"config {path} is not valid YAML", got=str(error)) from None
+    config = _build(kind, path, overrides)
     validate(config)
     return config
 
@@ -63,6 +49,47 @@ def find_run_dir(path: str | os.PathLike, overrides: Sequence[str]) -> str | Non
     except Exception:  # the YAML parser's errors share no class
         return None
     return found if isinstance(found, str) and found else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _build(kind: type[_Config], path: Path, overrides: Sequence[str]) -> _Config:
+    raw = _read_yaml(path)
+    try:
+        _name_sources(raw)
+        for word in overrides:
+            _override(raw, word)
+            _name_sources(raw)
+        tree = OmegaConf.merge(_defaults(cast(type, kind)), raw)
+        return cast(_Config, OmegaConf.to_object(tree))
+    except UsageError:
+        raise
+    except (OmegaConfBaseException, ArithmeticError, RecursionError, TypeError, ValueError) as error:
+        raise _explain(error, kind, raw, path) from None
+
+
+@functools.cache
+def _defaults(kind: type) -> DictConfig:
+    return OmegaConf.structured(kind)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if path.stat().st_size > _LARGEST:
+        raise UsageError(
+            f"config {path} is no file of settings", got=f"{path.stat().st_size} bytes", expected=f"{_LARGEST} at most"
+        )
+    try:
+        raw = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser's errors share no class
+        raise UsageError(f"config {path} is not valid YAML", got=error) from None
+    if not isinstance(raw, DictConfig):
+        raise UsageError(f"config {path} is no tree of settings", got="a list", expected="section: {key: value}")
+    return raw
 
 
 def dump_config(config: PretrainConfig | FinetuneConfig) -> str:
@@ -94,8 +121,21 @@ def _override(raw, word: str) -> None:
         raise UsageError(
             f"override {word!r} is not understood", expected="section.key=value, for example optim.lr=1e-3"
         )
-    text = word.partition("=")[2]
-    OmegaConf.update(raw, key, _paths(text) if key == _SOURCES else _parsed(text), force_add=True)
+    value = _value(key, word.partition("=")[2], word)
+    try:
+        OmegaConf.update(raw, key, value, force_add=True)
+    except (OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
+        raise UsageError(f"override {word!r} names no place in the settings", got=_first_line(error)) from None
+
+
+def _value(key: str, text: str, word: str) -> Any:
+    if key == _SOURCES:
+        return _paths(text)
+    try:
+        return _parsed(text)
+    except Exception as error:  # the YAML parser's errors share no class
+        remedy = f"quotes that the shell leaves there: {key}='\"TEXT\"'"
+        raise UsageError(f"the value of override {word!r} is not valid YAML", got=error, remedy=remedy) from None
 
 
 def _parsed(text: str) -> Any:
@@ -123,9 +163,13 @@ def _name_sources(raw: Any) -> None:
         OmegaConf.update(raw, _SOURCES, named)
 
 
-def _explain(error: OmegaConfBaseException, kind: type, path: Path) -> UsageError:
-    key = str(getattr(error, "full_key", "") or "")
-    reason = str(error).splitlines()[0].split(". Did you mean")[0]
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> UsageError:
+    key = str(getattr(error, "full_key", "") or "") or _guilty(kind, raw)
+    reason = _first_line(error).split(". Did you mean")[0]
     if "not in" in reason:
         near = _nearest(key, list(_all_keys(kind)))
         return UsageError(
@@ -134,7 +178,41 @@ def _explain(error: OmegaConfBaseException, kind: type, path: Path) -> UsageErro
         )
     if "missing mandatory" in reason.lower():
         return UsageError(f"config value {key!r} is not set", remedy=f"add it to {path} or pass {key}=VALUE")
-    return UsageError(f"config value {key!r} is wrong", got=reason)
+    if isinstance(error, RecursionError):
+        return UsageError(f"config value {key!r} refers to itself, or is nested too deep")
+    remedy = None
+    if isinstance(error, TypeError):  # OmegaConf's word for a list that an override took for a mapping
+        remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 160}]'"
+    return UsageError(f"config value {key!r} is wrong", got=reason, remedy=remedy)
+
+
+def _guilty(kind: type, raw: DictConfig) -> str:
+    """The first setting of `raw` that does not fit into the tree by itself: OmegaConf does not always name it."""
+    plain = _defaults(kind)
+    for key, value in _given(cast(dict, OmegaConf.to_container(raw))):
+        try:
+            alone = not (isinstance(value, str) and "${" in value)
+            tree = OmegaConf.merge(plain, _nested(key, value) if alone else raw)
+            OmegaConf.select(tree, re.sub(r"\.\d+\b", ".0", key) if alone else key)
+        except Exception:
+            return key
+    return "?"
+
+
+def _given(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _given(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield from _given(dict(enumerate(value)), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(key: str, value: object) -> dict:
+    for name in reversed(key.split(".")):
+        value = [value] if name.isdigit() else {name: value}
+    return cast(dict, value)
 
 
 def _nearest(key: str, names: list[str]) -> str | None:

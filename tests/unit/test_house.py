@@ -23,7 +23,7 @@ TOP_LEVEL = {
 FLOORS = (
     ("data_tools",),
     (
-        *("board", "config", "entry", "metrics", "places", "precision", "profiling", "provenance", "rules"),
+        *("board", "config", "entry", "limits", "metrics", "places", "precision", "profiling", "provenance", "rules"),
         *("run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
     ),
     ("guard", "lifeline", "peers", "watch"),
