@@ -170,5 +170,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """Grey values 0..65535 scaled to 0..255: Pillow's own conversion would clip them."""
-    grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(((grey16(image).astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def grey16(image: Image.Image) -> np.ndarray:
+    """Grey values of any integer mode, uint16 [h, w]; what lies outside 0..65535 is clipped."""
+    return np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)

@@ -12,6 +12,7 @@ from data_tools.media.image import (
     EXTENSIONS,
     UPRIGHT,
     check_pixels,
+    grey16,
     jpeg_orientation,
     jpeg_size,
     orientation,
@@ -19,7 +20,7 @@ from data_tools.media.image import (
 )
 
 JPEG_QUALITY = 95
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class CheckedImage:
 
 
 def common_extension(formats: set[str], resize: int | None) -> str | None:
-    """The one extension under which a corpus stores images of these formats; None: each under its own, which is one.
+    """The one extension under which a corpus stores images of these formats; None where there are none.
 
     Readers expect one member name in all samples (Hugging Face `datasets` drops a second one without a word), know the
     usual ones, and go by the bytes: of several formats all are `jpg`. Turning or shrinking makes a PNG of all but JPEG.
     """
-    if not formats or formats == {"jpg"}:
+    if not formats:
         return None
-    if len(formats) > 1:
+    if len(formats) > 1 or "jpg" in formats:
         return "jpg"
     return "png" if resize else next(iter(formats))
 
@@ -97,7 +98,8 @@ def _with_pillow(data: bytes, limits: Limits) -> CheckedImage:
 def _store(image: ImageFile, data: bytes, limits: Limits) -> CheckedImage:
     extension = EXTENSIONS[image.format or ""]
     target = _target(image.size, limits)
-    if target and extension == "jpg":
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if target and is_jpeg:
         image.draft(None, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
     turned = load_whole(image)
     if turned == 1 and not target:
@@ -108,7 +110,7 @@ def _store(image: ImageFile, data: bytes, limits: Limits) -> CheckedImage:
         stored = _resizable(image).resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if (still := orientation(image)) != 1:  # loading has turned a TIFF
         stored = stored.transpose(UPRIGHT[still])
-    extension, encoded = _encode(stored, extension, profile)
+    extension, encoded = _encode(stored, is_jpeg, profile)
     return CheckedImage(encoded, extension, *stored.size, turned)
 
 
@@ -118,13 +120,15 @@ def _resizable(image: Image.Image) -> Image.Image:
     return image
 
 
-def _encode(image: Image.Image, extension: str, profile: bytes | None) -> tuple[str, bytes]:
+def _encode(image: Image.Image, as_jpeg: bool, profile: bytes | None) -> tuple[str, bytes]:
     """JPEG stays JPEG; the others become PNG, without loss. Metadata go, the colour profile stays."""
     file = io.BytesIO()
-    if extension == "jpg":
+    if as_jpeg:
         image.save(file, "JPEG", quality=JPEG_QUALITY, icc_profile=profile)
         return "jpg", file.getvalue()
-    if image.mode not in _PNG_MODES:
+    if image.mode.startswith("I"):
+        image = Image.fromarray(grey16(image))
+    elif image.mode not in _PNG_MODES:
         image, profile = to_rgb(image), None
     image.save(file, "PNG", icc_profile=profile, exif=b"")
     return "png", file.getvalue()

@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"verified {len(reports)} shards, {samples} samples, {decoded} images decoded, in {seconds:.1f} s")
     if problems:
         damaged = sum(bool(report.problems) for report in reports)
-        remedy = "pack or fetch shards again where they are damaged; `data_tools index` rewrites an index"
+        remedy = (
+            "pack or fetch shards again where they are damaged (`data_tools index` rewrites an index); training "
+            "replaces bad samples, up to data.max_bad_ratio of them"
+        )
         raise UserError(f"problems: {len(problems)}, damaged shards: {damaged} of {len(reports)}", remedy=remedy)
     print("no problems")
     return 0

@@ -153,8 +153,8 @@ def test_turned_and_shrunk_pictures_bear_the_name_of_the_others(tmp_path, capsys
 def test_the_name_follows_from_the_formats():
     for formats, resize, expected in (
         (set(), None, None),
-        ({"jpg"}, None, None),
-        ({"jpg"}, 64, None),
+        ({"jpg"}, None, "jpg"),
+        ({"jpg"}, 64, "jpg"),
         ({"png"}, None, "png"),
         ({"gif"}, None, "gif"),
         ({"gif"}, 64, "png"),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_tools.media.bad import BadSampleError
+from data_tools.media.decode import decode_rgb
 from data_tools.pack.image import Limits, check_image
 from packing import ORIENTATION, encoded, jpeg, picture
 
@@ -165,3 +166,37 @@ def test_resize_shrinks_the_shortest_side(image, kind, extension, mode):
 def test_resize_and_turn_together():
     checked = check_image(jpeg(2, orientation=6), Limits(10_000, 200_000, resize=15))
     assert opened(checked.data).size == (checked.width, checked.height) == (15, 20)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes | None:
+    try:
+        return encoded(image, kind, **options)
+    except (OSError, ValueError, KeyError):  # a kind of pixel that the format does not hold
+        return None
+
+
+GREY_16 = Image.fromarray(np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40))
+WIDE = {mode: picture(1, mode=mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")}
+WIDE |= {"I;16": GREY_16, "I": GREY_16.convert("I"), "PA": picture(1).convert("P").convert("PA")}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_no_picture_that_decodes_is_lost_by_turning_or_shrinking(kind):
+    """Whatever kind of pixels the format holds."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    seen = 0
+    for mode, image in WIDE.items():
+        for data in (saved(image, kind), saved(image, kind, exif=exif)):
+            if data is None:
+                continue
+            seen += 1
+            whole = decode_rgb(data)
+            for resize in (None, 10):
+                checked = check_image(data, Limits(10_000, 200_000, resize))
+                stored = decode_rgb(checked.data)
+                assert stored.shape == (checked.height, checked.width, 3), mode
+                assert (stored.shape[0] > stored.shape[1]) == (whole.shape[0] > whole.shape[1]), mode
+                assert resize or np.abs(stored.astype(int) - whole).mean() < 3, mode
+                assert resize is None or abs(stored.mean() - whole.mean()) < 6, mode
+    assert seen
