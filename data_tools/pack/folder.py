@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
@@ -55,7 +56,7 @@ def _folders(boundary: Boundary) -> Iterator[_Folder]:
     """The folders below the root in sorted order, hidden ones left out, each once however many links lead to it."""
     root = boundary.root
     seen = {_identity(root)}
-    for place, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
+    for place, folders, names in os.walk(root, onerror=_raise, followlinks=True):
         base = os.path.relpath(place, root)
         prefix = "" if base == "." else f"{base}/"
         inside, outside = [], []
@@ -71,7 +72,10 @@ def _folders(boundary: Boundary) -> Iterator[_Folder]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise _unreadable(error) from None
     return status.st_dev, status.st_ino
 
 
@@ -83,8 +87,12 @@ def _comes_as_itself(folder: Path, root: Path) -> bool:
     return below[0] != ".." and not any(name.startswith(".") and name != "." for name in below)
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"cannot read the folder {error.filename}", got=error.strerror, remedy="make it readable") from None
+def _raise(error: OSError) -> NoReturn:
+    raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"cannot read the folder {error.filename}", got=error.strerror, remedy="make it readable")
 
 
 def _has_image(stem: str, siblings: set[str]) -> bool:

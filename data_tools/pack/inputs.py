@@ -78,7 +78,8 @@ def _remedy(path: Path) -> str | None:
 def _check_folder(path: Path) -> None:
     """Raise UserError for a folder of samples or tables: nothing of it would be packed."""
     with os.scandir(path) as entries:
-        names = {entry.name: entry.is_dir() for entry in entries}
+        # the entry's own `is_dir` raises for a link to itself
+        names = {entry.name: os.path.isdir(entry.path) for entry in entries}
     files = sorted(name for name, folder in names.items() if not folder)
     folders = sorted(name for name, folder in names.items() if folder)
     split = next((name for name in folders if (path / name / SHARD_COUNT).is_file()), None)

@@ -94,6 +94,20 @@ def test_texts_and_images_outside_are_refused(photos, tmp_path):
     assert account(photos, follow_links=True) == dict.fromkeys(found)
 
 
+def test_links_that_lead_nowhere_are_rows_of_their_own(photos, tmp_path, capsys):
+    from data_tools.__main__ import main
+
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "folder").symlink_to("folder")
+    for name in ("loop", "gone"):
+        (photos / f"{name}.txt").write_text("a caption")
+    assert main(["pack", str(photos), str(tmp_path / "shards"), "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "packed 3 samples from 3 of 5 rows" in said
+    assert "missing_file 1, unreadable_file 1" in said
+
+
 def test_lines_of_a_text_are_one_caption_or_several(photos):
     (photos / "3.txt").write_bytes("\ufeff one \r\n\r\ntwo\rthree\n".encode())
     for lines, expected in ((False, ["one two three"]), (True, ["one", "two", "three"])):
