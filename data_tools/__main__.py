@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from data_tools.arguments import Parser, leave_stdout
-from data_tools.errors import UsageError, UserError, disk_error, shown
+from data_tools.errors import UsageError, UserError, disk_error
 
 VERBS = {
     "pack": ("data_tools.pack.command", "a folder or table of images -> indexed WebDataset shards"),
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and leave_stdout():
             return 1
-        print(f"error: {disk_error(error) or shown(error)}", file=sys.stderr)
+        refused = UserError(f"cannot use {error.filename or 'a file'}", got=error.strerror or error)
+        print(f"error: {disk_error(error) or refused}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was committed stays", file=sys.stderr)

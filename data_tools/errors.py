@@ -76,17 +76,21 @@ class UsageError(UserError):
 
 
 _FULL = "free some space or choose a folder on another disk, and run the same command again"
-_DISK_FAULTS = {
-    errno.ENOSPC: ("no space left on the disk", _FULL),
-    errno.EDQUOT: ("the disk quota is used up", _FULL),
-    errno.EFBIG: ("a file larger than allowed", "raise the limit (`ulimit -f`), or write smaller files"),
-    errno.EROFS: ("a disk that is read-only", "choose a folder that you may write to"),
+_FORBIDDEN = ("use", "permission denied", "check its owner and mode, or name another")
+_SYSTEM_FAULTS = {
+    errno.ENOSPC: ("write", "no space left on the disk", _FULL),
+    errno.EDQUOT: ("write", "the disk quota is used up", _FULL),
+    errno.EFBIG: ("write", "a file larger than allowed", "raise the limit (`ulimit -f`), or write smaller files"),
+    errno.EROFS: ("write", "a disk that is read-only", "choose a folder that you may write to"),
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
 }
 
 
 def disk_error(error: OSError) -> UserError | None:
-    """The error for a disk that takes no more, with the file and what to do; None for a fault of another kind."""
-    if error.errno not in _DISK_FAULTS:
+    """The error for a disk that takes no more or a file that is forbidden, with the file and what to do; None for a
+    fault of another kind."""
+    if error.errno not in _SYSTEM_FAULTS:
         return None
-    got, remedy = _DISK_FAULTS[error.errno]
-    return UserError(f"cannot write {error.filename or 'a file'}", got=got, remedy=remedy)
+    verb, got, remedy = _SYSTEM_FAULTS[error.errno]
+    return UserError(f"cannot {verb} {error.filename or 'a file'}", got=got, remedy=remedy)

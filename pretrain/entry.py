@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_tools.arguments import leave_stdout
-from data_tools.errors import UsageError, UserError, disk_error, printable, shown
+from data_tools.errors import UsageError, UserError, disk_error, printable
 from data_tools.redaction import redact_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 75, 130
@@ -48,7 +48,7 @@ def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = No
         if not leave_stdout():
             _print_once(_unexpected(error))
     except OSError as error:
-        refused = disk_error(error) or (shown(error) if isinstance(error, PermissionError) else None)
+        refused = disk_error(error)
         _print_once(f"error: {refused}" if refused else _unexpected(error))
     except Exception as error:
         _print_once(_unexpected(error))

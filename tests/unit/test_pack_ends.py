@@ -214,3 +214,16 @@ def test_the_kernel_refusing_a_write_is_reported_from_any_process(tmp_path, work
     assert done.stderr.count("\n") == 1
     assert f"error: cannot write {tmp_path}/out/shard-00000" in done.stderr
     assert "a file larger than allowed; remedy: raise the limit" in done.stderr
+
+
+def test_other_refusals_of_the_system_name_the_file_too(run, tmp_path, monkeypatch):
+    photos = photo_folder(tmp_path / "photos", 2)
+    (tmp_path / "file").write_text("")
+    assert run("pack", photos, tmp_path / "file")[2] == f"error: cannot use {tmp_path}/file; got File exists\n"
+    for code, word in (("EACCES", "permission denied; remedy: "), ("EIO", "got refused")):
+        fault = OSError(getattr(errno, code), "refused", str(tmp_path / "out"))
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.mkdir", lambda *_, fault=fault, **__: (_ for _ in ()).throw(fault))
+            error = run("pack", photos, tmp_path / "out")[2]
+        assert error.startswith(f"error: cannot use {tmp_path}/out; got ")
+        assert word in error
