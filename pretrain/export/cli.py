@@ -1,4 +1,4 @@
-"""`launch/export.py`: a run, checkpoint or export folder -> a folder for open_clip and transformers."""
+"""`launch/export.py`: a run, checkpoint or export folder -> a folder for open_clip, transformers or timm."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pretrain.places import check_model, check_output
 _EXAMPLES = """examples:
   python launch/export.py runs/photos export/photos
   python launch/export.py runs/photos/checkpoints/step-000001200 export/early --formats open_clip
+  python launch/export.py runs/finetune_flowers export/flowers
 
 The folder is loaded through each client, its features are compared with the trainer's, and only then does it get its
 name. exit codes: 0 done, 1 failed, 2 usage error.
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     words = Parser(
         prog="python launch/export.py",
-        description="Write a trained dual encoder for open_clip and transformers.",
+        description="Write a trained dual encoder for open_clip and transformers, or a fine-tuned classifier for "
+        "timm and transformers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,7 +45,11 @@ def _run(arguments: list[str]) -> int:
     )
     words.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema)")
     words.add_argument("output", metavar="OUT_DIR", help="a new or empty folder")
-    words.add_argument("--formats", default="open_clip,transformers", help="default: open_clip,transformers")
+    words.add_argument(
+        "--formats",
+        metavar="NAMES",
+        help="open_clip,transformers of a dual encoder, timm,transformers of a classifier (default: both)",
+    )
     words.add_argument("--no-verify", dest="verify", action="store_false", help="do not load the folder for a check")
     words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
     options = words.parse_args(arguments)

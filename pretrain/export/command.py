@@ -6,9 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
+from data_tools.errors import UserError
 from pretrain.engine.committed import FOLDER
 from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint
+from pretrain.engine.weights import load_classifier
 from pretrain.export.verify import TOLERANCE
 from pretrain.export.writer import export_model
 
@@ -21,9 +23,13 @@ def export(options: argparse.Namespace) -> int:
     source = found.path
     if found.kind in (Kind.RUN, Kind.CHECKPOINT):
         source = resolve_checkpoint(source)  # once, so that the card speaks of the very weights
-    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
-    model, report = open_model(source, options.ema, options.architecture)
-    print(report, flush=True)
+    formats = options.formats and [name.strip() for name in options.formats.split(",") if name.strip()]
+    model = load_classifier(source)
+    if model is None:
+        model, report = open_model(source, options.ema, options.architecture)
+        print(report, flush=True)
+    elif options.ema:
+        raise UserError(f"{source} is a fine-tuned classifier", got="--ema", expected="a moving average: it has none")
     differences = export_model(model, options.output, formats, *history(source, options.ema), verify=options.verify)
     for name, value in differences.items():
         print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")

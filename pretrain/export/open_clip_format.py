@@ -35,7 +35,7 @@ def activation(model: DualEncoder) -> str:
     return "quick_gelu" if model.spec.model_cfg.get("quick_gelu", False) else "gelu"
 
 
-def write_open_clip(model: DualEncoder, folder: Path) -> None:
+def write(model: DualEncoder, folder: Path) -> None:
     """Write the layout into `folder`, the files of a Hugging Face tokenizer included where the text tower has one."""
     spec = model.spec
     config = {

@@ -9,7 +9,6 @@ from open_clip import SimpleTokenizer
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 
-from data_tools.errors import UserError
 from pretrain.export.open_clip_format import activation, native_state
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec
@@ -45,47 +44,39 @@ _TEXT = {
 }
 
 
-def check_transformers(model: DualEncoder) -> None:
-    """Refuse towers that `CLIPModel` cannot express.
-
-    Raises:
-        UserError: naming the first setting that is in the way.
-    """
-    reason = _obstacle(model)
-    if reason:
-        raise UserError(
-            f"model {model.spec.name} has no transformers form",
-            got=reason,
-            expected="what CLIPModel is: open_clip's own ViT and causal text transformer with the CLIP tokenizer",
-            remedy="export with --formats open_clip",
-        )
-
-
-def _obstacle(model: DualEncoder) -> str | None:
+def obstacle(model: DualEncoder) -> str | None:
+    """The first setting of towers that `CLIPModel` cannot express; None: it can."""
     spec = model.spec
     if getattr(model.clip, "logit_bias", None) is not None:
         return "a logit_bias (SigLIP loss), which CLIPModel does not have"
-    for name, full, needed in (("vision_cfg", CLIPVisionCfg, _VISION), ("text_cfg", CLIPTextCfg, _TEXT)):
-        values = vars(full(**spec.model_cfg[name]))
-        for field, value in needed.items():
-            if (values[field] or None) != (value or None):
-                return f"{name}.{field} = {values[field]!r}"
-    layers = spec.model_cfg["vision_cfg"].get("layers", 12)
-    if not isinstance(layers, int):
-        return f"a ResNet (vision_cfg.layers = {layers})"
-    vocabulary = spec.model_cfg["text_cfg"].get("vocab_size", 49408)
-    if vocabulary < 49408:
-        return f"text_cfg.vocab_size = {vocabulary}, fewer than the CLIP tokenizer's 49408"
+    text = vars(CLIPTextCfg(**spec.model_cfg["text_cfg"]))
+    reason = vision_obstacle(spec) or _unlike("text_cfg", text, _TEXT)
+    if reason is None and text["vocab_size"] < 49408:
+        reason = f"text_cfg.vocab_size = {text['vocab_size']}, fewer than the CLIP tokenizer's 49408"
+    return reason
+
+
+def vision_obstacle(spec: ModelSpec) -> str | None:
+    """What of the image tower, or of how pictures are made ready, is not as CLIP's vision transformer has it."""
+    vision = vars(CLIPVisionCfg(**spec.model_cfg["vision_cfg"]))
+    reason = _unlike("vision_cfg", vision, _VISION)
+    if reason is None and not isinstance(vision["layers"], int):
+        reason = f"a ResNet (vision_cfg.layers = {vision['layers']})"
+    if reason is None and not isinstance(vision["patch_size"], int):
+        reason = f"vision_cfg.patch_size = {vision['patch_size']}"
     for field, known in (("resize_mode", ("shortest", "squash")), ("interpolation", tuple(_RESAMPLE))):
-        if spec.preprocess_cfg[field] not in known:
-            return f"preprocess_cfg.{field} = {spec.preprocess_cfg[field]!r}"
-    patch = spec.model_cfg["vision_cfg"].get("patch_size", 16)
-    return None if isinstance(patch, int) else f"vision_cfg.patch_size = {patch}"
+        if reason is None and spec.preprocess_cfg[field] not in known:
+            reason = f"preprocess_cfg.{field} = {spec.preprocess_cfg[field]!r}"
+    return reason
 
 
-def write_transformers(model: DualEncoder, folder: Path) -> None:
-    """Write the layout into `folder`. Raises UserError as `check_transformers`."""
-    check_transformers(model)
+def _unlike(name: str, values: dict, needed: dict) -> str | None:
+    odd = (field for field, value in needed.items() if (values[field] or None) != (value or None))
+    return next((f"{name}.{field} = {values[field]!r}" for field in odd), None)
+
+
+def write(model: DualEncoder, folder: Path) -> None:
+    """Write the layout into `folder`. The model must have no obstacle."""
     tokenizer = SimpleTokenizer()
     merges = [" ".join(pair) for pair in tokenizer.bpe_ranks]
     specials = dict(zip(("<start_of_text>", "<end_of_text>"), (START, END), strict=True))

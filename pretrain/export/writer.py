@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.shards.commit import sync_folder
 from pretrain.export.card import model_card
-from pretrain.export.open_clip_format import write_open_clip
-from pretrain.export.transformers_format import check_transformers, write_transformers
+from pretrain.export.formats import Format, formats_of
 from pretrain.export.verify import verify_export
 from pretrain.towers.build import DualEncoder
-
-FORMATS: dict[str, Callable[[DualEncoder, Path], None]] = {
-    "open_clip": write_open_clip,
-    "transformers": write_transformers,
-}
+from pretrain.towers.classifier import Classifier
 
 
 def export_model(
-    model: DualEncoder,
+    model: DualEncoder | Classifier,
     out_dir: str | Path,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] | None = None,
     training: Mapping | None = None,
     metrics: Mapping[str, float] | None = None,
     verify: bool = True,
@@ -34,29 +29,56 @@ def export_model(
 
     Args:
         out_dir: must not exist, or be empty.
+        formats: names in `formats_of(model)`; None: all of them.
         training: facts for the model card (data digest, samples seen, ...).
         metrics: of an evaluation of these weights, for the model card.
-        verify: load the folder through each client and compare features before it gets its name.
+        verify: load the folder through each client and compare what it computes before it gets its name.
 
     Returns:
         Differences by client (see `verify_export`); empty without `verify`.
 
     Raises:
-        UserError: an unknown format, a folder with content, towers that a format cannot express, a client that computes
-            something else. Nothing is left behind.
+        UserError: an unknown format, a folder with content, a model that a format cannot express, a client that
+            computes something else. Nothing is left behind.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise UsageError("unknown export format", got=", ".join(unknown) or "none", expected=", ".join(FORMATS))
-    if "transformers" in formats:
-        check_transformers(model)
+    chosen = choose(model, formats)
     with staged_folder(Path(out_dir)) as folder:
-        for name in dict.fromkeys(formats):
-            FORMATS[name](model, folder)
-        differences = verify_export(model, folder, formats) if verify else {}
-        card = model_card(model.spec, formats, training or {}, metrics or {}, differences)
+        for form in chosen.values():
+            form.write(model, folder)
+        differences = verify_export(model, folder, list(chosen)) if verify else {}
+        how = {name: form.how for name, form in chosen.items()}
+        card = model_card(model, how, training or {}, metrics or {}, differences)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return differences
+
+
+def choose(model: DualEncoder | Classifier, names: Sequence[str] | None) -> dict[str, Format]:
+    """The layouts of these names, in their order; raises UserError for one that is unknown or that the model has no
+    form in."""
+    known = formats_of(model)
+    names = list(known) if names is None else names
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        what = "a classifier" if isinstance(model, Classifier) else "a dual encoder"
+        got = ", ".join(unknown) or "none"
+        raise UsageError(f"unknown export format for {what}", got=got, expected=", ".join(known))
+    chosen = {name: form for name, form in known.items() if name in names}
+    obstacles = {name: form.obstacle(model) for name, form in chosen.items()}
+    for name, reason in obstacles.items():
+        if reason:
+            free = [other for other in known if known[other].obstacle(model) is None]
+            raise UserError(
+                f"model {model.spec.name} has no {name} form",
+                got=reason,
+                expected=_expressible(model),
+                remedy=f"export with --formats {','.join(free)}" if free else None,
+            )
+    return chosen
+
+
+def _expressible(model: DualEncoder | Classifier) -> str:
+    image = "open_clip's own ViT"
+    return image if isinstance(model, Classifier) else f"{image} and causal text transformer with the CLIP tokenizer"
 
 
 @contextmanager

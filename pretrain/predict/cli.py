@@ -9,7 +9,7 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.entry import run_entry
-from pretrain.places import check_model, check_present
+from pretrain.places import check_model, check_output, check_present
 
 FORMATS = (".csv", ".parquet")
 _EXAMPLES = """examples:
@@ -72,9 +72,8 @@ def _check(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.suffix.lower() not in FORMATS:
         raise UsageError("--output is no file of predictions", got=output.name, expected=" or ".join(FORMATS))
-    if output.is_dir():
-        raise UsageError("--output is a folder", got=output, expected="a file")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("predict runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
     check_model(options.model)
     check_present("--input", options.input)
+    check_output("--output", options.output)

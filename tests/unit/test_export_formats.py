@@ -21,6 +21,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CL
 import tiny
 from data_tools.errors import UsageError, UserError
 from pretrain.engine.weights import load_trained
+from pretrain.export.formats import DUAL_ENCODER
 from pretrain.export.verify import PROBES, TOLERANCE, verify_export
 from pretrain.export.writer import export_model
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder
@@ -225,15 +226,15 @@ def test_unknown_formats_and_full_folders_are_refused(tmp_path):
 
 
 def test_a_failed_verification_leaves_nothing(tmp_path, monkeypatch):
-    from pretrain.export import writer
+    whole = DUAL_ENCODER["open_clip"]
 
     def damaged(model, folder):
-        writer.write_open_clip(model, folder)
+        whole.write(model, folder)
         weights = load_file(folder / "open_clip_model.safetensors")
         weights["visual.proj"][0, 0] += 1e-2
         save_file(weights, folder / "open_clip_model.safetensors")
 
-    monkeypatch.setitem(writer.FORMATS, "open_clip", damaged)
+    monkeypatch.setitem(DUAL_ENCODER, "open_clip", replace(whole, write=damaged))
     with pytest.raises(UserError, match="open_clip image"):
         export_model(_model(), tmp_path / "out", ["open_clip"])
     assert not list(tmp_path.iterdir())

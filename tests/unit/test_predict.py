@@ -141,9 +141,9 @@ def test_tables_shards_and_single_pictures_are_inputs_too(run, photos, tmp_path)
     ("words", "code", "message"),
     [
         (["--output", "p.txt"], 2, "--output is no file of predictions"),
-        (["--input", "nowhere"], 1, "no input at nowhere"),
-        (["--input", "none.csv"], 1, "no table at none.csv"),
-        (["--model", "nowhere"], 1, "nowhere is no fine-tuned classifier"),
+        (["--input", "nowhere"], 1, "--input nowhere is missing"),
+        (["--input", "none.csv"], 1, "--input none.csv is missing"),
+        (["--model", "nowhere"], 1, "nowhere"),
         (["--top-k", "0"], 2, "--top-k is too small"),
     ],
 )

@@ -1,0 +1,122 @@
+"""The public clients of an export, as their users call them: each loads the folder and computes by its own means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+Images = Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Client:
+    """A loaded export.
+
+    `prepare`: a picture -> what the client's own transform makes of it, normalised, fp32 [3, size, size].
+    `images`: pictures -> unit-norm features [n, d], or the scores [n, classes] of a classifier.
+    `texts`: texts -> unit-norm features [n, d]; None of a classifier.
+    `logit_scale`: its logarithm; None of a classifier. `classes`: of a classifier.
+    """
+
+    prepare: Callable[[Image.Image], torch.Tensor]
+    images: Callable[[Images], torch.Tensor]
+    texts: Callable[[Sequence[str]], torch.Tensor] | None = None
+    logit_scale: float | None = None
+    classes: tuple[str, ...] = ()
+
+
+def open_clip_client(folder: Path) -> Client:
+    """open_clip on a dual encoder."""
+    import open_clip
+
+    clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    clip.eval()
+    return Client(
+        preprocess,
+        lambda images: clip.encode_image(torch.stack([preprocess(image) for image in images]), normalize=True),
+        lambda texts: clip.encode_text(tokenizer(list(texts)), normalize=True),
+        float(clip.logit_scale),
+    )
+
+
+def transformers_client(folder: Path) -> Client:
+    """transformers on a dual encoder."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    clip, report = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    _refuse_odd_keys(report)
+    clip.eval()
+    processor = CLIPProcessor.from_pretrained(folder)
+
+    def pixels(images: Images) -> torch.Tensor:
+        return processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def encode(images: Images, texts: Sequence[str]):
+        words = processor.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
+        return clip(pixel_values=pixels(images), **words)
+
+    blank = [Image.new("RGB", (8, 8))]  # the two towers answer together
+    return Client(
+        lambda image: pixels([image])[0],
+        lambda images: F.normalize(encode(images, [""]).image_embeds, dim=-1),
+        lambda texts: F.normalize(encode(blank, texts).text_embeds, dim=-1),
+        float(clip.logit_scale),
+    )
+
+
+def timm_classifier(folder: Path) -> Client:
+    """timm on a classifier."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    names = model.pretrained_cfg.get("label_names") or ()
+    return Client(
+        transform, lambda images: model(torch.stack([transform(image) for image in images])), classes=tuple(names)
+    )
+
+
+def transformers_classifier(folder: Path) -> Client:
+    """transformers on a classifier."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    _refuse_odd_keys(report)
+    model.eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+
+    def pixels(images: Images) -> torch.Tensor:
+        return processor(list(images), return_tensors="pt")["pixel_values"]
+
+    names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+    return Client(lambda image: pixels([image])[0], lambda images: model(pixels(images)).logits, classes=names)
+
+
+def _refuse_odd_keys(report: Mapping) -> None:
+    odd = [f"{kind} {sorted(report[kind])}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
+    if odd:
+        raise ValueError("; ".join(odd))
+
+
+@contextmanager
+def quiet():
+    """The clients log each step of a normal load, and transformers draws a bar."""
+    from transformers.utils import logging as transformers_logging
+
+    before, bar = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        if bar:
+            transformers_logging.enable_progress_bar()
