@@ -13,6 +13,7 @@ from pretrain.places import check_architecture, check_corpus, check_output, chec
 from pretrain.rules import LOSS_NAMES, PRECISIONS
 from pretrain.settings import load_config
 
+_SPEED_STEPS, _CURVE_STEPS = 20, 100  # a curve within the warmup says little: the updates are small there
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
 _PRECISION = "bf16: autocast over fp32 weights; auto: where the device has units for it, else fp32 (default auto)"
 _TRAIN_PRECISION = f"of both; {_PRECISION}; with auto a probe picks the peer's faster one"
@@ -105,7 +106,9 @@ def _add_measure(train: argparse.ArgumentParser) -> None:
         "--loss-curve", action="store_true", help="compare losses from the same weights and batches instead"
     )
     add("--pairs", type=int, default=5, help="speed: alternating pairs of runs (default 5)")
-    add("--steps", type=int, default=20, help="speed, loss curve: optimizer steps of a run (default 20)")
+    add(
+        "--steps", type=int, help=f"optimizer steps of a run (default: speed {_SPEED_STEPS}, loss curve {_CURVE_STEPS})"
+    )
     add("--skip-steps", type=int, default=5, help="speed: steps at the start that do not count (default 5)")
     add("--val", help="recall: held-out corpus, all captions of an image in one sample")
     add("--epochs", type=int, default=3, help="recall: passes over the shards (default 3)")
@@ -230,7 +233,9 @@ def _main(arguments: list[str]) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.recall and not args.val:
         raise UsageError("--recall needs a held-out corpus", remedy="--val FOLDER")
-    if not 0 <= args.skip_steps < args.steps:
+    if args.steps is None:
+        args.steps = _CURVE_STEPS if args.loss_curve else _SPEED_STEPS
+    if not args.loss_curve and not 0 <= args.skip_steps < args.steps:
         raise UsageError(
             "--skip-steps leaves nothing to measure", got=args.skip_steps, expected=f"0 .. {args.steps - 1}"
         )

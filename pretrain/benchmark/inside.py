@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_tools.progress import Progress
 from data_tools.shards import open_corpus
 from pretrain.assemble import image_settings
 from pretrain.benchmark.trainers import Trial
@@ -70,13 +71,15 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     total = trial.steps_per_epoch * trial.global_batch
     schedule = Schedule("cosine", trial.lr, trial.warmup * trial.global_batch, total)
     ours, theirs = [], []
-    for batch in _batches(trial, model, trial.steps_per_epoch):
-        images = batch.images.to(runtime.device)
-        lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
-        ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts), None)], _infonce)))
-        engine.update(lr)
-        theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
-        peer.update(lr)
+    with Progress("both trainers", trial.steps_per_epoch, "steps") as progress:
+        for batch in _batches(trial, model, trial.steps_per_epoch):
+            images = batch.images.to(runtime.device)
+            lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
+            ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts), None)], _infonce)))
+            engine.update(lr)
+            theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
+            peer.update(lr)
+            progress.update(len(ours))
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     relative = max(gap / loss for gap, loss in zip(gaps, theirs, strict=True))
     return {"dualstream": ours, "open_clip": theirs, "largest_gap": max(gaps), "largest_relative_gap": relative}

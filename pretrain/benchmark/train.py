@@ -133,9 +133,15 @@ def _loss_curve(trial: Trial) -> dict:
 
     curves = loss_curves(trial, start(distributed=True))
     finish()
-    marks = sorted({0, *range(4, trial.steps_per_epoch, 5), trial.steps_per_epoch - 1})
+    steps = trial.steps_per_epoch
+    every = max(1, steps // 20)
+    marks = sorted({0, *range(every - 1, steps, every), steps - 1})
     rows = [(str(step + 1), *(f"{curves[name][step]:.6f}" for name in ("dualstream", "open_clip"))) for step in marks]
     show_table("fp32 loss, same weights, same batches", ("step", "dualstream", "open_clip"), rows)
+    behind = max(0, steps - trial.warmup)
+    print(f"{steps} steps, {behind} of them behind the warmup of {trial.warmup}")
+    if behind < steps / 2:
+        print("warning: most of the curve lies within the warmup, where updates are small: give more --steps")
     print(f"largest difference {curves['largest_gap']:.2e} (relative {curves['largest_relative_gap']:.2e})")
     return {"kind": "train loss curve", "curves": curves}
 

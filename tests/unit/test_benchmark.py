@@ -217,3 +217,12 @@ def test_a_wrong_command_line_is_one_line_and_code_2(trial, capsys, words, messa
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "steps"), [([], 20), (["--loss-curve"], 100), (["--loss-curve", "--steps", "3"], 3)])
+def test_the_default_loss_curve_goes_far_beyond_its_warmup(trial, words, steps):
+    args = cli.build_parser().parse_args(["train", "--shards", trial.source, "--model", trial.model, *words])
+    cli._check(args)
+    assert args.steps == steps
+    if words == ["--loss-curve"]:
+        assert args.steps >= 5 * args.warmup
