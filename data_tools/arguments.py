@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 from typing import NoReturn
 
@@ -18,9 +19,9 @@ class Parser(argparse.ArgumentParser):
 
 def leave_stdout() -> bool:
     """Whether the reader of this process's output has gone, as `head` does; then nothing more is written there."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # the kernel tells of errors unasked
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone

@@ -38,12 +38,12 @@ def dry_run(config: PretrainConfig) -> int:
     model = make_model(config)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
     patch_dropouts(model, config.model.phases)
-    Evaluations(config, model, runtime)
+    remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
     reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
     report = load_init(model, config) if reader is None and config.model.init is not None else None
     if runtime.is_main:
         doubt = doubt_bias(config.loss, config.train.global_batch)
-        notes = [str(note) for note in (report, doubt) if note]
+        notes = [str(note) for note in (report, doubt, *remarks) if note]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from data_tools.errors import UserError
+from data_tools.shards import Corpus
 from pretrain import assemble
 from pretrain.config import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
@@ -17,6 +18,7 @@ from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_devic
 from pretrain.engine.opening import check_weights, open_weights
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
+from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.losses import Features, contrastive_loss
@@ -56,6 +58,8 @@ class PretrainJob:
         doubt = doubt_bias(config.loss, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
+        if runtime.is_main and (remarks := self._evaluations.remarks(self.stream.corpus)):
+            print("\n".join(remarks), flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
@@ -152,6 +156,11 @@ class Evaluations:
         if self._classes:
             check_classes(self._classes.classes, self._labelled.labelled)
         self._templates = load_templates(config.eval.templates)
+
+    def remarks(self, trained: Corpus) -> list[str]:
+        """A line on each corpus that holds shards of `trained`."""
+        corpora = {"eval.retrieval": self._retrieval, "eval.classification": self._classes}
+        return list(filter(None, (remark(name, corpus, trained) for name, corpus in corpora.items() if corpus)))
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Metrics of all of them, and under `ema_` those of the moving average; all ranks must call it."""

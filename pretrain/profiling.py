@@ -7,6 +7,7 @@ those of the clock; on a GPU, whose work is only queued, the device is waited fo
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ class StepProfiler:
         global _clock
         if self._profile is not None or not self._first <= step <= self._last:
             return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it speaks on stderr, also of no GPUs
         gpu = [ProfilerActivity.CUDA] if self._runtime.device.type == "cuda" else []
         self._profile = profile(activities=[ProfilerActivity.CPU, *gpu])
         self._profile.start()

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data_tools.errors import UserError
+from data_tools.errors import shown as short
 from data_tools.media.members import parse_fields
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
@@ -21,6 +23,7 @@ from pretrain.engine.opening import open_model
 from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.classes import class_numbers, shown
 from pretrain.evaluate.features import encoder
+from pretrain.evaluate.overlap import remark, training_corpus
 from pretrain.evaluate.pairs import read_pairs
 from pretrain.evaluate.picture import write_retrieval_picture
 from pretrain.evaluate.results import (
@@ -67,6 +70,8 @@ def evaluate(options: argparse.Namespace) -> int:
             print(f"{options.output} has this result already (key {record['key']})")
         finish()
         return 0
+    if runtime.is_main and (warning := remark(options.data, corpus, training_corpus(options.model))):
+        print(warning, flush=True)
     started = time.monotonic()
     model.to(runtime.device)
     outcome = _run_task(options, model, corpus, runtime)
@@ -193,12 +198,12 @@ def _finish_main(options: argparse.Namespace, corpus: Corpus, outcome: Outcome, 
         write_retrieval_picture(options.picture, outcome.features, corpus, seed=options.seed, fields=fields)
     console = Console()
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in record["n"].items())
-    console.print(f"{options.task}: {counts}", soft_wrap=True, highlight=False)
+    console.print(f"{options.task}: {counts}", soft_wrap=True, highlight=False, markup=False)
     console.print(_table(record))
     if outcome.breakdown and len(outcome.breakdown) <= _LONG_BREAKDOWN:
         console.print(_breakdown(outcome.breakdown))
     for path in filter(None, (options.output, options.picture)):
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        console.print(f"wrote {short(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(record: dict) -> Table:
@@ -221,5 +226,5 @@ def _breakdown(rows: list[dict]) -> Table:
 
 def _number(name: str, value: object) -> str:
     if not isinstance(value, float):
-        return "" if value is None else str(value)
+        return "" if value is None else escape(short(value))  # names of classes may look like rich's markup
     return f"{value:.4g}" if "rank" in name or "loss" in name else f"{100 * value:.2f} %"

@@ -55,7 +55,7 @@ def _run(arguments: list[str]) -> int:
     console = Console()
     console.print(table)
     for what, _, path in (pair.partition("=") for pair in options.made):
-        console.print(f"{what}: {path}", soft_wrap=True, highlight=False)
+        console.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 

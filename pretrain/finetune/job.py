@@ -15,6 +15,7 @@ from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.classes import class_numbers
+from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classifier
 from pretrain.finetune.classifier import build_classifier
 from pretrain.finetune.labels import refuse_equal_labels, set_classes
@@ -48,6 +49,8 @@ class Prepared:
         self.reader = self.evaluated and assemble.eval_reader(config, self.evaluated, spec, False, runtime)
         if self.reader:
             check_classes(self.classes, self.reader.labelled)
+        if self.evaluated and (warning := remark("eval.classification", self.evaluated, self.stream.corpus)):
+            self.lines.append(warning)
         self.description = describe(spec, head={"classes": list(self.classes), "scale": self.model.scale})
 
 

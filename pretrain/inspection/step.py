@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from data_tools.errors import UsageError, printable, shown
 from data_tools.progress import Progress
 from data_tools.shards.commit import atomic_write
 from pretrain import assemble
@@ -21,7 +22,7 @@ from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
 from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
-from pretrain.stream.loader import StreamSource
+from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.mixture import Place, Slots
 from pretrain.stream.position import Position
 from pretrain.towers.spec import resolve_spec
@@ -52,7 +53,7 @@ class _Line:
     def __str__(self) -> str:
         mark = "  in place of a bad sample" if self.replaces else ""
         place = f"rank {self.rank} {self.position:>5}  source {self.source} epoch {self.epoch}"
-        return f"{place}  {Path(self.shard).name}  {self.key}  {self.caption!r}{mark}"
+        return f"{place}  {printable(Path(self.shard).name)}  {shown(self.key)}  {shown(self.caption)!r}{mark}"
 
 
 def show(config: PretrainConfig, options: argparse.Namespace) -> int:
@@ -62,7 +63,7 @@ def show(config: PretrainConfig, options: argparse.Namespace) -> int:
     lines = _read(config, options.step, options.world_size, ranks, checkpoint)
     if options.keys:
         for line in lines:
-            print(line.rank, line.position, line.source, line.shard, line.key, sep="\t")
+            print(line.rank, line.position, line.source, printable(line.shard), printable(line.key), sep="\t")
         return 0
     replaced = sum(line.replaces for line in lines)
     title = f"step {options.step}: {len(lines)} samples, {replaced} in place of bad ones"
@@ -88,11 +89,23 @@ def _read(config: PretrainConfig, step: int, world_size: int, ranks: range, chec
             stream = assemble.train_stream(config, sources, spec, "caption", runtime, look_only=True)
             if checkpoint is not None:
                 stream.go_on_from(Position.from_dict(CheckpointReader(checkpoint).state().position))
+            _check_step(step, stream, config.train.duration)
             planned = stream.mixture.batch(step - 1, runtime.world_size, number)
             with stream:
                 lines += _lines(next(stream.iterate(step - 1)), planned, sources, number * piece, share)
             progress.update(len(lines))
     return lines
+
+
+def _check_step(step: int, stream: TrainStream, duration: str) -> None:
+    last = stream.steps_until(duration, "train.duration")
+    if step > last:
+        raise UsageError(
+            "--step is beyond the end of the run",
+            got=step,
+            expected=f"1 to {last}, by train.duration={duration}",
+            remedy="a longer run has them: add train.duration='...' to the command",
+        )
 
 
 def _lines(batch: Batch, planned: Slots, sources: Sequence[StreamSource], first: int, share: int) -> Iterator[_Line]:
@@ -120,11 +133,12 @@ def _write_page(path: Path, title: str, lines: list[_Line]) -> None:
         picture.thumbnail((_SIDE, _SIDE))
         picture.save(file, "JPEG", quality=_QUALITY)
         source = base64.b64encode(file.getvalue()).decode()
-        name = f"rank {line.rank} / {line.position}, source {line.source}, {Path(line.shard).name}, {line.key}"
+        name = f"rank {line.rank} / {line.position}, source {line.source}, "
+        name += f"{printable(Path(line.shard).name)}, {shown(line.key)}"
         name += ", in place of a bad sample" if line.replaces else ""
         figures.append(
             f'<figure{" class=r" if line.replaces else ""}><img alt="" src="data:image/jpeg;base64,{source}">'
-            f"<div>{html.escape(line.caption)}</div><small>{html.escape(name)}</small></figure>"
+            f"<div>{html.escape(shown(line.caption))}</div><small>{html.escape(name)}</small></figure>"
         )
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     page = f"{head}<h1>{html.escape(title)}</h1><main>{''.join(figures)}</main>\n"

@@ -19,6 +19,8 @@ from pretrain.settings import load_config
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
 
+SIX = ("--step", "6", "train.duration=2 epochs")  # past an epoch of the second source
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
@@ -63,10 +65,8 @@ def trained(workspace, step, world_size):
 
 
 def test_the_keys_are_those_that_training_takes(workspace):
-    step = 6  # past an epoch of the second source
-    rows = [
-        line.split("\t") for line in inspect(workspace, "--step", str(step), "--world-size", "3", "--keys").splitlines()
-    ]
+    step = 6
+    rows = [line.split("\t") for line in inspect(workspace, *SIX, "--world-size", "3", "--keys").splitlines()]
     assert [row[:2] for row in rows] == [[str(rank), str(n)] for rank in range(3) for n in range(8)]
     assert [row[4] for row in rows] == [key for keys in trained(workspace, step, 3) for key in keys]
     assert {(row[2], row[3]) for row in rows} <= {
@@ -74,7 +74,7 @@ def test_the_keys_are_those_that_training_takes(workspace):
         ("0", str(workspace / "a" / "s-000001.tar")),
         ("1", str(workspace / "b" / "s-000000.tar")),
     }
-    one = inspect(workspace, "--step", str(step), "--world-size", "3", "--rank", "1", "--keys")
+    one = inspect(workspace, *SIX, "--world-size", "3", "--rank", "1", "--keys")
     assert [line.split("\t") for line in one.splitlines()] == rows[8:16]
 
 
@@ -99,7 +99,46 @@ def test_a_page_shows_pictures_captions_and_replacements(workspace):
         (["--step", "0"], "--step is not positive; got 0"),
         (["--step", "1", "--world-size", "2", "--rank", "2"], "--rank does not fit --world-size; got 2"),
         (["--step", "1", "--world-size", "5"], "24 is not divisible by the world size"),
+        (["--step", "6"], "--step is beyond the end of the run; got 6; expected 1 to 5"),
     ],
 )
 def test_usage_faults(workspace, words, message):
     assert message in inspect(workspace, *words, code=2)
+
+
+KEYS = ["half\ud800", "\x1b[2Jclear", "a\nb\tc\r", "\u202eturned", "x" * 5000]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A corpus whose captions a terminal would obey or could not write."""
+    folder = tmp_path_factory.mktemp("odd")
+    captions = {n: {"json": json.dumps({"captions": [KEYS[n % 5]]}).encode(), "txt": None} for n in range(24)}
+    write_corpus(folder, [24], captions)
+    (folder / "tiny.json").write_text(json.dumps(tiny.MODEL_CFG))
+    config = {
+        "run": {"dir": str(folder / "run")},
+        "data": {"train": [{"urls": str(folder / "s-000000.tar")}], "window": 8},
+        "model": {"name": str(folder / "tiny.json")},
+        "train": {"global_batch": 24},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_captions_that_no_terminal_takes_are_shown_short_and_harmless(odd):
+    page = odd / "page.html"
+    text = inspect(odd, "--step", "1")
+    inspect(odd, "--step", "1", "--html", str(page))
+    assert len(text.splitlines()) == 25
+    assert max(map(len, text.splitlines())) < 500
+    for shown in (text, page.read_text(encoding="utf-8")):
+        assert not set(shown) & set("\x1b\r\u202e")
+        assert "half" in shown
+        assert "x" * 400 not in shown
+
+
+def test_a_reader_that_leaves_ends_it_without_a_word(odd):
+    script = f"{sys.executable} {ROOT}/launch/inspect_batch.py --config {odd}/config.yaml --step 1 --keys | head -n 1"
+    done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, timeout=120)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")

@@ -3,9 +3,11 @@
 import json
 import os
 import pty
+import re
 
 import pytest
 
+from pretrain import metrics
 from pretrain.metrics import DataWatch, Metrics, starvation_advice
 
 
@@ -90,3 +92,32 @@ def test_the_advice_is_one_line_that_fits_the_settings():
     assert "data.scaled_decode=true" in text
     assert "scaled_decode" not in starvation_advice(0.456, workers=1, cores=8, scaled_decode=True)
     assert "\n" not in text
+
+
+def test_a_line_of_a_log_says_the_time_of_day_and_the_time_left(tmp_path, capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    writer = Metrics(tmp_path, True, 10_000, 100)
+    assert writer.seconds_left(100) is None
+    now[0] += 60
+    writer.write("train", 110, 440, {"loss": 0.5})
+    writer.write("eval", 110, 440, {"recall": 0.5})
+    writer.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d train step 110/10000  loss 0.5  left 16:29:00", first
+    )  # 9,890 steps of 6 seconds
+    assert "left" not in second
+    assert writer.seconds_left(110) == 59_340
+    endless = Metrics(tmp_path, True, None, 0)
+    assert endless.seconds_left(5) is None
+    endless.close()
+
+
+def test_an_epoch_with_nothing_replaced_is_written_down_and_not_shown(tmp_path, capsys):
+    writer = Metrics(tmp_path, True, 10, 0)
+    for replaced in (0, 2):
+        writer.write("data", 3, 12, {"replaced": replaced}, shows=replaced > 0)
+    writer.close()
+    assert [row["replaced"] for row in lines(tmp_path)] == [0, 2]
+    assert capsys.readouterr().out.count("data step") == 1
