@@ -80,7 +80,7 @@ def parse_steps(text: str, where: str) -> tuple[int, int]:
     return first, last
 
 
-_CHOICES: dict[str, tuple] = {
+CHOICES: dict[str, tuple] = {
     "run.resume": ("auto", "never"),
     "train.precision": PRECISIONS,
     "train.zero_stage": (0, 1, 2, 3),
@@ -123,7 +123,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str | None]] = {
 
 _MAY_BE_ENDLESS = "train.duration"
 _MAY_BE_ZERO = ("optim.warmup", "optim.cooldown")
-_DURATIONS = (
+DURATIONS = (
     "train.duration",
     "optim.warmup",
     "optim.cooldown",
@@ -136,7 +136,7 @@ _DURATIONS = (
 
 def validate(config: PretrainConfig | FinetuneConfig) -> None:
     """Check every rule that needs no data and no ranks; raises UsageError naming field, value, rule and remedy."""
-    for name, allowed in _CHOICES.items():
+    for name, allowed in CHOICES.items():
         value = _value(config, name, allowed[0])
         if value not in allowed:
             near = difflib.get_close_matches(str(value), map(str, allowed), 1)
@@ -147,7 +147,7 @@ def validate(config: PretrainConfig | FinetuneConfig) -> None:
         value = _value(config, name, _ABSENT)
         if value is not _ABSENT and not holds(value):
             break_rule(name, value, rule, remedy)
-    for name in _DURATIONS:
+    for name in DURATIONS:
         text = attrgetter(name)(config)
         if text is not None:
             _validate_duration(text, name)

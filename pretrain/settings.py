@@ -174,7 +174,7 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
         near = _nearest(key, list(_all_keys(kind)))
         return UsageError(
             f"unknown config key {key!r} in {path} or on the command line",
-            remedy=f"did you mean {near!r}?" if near else "see the keys in pretrain/config.py",
+            remedy=f"did you mean {near!r}?" if near else "configs/README.md has the keys",
         )
     if "missing mandatory" in reason.lower():
         return UsageError(f"config value {key!r} is not set", remedy=f"add it to {path} or pass {key}=VALUE")

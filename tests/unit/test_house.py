@@ -32,7 +32,7 @@ FLOORS = (
     ("assemble", "ledger"),
     ("evaluate",),
     ("export", "predict"),
-    ("cli", "plan", "pretraining", "train"),
+    ("cli", "plan", "pretraining", "settings_page", "train"),
     ("finetune", "inspection"),
     ("benchmark",),
 )

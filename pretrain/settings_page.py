@@ -1,0 +1,136 @@
+"""configs/README.md, written from the tree: `python -m pretrain.settings_page`."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from data_tools.shards.commit import atomic_write
+from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.limits import LIMITS
+from pretrain.rules import CHOICES, DURATIONS
+
+PAGE = Path(__file__).resolve().parents[1] / "configs" / "README.md"
+_HEAD = """# Settings
+
+A run is one YAML file, `--config FILE`; `section.key=value` words behind it win over the file. What neither says has
+the default below. `--dry-run` shows what a run would be, all settings included; `run.dir/config.yaml` keeps them.
+
+```bash
+# not run by the tests: takes the corpus that launch/quickstart.sh makes
+python launch/pretrain.py --config configs/quickstart.yaml --dry-run optim.lr=5e-4 data.train=data/scenes/shards/train
+```
+
+| file | what it trains |
+|-|-|
+| [quickstart.yaml](quickstart.yaml) | small towers on generated scenes, in minutes on two cores |
+| [photos_cpu.yaml](photos_cpu.yaml) | photos with five captions each; the start for a corpus of your own |
+| [photos_recipe.yaml](photos_recipe.yaml) | what was found to learn most from these photos in 15 minutes of two cores |
+| [finetune/](finetune) | classifiers from a run or an export |
+| [models/](models) | small architectures, in open_clip's JSON |
+| [templates/](templates) | zero-shot prompts, one a line |
+
+A duration is a number and `epochs`, `steps` or `samples` (`"2 epochs"`, `"1e6 samples"`). `null` is no value. A list in
+YAML is `[a, b]`. A setting without a default must be given. `x` stands for the value.
+
+This page is written by `python -m pretrain.settings_page` from `pretrain/config.py`; a test keeps it up to date.
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    parts = [_HEAD.rstrip(), *_section("Of pretraining and fine-tuning", PretrainConfig, "")]
+    own = {one.name for one in fields(FinetuneConfig)} - {one.name for one in fields(PretrainConfig)}
+    parts += _section("Of fine-tuning alone", FinetuneConfig, "", own)
+    return "\n".join(parts) + "\n"
+
+
+def _section(title: str, kind: type, prefix: str, only: set[str] | None = None) -> Iterator[str]:
+    """A heading and the table of a dataclass, then those of the dataclasses within it."""
+    hints, comments = get_type_hints(kind), comments_of(kind)
+    shown = [one for one in fields(kind) if only is None or one.name in only]
+    about = inspect.cleandoc(kind.__doc__ or "").replace("\n", " ")
+    about = re.sub(" +", " ", about)
+    yield f"\n## {title}\n\n{about}\n\n| setting | default | allowed | effect |\n|-|-|-|-|"
+    inside = []
+    for one in shown:
+        hint = hints[one.name]
+        inner = get_args(hint)[0] if get_origin(hint) is list else hint
+        name = f"{prefix}{one.name}"
+        if is_dataclass(inner):
+            many = inner is not hint
+            inside.append((f"`{name}{'.0' * many}`", inner, f"{name}.{'*.' * many}"))
+            if not many:
+                continue
+        yield _row(name, hint, _default(one), comments[one.name])
+    for heading, inner, deeper in inside:
+        yield from _section(heading, inner, deeper)
+
+
+def _row(name: str, hint: Any, default: str, effect: str) -> str:
+    cells = [f"`{name.replace('*', '0')}`", default, _allowed(name, hint), effect]
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _default(one: Field) -> str:
+    value = one.default if one.default_factory is MISSING else one.default_factory()
+    return "" if value == "???" else f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _allowed(name: str, hint: Any) -> str:
+    null = ", null" if type(None) in get_args(hint) else ""
+    if name in CHOICES:
+        return ", ".join(map(str, CHOICES[name]))
+    if name in LIMITS:
+        return f"{LIMITS[name]}".replace(" value ", " x ") + null
+    if name in DURATIONS or name.endswith(".until"):
+        return f"a duration{null}"
+    return "true, false" if hint is bool else f"text{null}" if "str" in str(hint) else ""
+
+
+def comments_of(kind: type) -> dict[str, str]:
+    """What stands in the source beside each field of a dataclass, or in the lines above it."""
+    source = inspect.getsource(kind)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    lines, found = source.splitlines(), {}
+    for number, line in enumerate(lines, 1):
+        match = re.match(r"    (\w+): ", line)
+        if not match or match[1] not in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+            continue
+        first = number
+        while lines[first - 2].lstrip().startswith("#"):
+            first -= 1
+        above = [comments[place] for place in range(first, number)]
+        found[match[1]] = _in_a_cell(" ".join([*above, comments.get(number, "")]).strip())
+    return found
+
+
+def _in_a_cell(text: str) -> str:
+    """Without the marks of a sentence at its ends."""
+    first, _, rest = text.rstrip(".").partition(" ")
+    return f"{first.lower() if first.istitle() else first} {rest}".strip()
+
+
+def main() -> None:
+    """Write the page."""
+    with atomic_write(PAGE) as file:
+        file.write(page().encode())
+
+
+if __name__ == "__main__":
+    main()
