@@ -134,14 +134,19 @@ def _is_account(path: Path) -> bool:
 
 
 def read_account(path: Path, columns: list[str]) -> pyarrow.Table:
-    """Columns of an account. Raises UserError when it is missing or damaged."""
+    """Columns of an account. Raises UserError when it is missing, damaged or none."""
+    remedy = "delete it and run the same pack again"
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        table = pq.read_table(path, columns=columns, partitioning=None)
     except FileNotFoundError:
         raise UserError(f"no account {path}", remedy="run the same pack again, it makes up what is missing") from None
     except (OSError, pyarrow.ArrowException) as error:
-        remedy = "delete it and run the same pack again"
         raise UserError(f"cannot read the account {path}", got=error, remedy=remedy) from None
+    expected = pyarrow.schema([SCHEMA.field(name) for name in columns])
+    if not table.schema.equals(expected):
+        what, got = f"{path} is no account of a pack", ", ".join(map(str, table.schema)) or "none of its columns"
+        raise UserError(what, got=got, expected=", ".join(map(str, expected)), remedy=remedy)
+    return table
 
 
 def read_accounts(folder: Path) -> Iterator[dict]:

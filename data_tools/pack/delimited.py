@@ -45,6 +45,7 @@ def read_delimited(
     Raises UserError, with the line: text that is not UTF-8 (or UTF-16 with its mark), a quote left open, and a field in
     quotes that swallows what looks like rows.
     """
+    csv.field_size_limit(LINE_LIMIT)
     quoted = not tabs if dialect.quoted is None else dialect.quoted
     lines = _Lines(path, _decoded(file), quoted and not dialect.multiline)
     promised = "\t" if tabs else ","
@@ -197,12 +198,14 @@ def _delimiter(lines: _Lines, promised: str, quoted: bool, wanted: tuple[str, ..
 
 
 def _names(line: str, delimiter: str, quoted: bool) -> list[str]:
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter, quoting=_quoting(quoted)), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter, quoting=_quoting(quoted)), [])]
+    except csv.Error:  # said when the header is read
+        return []
 
 
 def _parsed(lines: _Lines, reader) -> Iterator[tuple[int, list[str], str | None]]:
     """(first line, fields, fault) of every record, blank ones too."""
-    csv.field_size_limit(LINE_LIMIT)
     while True:
         lines.begin()
         fields, fault = [], None

@@ -138,6 +138,12 @@ def test_rows_refuses_what_it_cannot_show(run, tmp_path):
         assert word in error
         assert error.count("\n") == 1
     account = tmp_path / "out" / "shard-000000.parquet"
+    whole = pq.read_table(account)
+    for changed in (whole.drop_columns(["status"]), whole.set_column(3, "status", pyarrow.array([1, 2]))):
+        pq.write_table(changed, account)
+        code, said, error = run("rows", tmp_path / "out")
+        assert (code, said, error.count("\n")) == (1, "", 1)
+        assert "account" in error
     account.write_bytes(account.read_bytes()[:-9])
     assert "cannot read the account" in run("rows", tmp_path / "out")[2]
 

@@ -306,3 +306,44 @@ def test_json_that_is_not_lines_is_refused(tmp_path):
         read(tmp_path / "t.jsonl", json.dumps([{"image": "a.jpg"}], indent=1))
     with pytest.raises(UserError, match="UTF-16"):
         read(tmp_path / "t.jsonl", '{"image": "a.jpg"}\n'.encode("utf-16"))
+
+
+# ---- whatever is in a file ------------------------------------------------------------------------------------------
+
+PIECES = [
+    "image",
+    "caption",
+    "a.jpg",
+    ",",
+    ";",
+    "\t",
+    '"',
+    "\r",
+    "\n",
+    "\\",
+    "\0",
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    "1",
+    "\ud83d",
+    "\xe9",
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(PIECES), max_size=40), st.sampled_from([".csv", ".tsv", ".jsonl"]), st.booleans())
+def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, pieces, suffix, quoted):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    data = "".join(pieces).encode("latin-1", "replace") if quoted else "".join(pieces).encode("utf-8", "surrogatepass")
+    try:
+        records, _ = read(path, data, Dialect(quoted))
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        assert all(record.fault or record.values for record in records)
+    assert "\n" not in refusal
+    assert len(refusal) < 1300
