@@ -11,8 +11,8 @@ from data_tools.errors import UserError, shown
 from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
 from pretrain.config import DataConfig, EvalConfig, PretrainConfig, Source
-from pretrain.metrics import write_status
 from pretrain.settings import dump_config
+from pretrain.status import Status
 
 USERS = ("QQ", "QQ@QQ.org", "QQ/QQ", "")
 PASSWORDS = (
@@ -94,10 +94,12 @@ def test_crafted_text_takes_no_time():
 
 
 def test_dumped_config_and_status_hide_what_yaml_escapes(tmp_path):
+    status = Status(tmp_path, True)
+    status.own()
     for password in PASSWORDS:
         url = f"https://user:{password}@host/s-{{0..9}}.tar"
         text = dump_config(PretrainConfig(data=DataConfig(train=[Source(urls=url)]), eval=EvalConfig(retrieval=url)))
         assert "Q" not in text.replace("SEQ", ""), text
         assert text.count("https://***") == 2
-        write_status(tmp_path, "failed", 0, None, f"cannot read '{url}', sorry")
+        status.write("failed", f"cannot read '{url}', sorry")
         assert "Q" not in (tmp_path / "status.json").read_text()
