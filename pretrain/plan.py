@@ -13,7 +13,7 @@ from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
 from pretrain.engine.weights import describe
 from pretrain.precision import is_bf16
-from pretrain.pretraining import Evaluations, load_init, make_model, patch_dropouts
+from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
 from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
@@ -40,10 +40,10 @@ def dry_run(config: PretrainConfig) -> int:
     patch_dropouts(model, config.model.phases)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
     reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
-    report = load_init(model, config) if reader is None and config.model.init is not None else None
+    lines = start_lines(model, config) if reader is None else []
     if runtime.is_main:
         doubt = doubt_bias(config.loss, config.train.global_batch)
-        notes = [str(note) for note in (report, doubt, *remarks) if note]
+        notes = [*lines, *(note for note in (doubt, *remarks) if note)]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0
 

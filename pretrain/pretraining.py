@@ -51,10 +51,10 @@ class PretrainJob:
         assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
             reader.load_into(self.model)
-        elif config.model.init is not None:
-            report = load_init(self.model, config)
-            if runtime.is_main:
-                print(report, flush=True)
+        else:
+            lines = start_lines(self.model, config)
+            if lines and runtime.is_main:
+                print("\n".join(lines), flush=True)
         doubt = doubt_bias(config.loss, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
@@ -102,6 +102,11 @@ def make_model(config: PretrainConfig) -> DualEncoder:
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
+
+
+def start_lines(model: DualEncoder, config: PretrainConfig) -> list[str]:
+    """Give a fresh `model` what it starts from beside its seed; returns lines that say what was loaded."""
+    return [*model.started, *([] if config.model.init is None else [str(load_init(model, config))])]
 
 
 def load_init(model: DualEncoder, config: PretrainConfig) -> InitReport:

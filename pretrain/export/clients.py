@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,19 +102,3 @@ def _refuse_odd_keys(report: Mapping) -> None:
     odd = [f"{kind} {sorted(report[kind])}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if odd:
         raise ValueError("; ".join(odd))
-
-
-@contextmanager
-def quiet():
-    """The clients log each step of a normal load, and transformers draws a bar."""
-    from transformers.utils import logging as transformers_logging
-
-    before, bar = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        if bar:
-            transformers_logging.enable_progress_bar()

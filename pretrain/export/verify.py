@@ -12,11 +12,12 @@ from PIL import Image
 
 from data_tools.errors import UserError
 from pretrain.assemble import image_settings
-from pretrain.export.clients import Client, quiet
+from pretrain.export.clients import Client
 from pretrain.export.formats import formats_of
 from pretrain.stream.transform import ImageTransform
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
+from pretrain.towers.quiet import quiet
 from pretrain.towers.spec import ModelSpec
 
 RESIZED = 0.5  # grey levels, the mean: where two libraries resize alike; another filter or crop is far above

@@ -45,7 +45,8 @@ def build_classifier(
 
 def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
     if config.random:
-        return build_model(config.init, config.seed), [f"random initialisation of {config.init}, seed {config.seed}"]
+        model = build_model(config.init, config.seed)
+        return model, [f"random initialisation of {config.init}, seed {config.seed}", *model.started]
     trained, report = open_model(config.init, config.init_ema, config.architecture)
     if config.image_size is None or config.image_size == trained.spec.image_size:
         return trained, [str(report)]

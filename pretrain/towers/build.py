@@ -15,7 +15,7 @@ from data_tools.errors import UserError
 from pretrain.towers.compiling import CompiledTowers
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
-from pretrain.towers.hf_text import allowed_folder
+from pretrain.towers.hf_text import allowed_folder, load_text_weights
 from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
@@ -43,6 +43,7 @@ class DualEncoder(nn.Module):
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
         take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
+        self.started: list[str] = []  # what build_model loaded, for the user
         self._compiled: CompiledTowers | None = None
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)
@@ -112,7 +113,8 @@ class DualEncoder(nn.Module):
 
 
 def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = False) -> DualEncoder:
-    """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone.
+    """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone, but for a
+    text tower of transformers: it takes the weights that lie in its folder. `model.started` says what was loaded.
 
     `logit_bias`: with one, also where the architecture has none.
     """
@@ -120,7 +122,26 @@ def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = 
     if logit_bias and spec.model_cfg.get("init_logit_bias") is None:
         spec.model_cfg["init_logit_bias"] = 0.0  # there is one; where it starts depends on the batch (logits.py)
     torch.manual_seed(seed)
-    return DualEncoder(spec, text_buckets)
+    model = DualEncoder(spec, text_buckets)
+    model.started = _start_towers(model)
+    return model
+
+
+def _start_towers(model: DualEncoder) -> list[str]:
+    """Load the weights that the architecture names for its towers, where they are here; say what was loaded."""
+    vision, text = model.spec.model_cfg["vision_cfg"], model.spec.model_cfg["text_cfg"]
+    lines = []
+    if vision.get("timm_model_pretrained"):
+        lines.append(
+            f"warning: the image tower {vision['timm_model_name']} starts at random: weights of timm "
+            "(timm_model_pretrained) are never fetched; model.init takes a file or folder"
+        )
+    if text.get("hf_model_name"):
+        if text.get("hf_model_pretrained", True):
+            lines.append(load_text_weights(model.clip.text, text["hf_model_name"]))
+        else:
+            lines.append(f"text tower {text['hf_model_name']}: starts at random (hf_model_pretrained: false)")
+    return lines
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager:

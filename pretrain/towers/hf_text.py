@@ -15,6 +15,7 @@ from torch import nn
 from data_tools.errors import UserError
 from pretrain.towers.allowed import check_text_config
 from pretrain.towers.files import few, read_json, weights_files
+from pretrain.towers.quiet import quiet
 from pretrain.towers.spec import refuse_code
 from pretrain.towers.weights_file import refuse_non_finite
 
@@ -31,7 +32,8 @@ def allowed_folder(folder: str) -> Iterator[str]:
     config = check_text_config(read_json(path), str(path))
     with tempfile.TemporaryDirectory(prefix="dualstream-") as own:
         (Path(own) / path.name).write_text(json.dumps(config))
-        yield own
+        with quiet():
+            yield own
 
 
 def load_text_weights(tower: nn.Module, folder: str) -> str:
@@ -43,6 +45,8 @@ def load_text_weights(tower: nn.Module, folder: str) -> str:
     """
     if not weights_files(Path(folder)):
         return f"text tower {folder}: no weights there, it starts at random"
+    if (Path(folder) / "adapter_config.json").is_file():  # transformers would follow it to another model
+        raise UserError(f"{folder} is an adapter of peft", remedy="merge it into its model, and name that folder")
     refuse_code(Path(folder) / "config.json")
     from transformers import AutoModel  # late: it is a second that other towers do not need
 
@@ -50,16 +54,20 @@ def load_text_weights(tower: nn.Module, folder: str) -> str:
     if not config.is_encoder_decoder:
         extra["add_pooling_layer"] = getattr(tower.transformer, "pooler", None) is not None
     try:
-        with torch.random.fork_rng(devices=[]):  # what is missing is drawn
+        with quiet(), torch.random.fork_rng(devices=[]):  # what is missing is drawn
             whole, report = AutoModel.from_pretrained(
                 folder,
                 config=config,
                 trust_remote_code=False,
                 local_files_only=True,
                 weights_only=True,
+                ignore_mismatched_sizes=True,  # they are named below, not in a table
                 output_loading_info=True,
                 **extra,
             )
+        odd = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+        if odd:
+            raise UserError(f"the weights in {folder} have other sizes than its config", got=few(odd))
         loaded = (whole.encoder if config.is_encoder_decoder else whole).state_dict()
         refuse_non_finite(loaded, folder)
         tower.transformer.load_state_dict(loaded)
