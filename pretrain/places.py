@@ -49,16 +49,14 @@ def check_settings(config: PretrainConfig | FinetuneConfig) -> None:
 
 
 def check_corpus(urls: str) -> None:
-    """Raises UserError where a local corpus is missing: one of its tars, or the folder."""
+    """Raises UserError where a local corpus is missing: the folder, one of its tars, or what a pattern matches."""
     if is_remote(urls):
         return
-    for path in expand_braces(urls):
-        if os.path.exists(path) or glob.glob(path):
-            continue
-        if path.endswith(".tar"):
-            raise UserError(f"missing shard {path}", remedy="check the path or pattern, or copy the shard back")
-        expected = "a packed folder, its manifest.json, a tar or a brace pattern of tars"
-        raise UserError(f"no corpus at {path}", expected=expected, remedy="check the path; `data_tools pack` makes one")
+    from data_tools.shards.sources import find, missing  # late: it imports numpy
+
+    for tar in (tar for found in find(urls) for tar in found.tars):
+        if not tar.exists():
+            raise missing(tar)
 
 
 def check_model(name: str) -> None:

@@ -16,7 +16,7 @@ from data_tools.remote.urls import is_remote
 from data_tools.shards import manifest as manifests
 from data_tools.shards.index import IndexHeader, index_header, index_path, open_index, write_index
 from data_tools.shards.remote_sources import ShardEntry, describe_loss, resolve_url
-from data_tools.shards.sources import KINDS, find
+from data_tools.shards.sources import find, missing
 from data_tools.shards.survey import build_index
 
 
@@ -165,7 +165,7 @@ def _from_manifest(path: Path) -> tuple[list[ShardEntry], tuple[str, ...]]:
 
 def _from_tar(tar: Path) -> ShardEntry:
     if not tar.exists():
-        raise _missing(tar)
+        raise missing(tar)
     index = index_path(tar)
     if not index.exists():
         built = build_index(tar)
@@ -195,17 +195,10 @@ def _measure(tar: Path, size: int, recorded: str, remedy: str) -> tuple[tuple[in
     try:
         found = tar.stat()
     except FileNotFoundError:
-        raise _missing(tar) from None
+        raise missing(tar) from None
     except OSError as error:
         raise UserError(f"cannot read shard {tar}", got=error.strerror, remedy="check the disk or mount") from None
     if found.st_size > size:
         got = f"{found.st_size} bytes"
         raise UserError(f"size of shard {tar} changed", got=got, expected=f"{size} {recorded}", remedy=remedy)
     return (found.st_dev, found.st_ino), found.st_size < size
-
-
-def _missing(tar: Path) -> UserError:
-    if tar.suffix != ".tar":
-        remedy = "check the path; `data_tools pack` makes one"
-        return UserError(f"no corpus at {tar}", expected=KINDS, remedy=remedy)
-    return UserError(f"missing shard {tar}", remedy="check the path or pattern, or copy the shard back")

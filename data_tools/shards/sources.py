@@ -47,6 +47,14 @@ def find(source: str, splits: bool = False) -> list[Found]:
     return found
 
 
+def missing(tar: Path) -> UserError:
+    """The error for a tar that is not there, or for what was to be one."""
+    if tar.suffix != ".tar":
+        remedy = "check the path; `data_tools pack` makes one"
+        return UserError(f"no corpus at {tar}", expected=KINDS, remedy=remedy)
+    return UserError(f"missing shard {tar}", remedy="check the path or pattern, or copy the shard back")
+
+
 def holds_shards(folder: Path) -> bool:
     """Whether there are shards in a folder or in the folders in it, and not pictures to be packed."""
     return bool(_directly(folder)) or any(_directly(path) for path in _children(folder) if path.is_dir())
