@@ -5,6 +5,7 @@ for each that is known to be lost, so that training replaces and counts it and e
 damage may have lost members there. It is kept if it has all the members that every other sample has.
 """
 
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,16 +18,20 @@ from data_tools.shards.index import MAX_SPAN, Index, IndexBuilder, hash_file
 from data_tools.shards.tar import (
     BLOCK,
     EXTENDING,
+    MAGIC,
     TYPE_AT,
     Buffer,
     Entry,
     TarDamageError,
     TarLayoutError,
+    has_checksum,
     next_header,
     split_name,
     walk,
 )
 
+_BEGIN = 24  # bytes of a file that are shown
+_MAX_HOLES = 1 << 30  # bytes
 _WHOLE_NAME = 99  # bytes from which on the name in a header may be cut
 _KEPT = 5  # names and losses that are remembered to be shown
 _RESORT = "unpack it and pack it sorted by name: tar -xf OLD.tar -C FOLDER; tar --sort=name -cf NEW.tar -C FOLDER ."
@@ -93,9 +98,15 @@ def survey_tar(tar: Path) -> Survey:
         with opened(tar) as file:
             buffer = FileBytes(file)
             _refuse_others(buffer, tar)
+            _refuse_holes(file, len(buffer), tar)
             grouping = _Grouping(tar)
             for event in _events(buffer, tar):
                 grouping.add(event)
+            begin = bytes(buffer[:BLOCK])
+            if grouping.is_empty and any(begin) and MAGIC not in begin and not has_checksum(begin):
+                remedy = "fetch it again; pictures and tables are packed with `python -m data_tools pack`"
+                got = f"a file that begins with {begin[:_BEGIN]!r}"
+                raise UserError(f"{tar} is no tar", got=got, expected="a plain tar", remedy=remedy)
             return grouping.finish(len(buffer), hash_file(tar))
     except FileNotFoundError:
         raise UserError(f"missing shard {tar}", remedy="check the path or copy the shard back") from None
@@ -113,6 +124,21 @@ def _refuse_others(buffer: Buffer, tar: Path) -> None:
         if begin.startswith(magic):
             remedy = "make shards of it with `python -m data_tools pack`"
             raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy)
+
+
+def _refuse_holes(file: int, size: int, tar: Path) -> None:
+    """A file that somebody made large without writing it would be read for hours."""
+    at = never_written = 0
+    while (hole := os.lseek(file, at, os.SEEK_HOLE)) < size:
+        try:
+            at = os.lseek(file, hole, os.SEEK_DATA)
+        except OSError:  # no data behind it
+            at = size
+        never_written += at - hole
+        if never_written > _MAX_HOLES:
+            raise TarDamageError(tar, hole, f"{never_written} bytes that were never written")
+        if at >= size:
+            return
 
 
 def _events(buffer: Buffer, tar: Path) -> Iterator[Entry | Loss | int]:
@@ -199,6 +225,11 @@ class _Grouping:
         else:
             self._end = event
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing but damage was found."""
+        return not (self._open or self._aside or self._survey.passed) and all(isinstance(x, Loss) for x in self._done)
+
     def finish(self, tar_bytes: int, tar_hash: bytes) -> Survey:
         """The survey; raises TarDamageError where the tar is damaged and has no whole sample."""
         self._close()
@@ -245,7 +276,7 @@ class _Grouping:
             self._survey.losses.append(loss)
 
     def _add_file(self, entry: Entry) -> None:
-        name = split_name(entry.name)
+        name = None if entry.is_link else split_name(entry.name)
         if name is None or not name[1].isprintable():
             self._pass(entry.name)
             return

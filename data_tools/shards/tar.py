@@ -18,10 +18,11 @@ _ZERO = bytes(BLOCK)
 _CHUNK, _FIRST_CHUNK = 1 << 20, 1 << 12
 _REGULAR = b"0\0" + b"7"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
+_LINKS = b"12"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS, _SPARSE = b"L", b"K", b"x", b"g", b"X", b"S"
 EXTENDING = (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _PAX_SOLARIS)
 TYPE_AT = 156  # of a header
-_MAGIC, _MAGIC_AT = b"ustar", 257
+MAGIC, _MAGIC_AT = b"ustar", 257
 _OCTAL = re.compile(rb" *([0-7]*) *")
 _PAX_LENGTH, _PAX_SIZE = re.compile(rb"([0-9]{1,20}) "), re.compile(rb"[0-9]{1,20}")
 _SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)", re.DOTALL)
@@ -37,12 +38,13 @@ class Buffer(Protocol):
 
 
 class Entry(NamedTuple):
-    """A regular file in a tar: where its first header and its data start, its size and its name."""
+    """A file in a tar: where its first header and its data start, its size and its name; of a link only the name."""
 
     start: int
     data: int
     size: int
     name: str
+    is_link: bool = False
 
 
 class TarDamageError(UserError):
@@ -94,7 +96,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def walk(buffer: Buffer, path: object, offset: int = 0) -> Generator[Entry, None, int]:
-    """Yield the regular files of a tar in order; raises TarDamageError at the first byte that is not as it must be.
+    """Yield the files and links of a tar in order; raises TarDamageError at the first byte that is not as it must be.
 
     Begins at the header at `offset`. Returns (as the generator's value) the offset at which the end-of-archive marker
     starts. Raises TarLayoutError for a tar whose files have no places of their own.
@@ -125,8 +127,8 @@ def walk(buffer: Buffer, path: object, offset: int = 0) -> Generator[Entry, None
                 raise TarDamageError(path, start or offset, "a name header without its file")
             extended = _Extended(found.name or extended.name, extended.size if found.size is None else found.size)
         else:
-            if header.kind in _REGULAR:
-                yield Entry(start, data, size, extended.name or header.name)
+            if header.kind in _REGULAR + _LINKS:
+                yield Entry(start, data, size, extended.name or header.name, header.kind in _LINKS)
             start, extended = None, _Extended()
         offset = data + size + padding(size)
 
@@ -136,7 +138,8 @@ def first_name(buffer: bytes) -> str:
     if len(buffer) >= BLOCK and buffer[156] in _REGULAR:
         return _header_name(buffer)
     for entry in walk(buffer, "shard"):
-        return entry.name
+        if not entry.is_link:
+            return entry.name
     raise TarDamageError("shard", 0, "no file")
 
 
@@ -145,15 +148,15 @@ def next_header(buffer: Buffer, offset: int) -> int | None:
     at, size = offset, _FIRST_CHUNK
     while at < len(buffer):
         chunk = buffer[at : at + size]
-        found = chunk.find(_MAGIC)
+        found = chunk.find(MAGIC)
         while found >= 0:
             start = at + found - _MAGIC_AT
             if start >= offset and start % BLOCK == 0 and _is_header(buffer[start : start + BLOCK]):
                 return start
-            found = chunk.find(_MAGIC, found + 1)
+            found = chunk.find(MAGIC, found + 1)
         if len(chunk) < size:
             return None
-        at += size - len(_MAGIC)  # one may lie across the edge
+        at += size - len(MAGIC)  # one may lie across the edge
         size = min(2 * size, _CHUNK)
     return None
 
@@ -187,9 +190,7 @@ def _check_end(buffer: Buffer, offset: int, path: object) -> None:
 
 
 def _parse(block: bytes, offset: int, path: object) -> _Header:
-    stored = _number(block[148:156])
-    unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    if stored != unsigned and stored != unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:]):
+    if not has_checksum(block):
         raise TarDamageError(path, offset, "a header whose checksum does not match")
     kind, size = block[156:157], _number(block[124:136])
     if kind in _WITHOUT_DATA:
@@ -204,6 +205,13 @@ def _parse(block: bytes, offset: int, path: object) -> _Header:
     if kind == b"\0" and name.endswith("/"):
         kind, size = b"5", 0
     return _Header(kind, name, size)
+
+
+def has_checksum(block: bytes) -> bool:
+    """Whether a block is a whole header: its checksum is that of its unsigned, or as in old tars signed, bytes."""
+    stored = _number(block[148:156])
+    unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return stored == unsigned or stored == unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:])
 
 
 def _header_name(block: bytes) -> str:

@@ -100,6 +100,8 @@ def _check_tar(check: ShardCheck, stored: Index | None, report: ShardReport) -> 
         report.problems += map("".join, zip(survey.describe_losses(check.tar), places, strict=False))
         return survey.index  # of what can be read
     index = survey.index
+    if not record and not index.num_samples:
+        report.problems.append(f"no samples in {check.tar}")
     if record and index.tar_hash.hex() != record.xxh3_128:
         report.problems.append(f"content of {check.tar} changed: its hash is not the manifest's")
     if record and index.num_samples != record.samples:

@@ -79,7 +79,7 @@ DAMAGES = {
     zero_hole_in_header: (3 * SPAN, f"zeros where a header is due (data go on at byte {3 * SPAN + 2 * BLOCK})"),
     data_after_end: (6 * SPAN, "zeros where a header is due"),
     empty_file: (0, "the file is empty"),
-    garbage: (0, "checksum does not match"),
+    garbage: (0, "is no tar"),
 }
 
 
@@ -89,7 +89,11 @@ def test_walk_names_the_damage_and_its_place(tmp_path, damage):
     write_shard(path, SAMPLES)
     damage(path)
     offset, what = DAMAGES[damage]
-    if damage in (empty_file, garbage):  # nothing is left
+    if damage is garbage:
+        with pytest.raises(UserError, match=r"is no tar; got a file that begins with b.*; expected a plain tar"):
+            survey_tar(path)
+        return
+    if damage is empty_file:
         with pytest.raises(TarDamageError) as caught:
             survey_tar(path)
         assert caught.value.offset == offset
@@ -282,7 +286,7 @@ def test_index_names_what_cannot_be_read_and_indexes_the_rest(tmp_path, capsys):
     assert "members: 5 jpg, 5 txt" in printed.out
     place = f"at byte {4 * BLOCK}; nothing up to byte {6 * BLOCK} can be read"
     assert f"damaged tar {tmp_path / '1.tar'}: a header whose checksum does not match {place}" in printed.out
-    assert f"damaged tar {tmp_path / '2.tar'}" in printed.out
+    assert f"{tmp_path / '2.tar'} is no tar; got a file that begins with b'texttext" in printed.out
     assert printed.err == "error: 1 of 3 tars have no index; remedy: see above what to do about each\n"
     assert [index_path(tmp_path / f"{n}.tar").exists() for n in range(3)] == [True, True, False]
     assert main(["index", str(tmp_path / "{0..1}.tar")]) == 1

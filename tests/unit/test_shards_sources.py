@@ -149,7 +149,7 @@ def test_what_is_no_corpus_is_said_with_what_would_be(folder, tmp_path):
         (tmp_path / "a.idx", r"is an index; .*name its tar, .*a\.tar"),
         (f"{tmp_path}/x*.tar", "no shards match"),
         (f"{tmp_path}/nowhere", "no corpus at .*glob pattern"),
-        (f"{tmp_path}/pictures/a.jpg", "damaged tar"),
+        (f"{tmp_path}/pictures/a.jpg", "is no tar; got a file that begins with .*data_tools pack"),
         ("http://127.0.0.1:9/*.tar", "glob pattern in a URL; remedy: name the tars with braces"),
         ("http://127.0.0.1:9/a.tar.gz", "is compressed"),
     ):
@@ -227,6 +227,34 @@ def test_sorting_by_name_is_a_remedy(tmp_path):
 
 STRAYS = ["README.txt", "README.md", "README", "a/readme.md", "LICENSE", "license.txt", "notes.html", "labels.csv"]
 STRAYS += ["run.log", "sums.md5", ".DS_Store", "._0000.jpg", "nshards.txt", "Makefile"]
+
+
+def test_links_in_a_tar_are_counted_among_what_is_passed_over(tmp_path, capsys):
+    """Without data of their own they are no members: webdataset skips them too."""
+    path = tmp_path / "s.tar"
+    pairs(path, range(2))
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("0002.jpg", tarfile.LNKTYPE), ("0003.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0000.jpg"
+            tar.addfile(info)
+    assert main(["index", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 samples\n" in printed
+    assert "passed over: 2 files that are no part of a sample, such as 0002.jpg, 0003.jpg" in printed
+    assert keys(open_corpus(path)) == ["0000", "0001"]
+
+
+def test_a_tar_without_samples_is_a_problem_for_every_verb(tmp_path, capsys):
+    path = tmp_path / "s.tar"
+    for members in ([], [("README.md", b"x")], [("Makefile", b"x")]):
+        foreign(path, members)
+        for verb in ("index", "verify"):
+            assert main([verb, str(path)]) == 1
+            assert f"no samples in {path}" in capsys.readouterr().out
+        with pytest.raises(UserError, match="no samples in"):
+            open_corpus(path)
+        index_path(path).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4])

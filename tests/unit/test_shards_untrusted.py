@@ -207,6 +207,16 @@ def test_pipes_folders_and_links_to_nowhere_are_refused_at_once(tmp_path, name, 
             assert "Traceback" not in printed.out + printed.err
 
 
+def test_a_sparse_tar_of_a_terabyte_is_not_read(tmp_path, capsys):
+    path = tmp_path / "s.tar"
+    write_shard(path, SAMPLES)
+    index_path(path).unlink()
+    os.truncate(path, 1 << 40)
+    for verb in ("index", "verify"):
+        assert main([verb, str(path)]) == 1
+        assert "bytes that were never written" in capsys.readouterr().out
+
+
 def test_a_sparse_manifest_of_a_terabyte_is_not_read(tmp_path):
     with open(tmp_path / "manifest.json", "wb") as file:
         file.truncate(1 << 40)
