@@ -19,6 +19,7 @@ from pretrain.runtime import Runtime, start
 from pretrain.settings import dump_config
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.fit import free_bytes
 from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
 
@@ -72,9 +73,24 @@ def print_plan(
         print(note)
     for what, size in parts.items():
         print(f"memory:   {size / GIB:8.3f} GiB per rank, {what}")
+    if warning := too_much(parts["total"], runtime):
+        print(warning)
     host = host_bytes(learning, config.train, config.optim, runtime.world_size)
     if host:
         print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
+
+
+def too_much(total: int, runtime: Runtime) -> str:
+    """A line where `total` bytes a rank are more than this machine, or the rank's GPU, has free; else empty."""
+    on_gpu = runtime.device.type == "cuda"
+    needed = total if on_gpu else total * len(runtime.node_ranks)
+    free = torch.cuda.mem_get_info(runtime.device)[0] if on_gpu else free_bytes()
+    if free is None or needed <= free:
+        return ""
+    remedy = "a smaller train.micro_batch, train.grad_checkpointing=both, or train.zero_stage with more ranks"
+    return (
+        f"warning:  {needed / GIB:.1f} GiB are more than the {free / GIB:.1f} GiB that are free here; remedy: {remedy}"
+    )
 
 
 def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:

@@ -1,13 +1,15 @@
 """The memory that --dry-run promises."""
 
 import pytest
+import torch
 
 import tiny
+from pretrain import plan
 from pretrain.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
 from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
-from pretrain.runtime import start
+from pretrain.runtime import Runtime, start
 
 MODEL = "configs/models/vit_scenes_16.json"
 
@@ -99,3 +101,23 @@ def test_a_classifier_checkpoints_its_tower():
     classifier, _ = build_classifier(config, ("cat", "dog"), start(distributed=False))
     assert classifier.towers.clip.visual.transformer.grad_checkpointing
     assert not classifier.towers.clip.transformer.grad_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "free", "warned"),
+    [
+        ("cpu", 1, 100, False),
+        ("cpu", 2, 100, True),
+        ("cpu", 1, None, False),
+        ("cuda", 2, 100, False),
+        ("cuda", 1, 59, True),
+    ],
+)
+def test_a_run_that_does_not_fit_is_warned_of(monkeypatch, device, ranks, free, warned):
+    """Ranks of a node share its memory; a GPU is one rank's."""
+    gib = 2**30
+    monkeypatch.setattr(plan, "free_bytes", lambda: free and free * gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * gib, 141 * gib))
+    said = plan.too_much(60 * gib, Runtime(0, ranks, 0, torch.device(device), 1, ranks))
+    assert said.startswith("warning:") == warned
+    assert (f"{free}.0 GiB that are free" in said) == warned
