@@ -2,7 +2,8 @@
 
 Every rank keeps a TCP connection to rank 0. The kernel closes it with the process, also after SIGKILL or when memory
 ran out, and a rank that ends by itself says so first: an end of the connection without a word is a death. There is no
-time limit that a slow or stopped process could exceed. A host that loses power is noticed by TCP's keep-alive.
+time limit that a slow or stopped process could exceed. A host that loses power is noticed by TCP's keep-alive. Each
+rank also sends a beat a second, an empty line: where a rank hangs, those that are silent are named as the likely cause.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import secrets
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +23,13 @@ from data_tools.errors import UserError
 from pretrain.entry import reason_of
 from pretrain.runtime import Runtime, gather, together
 
-LEFT, FAILED, HANGS, DIED = "left", "failed", "hangs", "died"
+LEFT, FAILED, HANGS, DIED, SILENT = "left", "failed", "hangs", "died", "silent"
 _CONNECT = 60.0  # seconds to reach rank 0 at the start
 _PATIENCE = 3.0  # seconds that a rank whose collective broke waits to hear of a death
 _GRACE = 10.0  # seconds that a rank gets to end by itself, once it heard that another is gone
+_BEAT = 1.0  # seconds
+_SILENCE = 5.0  # seconds without a beat after which a rank counts as silent
+_WARN_AFTER = 60.0  # seconds of silence that are worth a line
 _KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
@@ -41,15 +46,27 @@ class Peers:
         self._reason, self._heard, self._left = "", threading.Event(), False
         self._lines: dict[socket.socket, bytearray] = {}
         self._ranks: dict[socket.socket, int] = {}
+        self._answered: dict[int, float] = {}  # monotonic time of the last word of those that this rank hears
+        self._silent: dict[int, float] = {}  # time since when others are silent, as rank 0 tells
+        self._sending = threading.Lock()
         self._names = [f"rank {rank} (process {pid} on {host})" for rank, (host, pid) in enumerate(gather(_place()))]
         if runtime.world_size > 1:
             self._connect(runtime)
-            threading.Thread(target=self._listen, daemon=True, name="peer-watch").start()
+            for run, name in ((self._listen, "peer-watch"), (self._beat, "peer-beat")):
+                threading.Thread(target=run, daemon=True, name=name).start()
 
     @property
     def name(self) -> str:
         """This rank, its process and its host."""
         return self._names[self._rank]
+
+    def blame(self, text: str) -> str:
+        """`text`, which says where this rank hangs, behind the ranks that are silent: it may be waiting for them."""
+        silent = self._silent | self._unheard()
+        if not silent:
+            return text
+        stopped = ", ".join(f"{self._names[rank]} since {_clock(at)}" for rank, at in sorted(silent.items()))
+        return f"no answer from {stopped}: stopped, or stuck in foreign code; {text}"
 
     def explain(self, error: BaseException) -> BaseException:
         """Why this rank fails: `error`, or the loss of another rank that broke the collective it was in. Tells the
@@ -106,12 +123,42 @@ class Peers:
         for option, value in _KEEP_ALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         self._ranks[connection] = rank
+        self._answered[rank] = time.monotonic()
         self._lines[connection] = bytearray()
 
-    def _send(self, message: dict, to: list[socket.socket]) -> None:
+    def _send(self, message: dict | None, to: list[socket.socket]) -> None:
+        line = b"" if message is None else json.dumps(message).encode()
         for connection in to:
-            with contextlib.suppress(OSError):  # gone: the listener sees it
-                connection.sendall(json.dumps(message).encode() + b"\n")
+            # Gone: the listener sees it. Or it has not read for long: then this rank must not wait for it.
+            with contextlib.suppress(OSError), self._sending:
+                connection.send(line + b"\n", socket.MSG_DONTWAIT)
+
+    def _beat(self) -> None:
+        """Tell the others that this rank runs, and as rank 0 who is silent."""
+        told: set[int] = set()
+        warned: set[int] = set()
+        before = time.monotonic()
+        while not self._left:
+            time.sleep(_BEAT)
+            if time.monotonic() - before > _SILENCE:  # this rank was stopped itself: the others' beats are to be read
+                self._answered = dict.fromkeys(self._answered, time.monotonic())
+            before = time.monotonic()
+            self._send(None, list(self._ranks))
+            silent = self._unheard()
+            if self._rank == 0 and (silent.keys() != told):
+                told = set(silent)
+                self._send({"event": SILENT, "since": list(silent.items())}, list(self._ranks))
+            long = {rank for rank, since in silent.items() if time.time() - since > _WARN_AFTER}
+            for rank in long - warned:
+                text = f"no answer from {self._names[rank]} since {_clock(silent[rank])}"
+                print(f"warning: {text}: stopped, or stuck in foreign code", file=sys.stderr, flush=True)
+            warned = long
+
+    def _unheard(self) -> dict[int, float]:
+        """Ranks that this one should hear and does not, and since when."""
+        now = time.monotonic()
+        ages = {rank: now - at for rank, at in list(self._answered.items())}
+        return {rank: time.time() - age for rank, age in ages.items() if age > _SILENCE}
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -123,8 +170,12 @@ class Peers:
                     self._handle(message, connection, selector)
 
     def _handle(self, message: dict, connection: socket.socket, selector: selectors.BaseSelector) -> None:
+        if message["event"] == SILENT:
+            self._silent = {rank: since for rank, since in message["since"] if rank != self._rank}
+            return
         if message["event"] in (LEFT, DIED):
             selector.unregister(connection)
+            self._answered.pop(self._ranks[connection], None)
         if message["event"] != LEFT:
             self._lose(message, connection)
 
@@ -139,11 +190,12 @@ class Peers:
             reason = f"{name} died without a word: killed from outside, perhaps because the memory ran out"
             yield {"event": DIED, "reason": reason}
             return
+        self._answered[self._ranks[connection]] = time.monotonic()
         buffer = self._lines[connection]
         buffer += data
         *lines, rest = bytes(buffer).split(b"\n")
         buffer[:] = rest
-        yield from map(json.loads, lines)
+        yield from (json.loads(line) for line in lines if line)
 
     def _lose(self, message: dict, source: socket.socket) -> None:
         """Another rank is gone: pass it on, and end this process unless it ends by itself."""
@@ -163,6 +215,10 @@ class Peers:
 
 def _place() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def _server(address: str) -> socket.socket:

@@ -33,7 +33,7 @@ class Watch:
         self._peers.leave()
 
     def _hangs(self) -> None:
-        reason = f"no progress for {self._hang_timeout}: {self._whereabouts()}"
+        reason = f"no progress for {self._hang_timeout}: {self._peers.blame(self._whereabouts())}"
         self._peers.tell(HANGS, reason)
         self._print_stacks()
         end_process(reason, self._status.fail)

@@ -84,9 +84,11 @@ def test_a_killed_rank_ends_the_run_with_its_name(workspace, tmp_path, victim):
 
 def test_a_stopped_rank_is_left_to_the_launcher_by_one_that_ends(workspace, tmp_path):
     """SIGSTOP: it cannot end itself. The other one does, and then the launcher kills it after 30 seconds."""
-    _, output, seconds = strike(workspace, tmp_path / "run", 1, signal.SIGSTOP, "guard.hang_timeout=8 seconds")
+    process, output, seconds = strike(workspace, tmp_path / "run", 1, signal.SIGSTOP, "guard.hang_timeout=8 seconds")
     assert seconds < 60
-    assert "no progress for 8 seconds: rank 0 (process" in output
+    for text in (output, runs.status(tmp_path / "run")["reason"]):
+        assert f"no progress for 8 seconds: no answer from rank 1 (process {process} on " in text
+        assert "stopped, or stuck in foreign code; rank 0 (process" in text
     assert "stacks of all threads of rank 0" in output
     assert "in a training step after step" in output
     assert runs.status(tmp_path / "run")["state"] == "failed"

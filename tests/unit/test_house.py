@@ -24,7 +24,7 @@ FLOORS = (
     ("data_tools",),
     (
         *("board", "config", "entry", "limits", "metrics", "places", "precision", "profiling", "provenance", "rules"),
-        *("run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
+        *("outside_watch", "run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
     ),
     ("guard", "lifeline", "peers", "watch"),
     ("losses", "towers"),
