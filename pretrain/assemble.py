@@ -88,6 +88,7 @@ def train_stream(
 ) -> TrainStream:
     """This rank's stream of captions or labels. `look_only`: read in this process and write down no bad samples."""
     local_batch(config, runtime.world_size)
+    folder = Path(config.run.dir)
     return TrainStream(
         sources,
         seed=config.seed,
@@ -102,8 +103,9 @@ def train_stream(
         world_size=runtime.world_size,
         workers=0 if look_only else config.data.workers,
         max_bad_ratio=config.data.max_bad_ratio,
-        quarantine=None if look_only else Path(config.run.dir) / f"quarantine-{runtime.rank}.jsonl",
+        quarantine=None if look_only else folder / f"quarantine-{runtime.rank}.jsonl",
         node_ranks=runtime.node_ranks if runtime.local_rank == 0 and not look_only else None,
+        changed_shards=folder / f"changed-shards-{runtime.rank}.jsonl" if config.data.verify_shards else None,
     )
 
 

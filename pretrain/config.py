@@ -53,6 +53,7 @@ class DataConfig:
     word_dropout: float = 0.0  # share of a caption's words that are left out (pretraining)
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     max_bad_ratio: float = 0.01  # share of samples that may be bad (replaced and listed); more end the run
+    verify_shards: bool = False  # hash each shard once a node as its reading begins; changed-shards-RANK.jsonl has them
     cache_dir: str | None = None  # on a disk of the node, for remote shards in dualstream/shards; null: ~/.cache
     cache_gib: float = DEFAULT_GIB  # GiB of that cache at most; what was used least recently makes room
 

@@ -22,6 +22,7 @@ from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position
 from pretrain.stream.prefetch import NodeShards, Prefetcher
+from pretrain.stream.shard_check import ShardCheck
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
@@ -60,6 +61,8 @@ class TrainStream:
         quarantine: JSON-lines file that bad samples are appended to.
         node_ranks: the ranks of this node, given to one of them: it fills the shard cache ahead for all. None: readers
             bring remote shards when they need them.
+        changed_shards: JSON-lines file of shards whose content is not that of their manifest or index any more; with
+            `node_ranks`, each is looked at once. None: none is.
 
     Raises:
         UserError: a batch that does not fit the corpus or the world size, or a source whose first shard holds no image,
@@ -84,6 +87,7 @@ class TrainStream:
         max_bad_ratio: float = 0.01,
         quarantine: str | Path | None = None,
         node_ranks: range | None = None,
+        changed_shards: str | Path | None = None,
     ):
         if target not in get_args(Target):
             raise UsageError("unknown target", got=target, expected=" or ".join(get_args(Target)))
@@ -118,6 +122,8 @@ class TrainStream:
         self._source: BatchIterator | None = None
         self._node_ranks = node_ranks
         self._prefetcher: Prefetcher | None = None
+        self._changed_shards = changed_shards
+        self._check: ShardCheck | None = None
 
     def _set(self, mixture: Mixture) -> None:
         """Go by this order, and by the steps at which the phases end in it."""
@@ -191,10 +197,17 @@ class TrainStream:
         self.account = BadSampleAccount()
         pin = torch.cuda.is_available()
         self._source = BatchIterator(self._build, count(first_step), self.workers, pin_memory=pin)
-        if self._node_ranks is not None and self.corpus.cache is not None:
-            needed = NodeShards(self.mixture, self._build.first_shards, self._build.world_size, self._node_ranks)
-            self._prefetcher = Prefetcher(self.corpus, self.corpus.cache, needed, first_step)
+        if self._node_ranks is not None:
+            self._look_ahead(self._node_ranks, first_step)
         return self._accounted(self._source)
+
+    def _look_ahead(self, ranks: range, first_step: int) -> None:
+        """Start what goes through the coming steps once for the node."""
+        needed = NodeShards(self.mixture, self._build.first_shards, self._build.world_size, ranks)
+        if self.corpus.cache is not None:
+            self._prefetcher = Prefetcher(self.corpus, self.corpus.cache, needed, first_step)
+        if self._changed_shards is not None:
+            self._check = ShardCheck(self.corpus, needed, first_step, self.max_bad_ratio, self._changed_shards)
 
     def _accounted(self, source: BatchIterator) -> Iterator[Batch]:
         with source:
@@ -204,6 +217,8 @@ class TrainStream:
                     self._quarantine.write(batch.step, batch.epoch, batch.bad)
                 if self._prefetcher:
                     self._prefetcher.advance(batch.step)
+                if self._check:
+                    self._check.advance(batch.step)
                 yield batch
 
     def check_writes(self) -> None:
@@ -233,6 +248,9 @@ class TrainStream:
         if self._prefetcher is not None:
             self._prefetcher.close()
         self._prefetcher = None
+        if self._check is not None:
+            self._check.close()
+        self._check = None
         self._build.reader.close()
 
     def __enter__(self) -> "TrainStream":
