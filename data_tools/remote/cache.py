@@ -19,6 +19,7 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.redaction import redact
+from data_tools.remote.awake import Patience
 from data_tools.remote.fetch import checked_stat, fetch
 from data_tools.remote.http_range import Stat
 from data_tools.remote.locks import locked, share
@@ -176,12 +177,12 @@ class Cache:
 
     def _reserve(self, path: Path, size: int, keep: Collection[str], let_go: Callable[[], object] | None) -> int:
         """A new file with room for `size` bytes; with `let_go` it is waited for, because others' leases are short."""
-        until, pause = time.monotonic() + self.settings.limits.space, 0.0
+        patience, pause = Patience(self.settings.limits.space), 0.0
         while True:
             try:
                 return reserve(self.folder, self.settings.limit, path, size, keep)
             except CacheFullError:
-                if let_go is None or size > self.settings.limit or time.monotonic() > until:
+                if let_go is None or size > self.settings.limit or not patience.lasts():
                     raise
             let_go()
             time.sleep(pause)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.remote.awake import Patience
 from data_tools.remote.own import open_file
 
 _POLL = 0.02
@@ -46,9 +47,9 @@ def share(path: Path) -> int | None:
 @contextmanager
 def locked(path: Path, seconds: float) -> Iterator[None]:
     """Hold a lock file, waiting for it. Raises UserError where another process keeps it longer than `seconds`."""
-    until = time.monotonic() + seconds
+    patience = Patience(seconds)
     while (descriptor := try_lock(path)) is None:
-        if time.monotonic() > until:
+        if not patience.lasts():
             remedy = "look for a stopped process that uses this cache (its id stands in /proc/locks)"
             raise UserError(f"another process has held {path} for {seconds:.0f} s", remedy=remedy)
         time.sleep(_POLL)

@@ -46,6 +46,9 @@ class Limits:
         return max(self.deadline, size / self.min_rate)
 
 
+_OVERTIME = 10.0  # seconds; libraries take some to end an attempt
+
+
 class RemoteError(UserError):
     """A remote object that cannot be read or written."""
 
@@ -73,7 +76,8 @@ def persist(
     until: float,
     progress: Callable[[], int] = int,
 ) -> Result:
-    """`attempt(seconds left)` until it succeeds; time.monotonic() is never much later than `until` at the end.
+    """`attempt(seconds left)` until it succeeds; time.monotonic() is never much later than `until` at the end,
+    unless the process was suspended.
 
     An attempt that moved `progress()` forward before it failed starts the count of failures anew.
 
@@ -83,14 +87,17 @@ def persist(
     """
     started, failures = time.monotonic(), 0
     while True:
-        before = progress()
+        before, left, asked = progress(), max(0.001, until - time.monotonic()), time.monotonic()
         try:
-            return attempt(max(0.001, until - time.monotonic()))
+            return attempt(left)
         except UserError:
             raise
         except Exception as error:  # every file system has its own; what it says may hold credentials
             _raise_if_hopeless(url, error)
             fault = error
+        # An attempt that lasts longer than it may was suspended with its process: what was left is given again.
+        if time.monotonic() - asked > left + _OVERTIME:
+            until = time.monotonic() + max(left, limits.deadline)
         failures = 1 if progress() > before else failures + 1
         pause = min(limits.max_backoff, limits.backoff * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
         pause = max(pause, getattr(fault, "after", 0.0))

@@ -53,6 +53,7 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
 
     def read(left: float) -> None:
         span.put(b"")  # raises where nobody wants the rest any more
+        ends = time.monotonic() + left
         if is_http(url):
             _run(fs, read_http, left, fs, url, span, limits.idle)
             return
@@ -61,8 +62,7 @@ def read_span(url: str, span: Span, limits: Limits, until: float) -> None:
             return
         while span.left:
             stop = min(span.stop, span.at + _REQUEST)
-            wait = min(left, until - time.monotonic())
-            data = _call(fs, "cat_file", wait, fs._strip_protocol(url), start=span.at, end=stop)
+            data = _call(fs, "cat_file", ends - time.monotonic(), fs._strip_protocol(url), start=span.at, end=stop)
             wanted = stop - span.at
             span.put(data[:wanted])
             if len(data) < wanted:
