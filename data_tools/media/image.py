@@ -165,7 +165,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
     if image.mode == "F":
         raise BadSampleError("undecodable", "floating-point pixels have no agreed range")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
