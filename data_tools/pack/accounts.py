@@ -151,9 +151,10 @@ def read_account(path: Path, columns: list[str]) -> pyarrow.Table:
 
 def read_accounts(folder: Path) -> Iterator[dict]:
     """Every row of a packed folder, by the columns of SCHEMA. Raises UserError where there is no account."""
-    paths = account_paths(folder)
+    paths = account_paths(folder) if folder.is_dir() else []
     if not paths:
-        raise UserError(f"no account of rows in {folder}", expected="a folder that `data_tools pack` wrote")
+        what = f"no account of rows in {folder}" if folder.is_dir() else f"no such folder: {folder}"
+        raise UserError(what, expected="a folder that `data_tools pack` wrote")
     for path in paths:
         for batch in read_account(path, SCHEMA.names).to_batches(_BATCH):
             yield from batch.to_pylist()

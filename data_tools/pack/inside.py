@@ -7,6 +7,7 @@ from pathlib import Path
 from data_tools.errors import shown
 
 ERROR_CLASS = "outside_input"
+PATH_MAX = 4096  # bytes of a path that Linux opens, with the null byte
 
 
 class Boundary:
@@ -26,6 +27,8 @@ class Boundary:
         if self.follow_links or not path:
             return None
         full = os.path.join(self.root, path)
+        if len(full) >= PATH_MAX:  # no file has such a name; to resolve it would take long
+            return None
         try:
             real = os.path.realpath(full) if os.path.islink(full) else self._beside_links(full)
         except ValueError:  # a null byte: no such file

@@ -12,6 +12,7 @@ _NUMBER = re.compile(r"([+-]?\d+)(\.\d+)?")
 _UNSEEN = re.compile(
     "[\u00ad\u200b\u2060\ufeff]"
 )  # soft hyphen, spaces of no width: names that differ by them print alike
+_LONGEST = 1000  # characters of a class name
 _MISSING = ("nan", "<na>")  # how numpy and pandas write that there is none
 _SPLIT = re.compile(
     r"(train(ing)?|val(id(ation)?)?|dev|eval(uation)?|test(ing)?)([-_ ]?(set|data|images|split))?[-_ ]?\d*"
@@ -29,6 +30,8 @@ def class_name(value: object) -> str:
     if isinstance(value, (list, tuple, dict, set, bytes, bytearray)):
         kind = {dict: "an object", bytes: "bytes", bytearray: "bytes"}.get(type(value), "a list")
         raise ValueError(f"a label is one name or whole number, got {kind}")
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise ValueError(f"a label is one name or whole number, got a text of {len(value)} characters")
     text = clean(unicodedata.normalize("NFC", " ".join(_UNSEEN.sub("", str(value)).split())))
     if text.lower() in _MISSING:
         return ""

@@ -11,6 +11,7 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts
 from data_tools.media.image import SUFFIXES, sniff
 from data_tools.pack.delimited import Dialect
+from data_tools.pack.inside import PATH_MAX
 from data_tools.pack.labels import class_name, in_order
 from data_tools.pack.records import CAPTION_COLUMNS, read_records
 from data_tools.pack.rows import Row, Source
@@ -149,7 +150,7 @@ def _row(source: str, values: dict, columns: Columns, caption: str) -> Row:
     except BadSampleError as error:
         row.fault = ("bad_row", error.reason)
     if _URL.match(row.image):
-        row.fault = (_IS_URL, "the image is a URL, which pack does not fetch")
+        row.image, row.fault = row.image[:PATH_MAX], (_IS_URL, "the image is a URL, which pack does not fetch")
     return row
 
 
@@ -160,7 +161,10 @@ def _image(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         kind = pictures_in(value) or f"a {type(value).__name__}"
         raise BadSampleError("bad_row", f"the image must be a path, got {kind}")
-    return str(value).strip()
+    text = str(value).strip()
+    if len(text) >= PATH_MAX and not _URL.match(text):
+        raise BadSampleError("bad_row", f"the image must be a path, got a text of {len(text)} characters")
+    return text
 
 
 def _is_nan(value: object) -> bool:

@@ -125,7 +125,7 @@ def test_rows_refuses_what_it_cannot_show(run, tmp_path):
     out = tmp_path / "out"
     for arguments, word in (
         ([photos], "no account of rows"),
-        ([tmp_path / "none"], "no account of rows"),
+        ([tmp_path / "none"], "no such folder"),
         ([out, "--where", "colour=red"], "no column 'colour'"),
         ([out, "--columns", "x"], "no column 'x'"),
         ([out, "--where", "source"], "bad --where"),

@@ -61,8 +61,9 @@ def test_labels_of_text(tmp_path):
     assert [row.label for row in source.rows] == ["1", "1", "", "", None, "cat", ""]
     for text in ("None", "none", "NA", "1e3", "v1.5", "1.5.2", "007", "-1", "true", "naan", "2 cats", "\u732b"):
         assert class_name(text) == text
-    with pytest.raises(ValueError, match="got bytes"):
-        class_name(b"cat")
+    for value, word in ((b"cat", "bytes"), ("c" * 5000, "a text of 5000 characters"), ("9" * 900 + ".5", "999")):
+        with pytest.raises(ValueError, match=f"a label is one name or whole number, got .*{word}"):
+            class_name(value)
 
 
 def test_spellings_that_print_alike_are_one_class(tmp_path):

@@ -87,8 +87,9 @@ OTHER_VALUES = [
     (["a.jpg"], "a list"),
     (1.5, "a float"),
     (True, "a bool"),
-    ("\x1b[2J" * 9999, "name too long"),
-    ("/9j/" * 99_999, "out of"),
+    ("\x1b[2J" * 999, "name too long"),
+    ("/9j/" * 999, "out of"),
+    ("/9j/" * 4_000_000, "a text of 16000000 characters"),
     ("data:image/jpeg;base64," + "A" * 99_999, "holds URLs"),
 ]
 
