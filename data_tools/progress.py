@@ -51,8 +51,14 @@ class Progress:
             self._logged = now
             rate = done / (now - self._started)
             share = 100 * done / max(1, self.total)
-            print(
-                f"{self.what}: {done}/{self.total} {self.unit} ({share:.0f} %), {rate:.0f}/s",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = f", left {duration((self.total - done) / rate)}" if rate and done <= self.total else ""
+            clock, speed = time.strftime("%Y-%m-%d %H:%M:%S"), f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+            text = f"{clock} {self.what}: {done}/{self.total} {self.unit} ({share:.0f} %), {speed}/s{left}"
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, with days before it where there are any."""
+    days, rest = divmod(round(seconds), 86400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"{days} d {clock}" if days else clock

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from data_tools.errors import printable, shown
+from data_tools.progress import duration
 from data_tools.shards.commit import atomic_write
 from pretrain.writes import Writes
 
@@ -165,7 +166,7 @@ class _Progress:
                 self._bar.update(self._task, completed=step, description=f"{time.strftime('%H:%M:%S')}  {text}")
             return
         end = "" if self._total is None else f"/{self._total}"
-        remaining = "" if left is None or kind != "train" else f"  left {_duration(left)}"
+        remaining = "" if left is None or kind != "train" else f"  left {duration(left)}"
         self.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind} step {step}{end}  {text}{remaining}")
 
     def print(self, text: str) -> None:
@@ -180,10 +181,3 @@ class _Progress:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
-
-
-def _duration(seconds: float) -> str:
-    """`1:02:03`, with days before it where there are any."""
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
-    return f"{days} d {clock}" if days else clock

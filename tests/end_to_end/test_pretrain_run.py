@@ -63,7 +63,7 @@ def test_resumed_on_one_rank_agrees(workspace, undisturbed):
     assert got == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(workspace, number):
     folder = workspace / number.name
     words = runs.command(workspace, folder, "train.duration=200 steps", "checkpoint.every=null")
@@ -91,6 +91,21 @@ def test_ranks_whose_launcher_was_killed_save_and_end(workspace):
         time.sleep(0.2)
     assert runs.status(folder)["state"] == "stopped"
     assert runs.status(folder)["reason"] in ("SIGTERM", "the launcher is gone")
+
+
+def test_an_interrupt_reaches_ranks_and_launcher_and_is_one_request(workspace):
+    """As Ctrl-C on a terminal: the whole group gets it, and the launcher passes it on to the ranks as SIGTERM."""
+    folder = workspace / "interrupted"
+    words = runs.command(workspace, folder, "train.duration=100000 steps", "checkpoint.every=null", ranks=2)
+    _, output = runs.run_until(words, folder, 3, signal.SIGINT)
+    assert output.count("saves a checkpoint after this step and stops") == 1, output
+    deadline = time.monotonic() + 60
+    while runs.status(folder)["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    status = runs.status(folder)
+    assert (status["state"], status["reason"]) == ("stopped", "SIGINT")
+    assert status["checkpoint"].endswith(f"step-{status['step']:09d}")
+    assert status["seconds_left"] is None
 
 
 def test_bf16_cached_stage_3_trains(workspace):
