@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 
 def decode_rgb(data: bytes, eighths: int = WHOLE) -> np.ndarray:
-    """Decode to RGB, uint8 [height, width, 3], upright. Alpha lies on white, 16 bits are scaled to 8, animations give
+    """Decode to RGB, uint8 [height, width, 3], upright. Alpha is dropped, 16 bits are scaled to 8, animations give
     frame one.
 
     Args:

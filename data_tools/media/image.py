@@ -46,7 +46,6 @@ UPRIGHT = {
 TURNED = range(5, 9)  # orientations whose upright width is the stored height
 _TELLS_ORIENTATION = (b"Exif\0\0", b"tiff:Orientation")  # in a JPEG: an EXIF segment, or XMP
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in Pillow's messages: it differs between runs
-_WHITE = (255, 255, 255, 255)
 SNIFFED = 16  # bytes by which a format is told
 
 
@@ -154,15 +153,13 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: alpha and transparent colours lie on white, 16 bits are scaled to 8.
+    """8-bit RGB as Pillow's `convert` and so open_clip and most loaders make it: alpha is dropped, palettes are looked
+    up. But 16 bits of grey are scaled to 8, where `convert` clips them.
 
     Raises BadSampleError `undecodable` for floating-point pixels; ValueError for a mode without a way to RGB.
     """
     if image.mode.startswith("I"):
         return _from_16_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
     if image.mode == "F":
         raise BadSampleError("undecodable", "floating-point pixels have no agreed range")
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from pretrain.export import how
+from pretrain.export.probes import Divergence
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.spec import ModelSpec
@@ -16,6 +18,7 @@ def model_card(
     training: Mapping,
     metrics: Mapping[str, float],
     differences: Mapping[str, float],
+    divergences: Sequence[Divergence] = (),
 ) -> str:
     """Markdown with the front matter of a model hub.
 
@@ -23,7 +26,7 @@ def model_card(
         formats: name of each layout that the folder has -> how to load it.
         training: fact -> value, as printed; empty: not known.
         metrics: name -> value of an evaluation of these weights; empty: none known.
-        differences: of `verify_export`; empty: not verified.
+        differences, divergences: of `verify_export`; without differences it was not verified.
     """
     classifier = isinstance(model, Classifier)
     task = "image-classification" if classifier else "zero-shot-image-classification"
@@ -39,6 +42,7 @@ def model_card(
         "## Results\n" + (_numbers(metrics) if metrics else "None recorded."),
         "## Loading\n" + "\n".join(formats.values()),
         "## Verification\n" + _verification(differences),
+        "## Awkward inputs\n" + _trust(classifier) + _divergences(divergences),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -76,6 +80,17 @@ def _verification(differences: Mapping[str, float]) -> str:
     return "Largest difference from what the trainer's model computes:\n" + _table(
         {name: f"{value:.1e}" for name, value in differences.items()}
     )
+
+
+def _trust(classifier: bool) -> str:
+    return how.PICTURES if classifier else how.PICTURES + how.TEXTS
+
+
+def _divergences(found: Sequence[Divergence]) -> str:
+    if not found:
+        return ""
+    rows = {f"{one.client}, {one.kind}": f"{one.cosine:.3f}" for one in found}
+    return "Lowest cosine of a client's features with the trainer's, for such inputs as they are:\n" + _table(rows)
 
 
 def _table(rows: Mapping) -> str:

@@ -77,14 +77,20 @@ def timm_classifier(folder: Path) -> Client:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     names = model.pretrained_cfg.get("label_names") or ()
-    return Client(
-        transform, lambda images: model(torch.stack([transform(image) for image in images])), classes=tuple(names)
-    )
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return transform(image.convert("RGB"))  # timm leaves that to its callers
+
+    def scores(images: Images) -> torch.Tensor:
+        return model(torch.stack([prepare(image) for image in images]))
+
+    return Client(prepare, scores, classes=tuple(names))
 
 
 def transformers_classifier(folder: Path) -> Client:
     """transformers on a classifier."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.image_utils import load_image
 
     model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     _refuse_odd_keys(report)
@@ -92,7 +98,7 @@ def transformers_classifier(folder: Path) -> Client:
     processor = AutoImageProcessor.from_pretrained(folder)
 
     def pixels(images: Images) -> torch.Tensor:
-        return processor(list(images), return_tensors="pt")["pixel_values"]
+        return processor([load_image(image) for image in images], return_tensors="pt")["pixel_values"]  # as pipelines
 
     names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
     return Client(lambda image: pixels([image])[0], lambda images: model(pixels(images)).logits, classes=names)

@@ -11,7 +11,7 @@ from pretrain.engine.committed import FOLDER
 from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint
 from pretrain.engine.weights import load_classifier
-from pretrain.export.verify import TOLERANCE
+from pretrain.export.probes import TOLERANCE
 from pretrain.export.writer import export_model
 
 _ROW = ("kind", "step", "samples", "seconds")  # what a row of metrics.jsonl has beside its metrics

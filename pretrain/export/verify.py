@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +15,50 @@ from data_tools.errors import UserError
 from pretrain.assemble import image_settings
 from pretrain.export.clients import Client
 from pretrain.export.formats import formats_of
+from pretrain.export.probes import (
+    DIFFERS,
+    PLAIN,
+    RESIZED,
+    TEXTS,
+    TOLERANCE,
+    Divergence,
+    off,
+    picture_divergences,
+    text_divergences,
+)
 from pretrain.stream.transform import ImageTransform
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.quiet import quiet
 from pretrain.towers.spec import ModelSpec
 
-RESIZED = 0.5  # grey levels, the mean: where two libraries resize alike; another filter or crop is far above
-TOLERANCE = 1e-5  # largest difference of a component of the unit-norm features, and of the logit scale
-PROBES = (
-    "a photo of a dog.",
-    "Two red circles above a large blue square",
-    "don't stop: it's 1,234.5 km away!",
-    "naïve café, straße, Ωmega",
-    "",
-    "word " * 200,  # longer than any context
-)
-"""Captions on which open_clip's and transformers' tokenizers agree; HTML entities (&amp;) are the known exception."""
+
+@dataclass(frozen=True)
+class Verification:
+    """What a look at an export through its clients found.
+
+    `differences`: the largest of what each client computes from the trainer's model, as `"open_clip image"`,
+    `"open_clip text"`, `"open_clip logit_scale"`, or of a classifier `"timm scores"`, in units of its scale.
+    `divergences`: kinds of input on which a client is known to compute something else, and does.
+    """
+
+    differences: dict[str, float] = field(default_factory=dict)
+    divergences: list[Divergence] = field(default_factory=list)
 
 
 @torch.no_grad()
-def verify_export(model: DualEncoder | Classifier, folder: Path, formats: Sequence[str]) -> dict[str, float]:
-    """Largest difference of what each client computes from `model`, each client with its own preprocessing and
-    tokenizer.
+def verify_export(model: DualEncoder | Classifier, folder: Path, formats: Sequence[str]) -> Verification:
+    """Load `folder` through each client, and compare what it computes by its own preprocessing and tokenizer with
+    `model`.
 
-    A larger picture that is not square shows that they resize and crop as evaluation does, to within `RESIZED`.
-
-    Returns:
-        `{"open_clip image": difference, "open_clip text": ..., "transformers image": ..., ...}`; of a classifier
-        `{"timm scores": ...}`, in units of its scale.
+    A larger picture that is not square shows that they resize and crop as evaluation does.
 
     Raises:
-        UserError: a difference above these, or a client that cannot load the folder.
+        UserError: a difference, but on the kinds of input on which a client is known to differ; or a client that cannot
+            load the folder.
     """
     model.eval()
-    mine, differences = _own(model), {}
+    found, mine = Verification(), _own(model)
     for name in formats:
         try:
             with quiet():
@@ -59,14 +69,17 @@ def verify_export(model: DualEncoder | Classifier, folder: Path, formats: Sequen
             raise UserError(f"{name} cannot load the export", got=f"{type(error).__name__}: {error}") from error
         if client.classes != (model.classes if isinstance(model, Classifier) else ()):
             raise UserError(f"{name} finds other classes", got=client.classes[:5], expected=model.classes[:5])
-        for part, value in mine.items():
-            differences[f"{name} {part}"] = float((value - theirs[part]).abs().max())
+        differences = {f"{name} {part}": float((value - theirs[part]).abs().max()) for part, value in mine.items()}
         _compare_resized(model.spec, name, resized)
-    wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE}
-    if wrong:
-        found = ", ".join(f"{name} {value:.2g}" for name, value in wrong.items())
-        raise UserError("the export computes other features than the model", got=found, expected=f"<= {TOLERANCE:g}")
-    return differences
+        wrong = ", ".join(f"{part} {value:.2g}" for part, value in differences.items() if not value <= TOLERANCE)
+        if wrong:
+            raise UserError(DIFFERS, got=wrong, expected=f"<= {TOLERANCE:g}")
+        found.differences.update(differences)
+        with quiet():
+            found.divergences.extend(picture_divergences(model, name, client))
+            if client.texts is not None:
+                found.divergences.extend(text_divergences(model, name, client))
+    return found
 
 
 def _own(model: DualEncoder | Classifier) -> dict[str, torch.Tensor]:
@@ -75,7 +88,7 @@ def _own(model: DualEncoder | Classifier) -> dict[str, torch.Tensor]:
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     if isinstance(model, Classifier):
         return {"scores": model(pixels) / model.scale}
-    texts = model.encode_text(model.tokenize(list(PROBES)))
+    texts = model.encode_text(model.tokenize(list(TEXTS[PLAIN])))
     return {"image": model.encode_image(pixels), "text": texts, "logit_scale": model.export_state()["logit_scale"]}
 
 
@@ -83,7 +96,7 @@ def _computed(client: Client, model: DualEncoder | Classifier) -> dict[str, torc
     images = client.images(_images(model.spec.image_size))
     if isinstance(model, Classifier):
         return {"scores": images / model.scale}
-    return {"image": images, "text": client.texts(PROBES), "logit_scale": torch.tensor(client.logit_scale)}
+    return {"image": images, "text": client.texts(TEXTS[PLAIN]), "logit_scale": torch.tensor(client.logit_scale)}
 
 
 def _images(size: int) -> list[Image.Image]:
@@ -102,13 +115,7 @@ def _compare_resized(spec: ModelSpec, client: str, theirs: torch.Tensor) -> None
     file = io.BytesIO()
     _large(spec.image_size).save(file, "PNG")
     ours = torch.tensor(ImageTransform(image_settings(spec)).evaluate(file.getvalue())).permute(2, 0, 1)
-    difference = float((grey_levels(spec, theirs) - ours).abs().mean())
+    difference = off(spec, theirs, ours)
     if not difference <= RESIZED:
         found = f"{difference:.1f} grey levels off, the mean"
         raise UserError(f"{client} resizes pictures in another way", got=found, expected=f"<= {RESIZED}")
-
-
-def grey_levels(spec: ModelSpec, pixels: torch.Tensor) -> torch.Tensor:
-    """0 to 255 of normalised `pixels` [3, size, size]."""
-    mean, std = (torch.tensor(spec.preprocess_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return 255 * (pixels * std + mean)

@@ -12,7 +12,7 @@ from data_tools.errors import UsageError, UserError
 from data_tools.shards.commit import sync_folder
 from pretrain.export.card import model_card
 from pretrain.export.formats import Format, formats_of
-from pretrain.export.verify import verify_export
+from pretrain.export.verify import Verification, verify_export
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 
@@ -45,11 +45,11 @@ def export_model(
     with staged_folder(Path(out_dir)) as folder:
         for form in chosen.values():
             form.write(model, folder)
-        differences = verify_export(model, folder, list(chosen)) if verify else {}
+        found = verify_export(model, folder, list(chosen)) if verify else Verification()
         how = {name: form.how for name, form in chosen.items()}
-        card = model_card(model, how, training or {}, metrics or {}, differences)
+        card = model_card(model, how, training or {}, metrics or {}, found.differences, found.divergences)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return differences
+    return found.differences
 
 
 def choose(model: DualEncoder | Classifier, names: Sequence[str] | None) -> dict[str, Format]:

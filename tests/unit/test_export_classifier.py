@@ -16,7 +16,7 @@ import tiny
 from data_tools.errors import UsageError, UserError
 from packing import picture
 from pretrain.export import cli, timm_format
-from pretrain.export.verify import TOLERANCE
+from pretrain.export.probes import TOLERANCE
 from pretrain.export.writer import export_model
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import resolve_spec

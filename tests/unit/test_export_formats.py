@@ -22,7 +22,8 @@ import tiny
 from data_tools.errors import UsageError, UserError
 from pretrain.engine.weights import load_trained
 from pretrain.export.formats import DUAL_ENCODER
-from pretrain.export.verify import PROBES, TOLERANCE, verify_export
+from pretrain.export.probes import PLAIN, TEXTS, TOLERANCE
+from pretrain.export.verify import verify_export
 from pretrain.export.writer import export_model
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder
 from pretrain.towers.spec import resolve_spec
@@ -152,7 +153,7 @@ def test_token_ids_agree_with_open_clips(tmp_path):
     theirs = CLIPTokenizer.from_pretrained(tmp_path / "out")
     assert (theirs.model_max_length, theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (40, 49406, 49407, 49408)
     mine = open_clip.SimpleTokenizer(context_length=40)
-    for text in PROBES:
+    for text in TEXTS[PLAIN]:
         ids = theirs(text, truncation=True).input_ids
         wanted = mine([text])[0].tolist()
         assert ids == wanted[: len(ids)]
