@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_tools.arguments import leave_stdout
-from data_tools.errors import UsageError, UserError, disk_error, printable
+from data_tools.errors import UsageError, UserError, disk_error, printable, shown
 from data_tools.redaction import redact_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 75, 130
@@ -61,7 +61,7 @@ def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = No
 
 def reason_of(error: BaseException) -> str:
     """An exception in words that are never empty: its text, with its type where the text alone says little."""
-    text = str(error).strip()
+    text = str(error) if isinstance(error, UserError) else shown(error)
     if text and isinstance(error, UserError | OSError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, shown
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError
@@ -181,5 +181,6 @@ def _pause(future: Future) -> float:
         return 0.0
     if isinstance(error, CacheFullError):  # readers hold what it should replace
         return _POLL
-    print(f"prefetch: {error}" if isinstance(error, UserError) else f"prefetch: {error!r}", file=sys.stderr, flush=True)
+    text = str(error) if isinstance(error, UserError) else shown(repr(error))
+    print(f"prefetch: {text}", file=sys.stderr, flush=True)
     return _FORGIVE_AFTER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from itertools import product
 
 import pytest
@@ -11,8 +12,10 @@ from data_tools.errors import UserError, shown
 from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
 from pretrain.config import DataConfig, EvalConfig, PretrainConfig, Source
+from pretrain.entry import reason_of
 from pretrain.settings import dump_config
 from pretrain.status import Status
+from pretrain.stream import prefetch
 
 USERS = ("QQ", "QQ@QQ.org", "QQ/QQ", "")
 PASSWORDS = (
@@ -103,3 +106,12 @@ def test_dumped_config_and_status_hide_what_yaml_escapes(tmp_path):
         assert text.count("https://***") == 2
         status.write("failed", f"cannot read '{url}', sorry")
         assert "Q" not in (tmp_path / "status.json").read_text()
+
+
+def test_what_ends_a_rank_or_a_prefetch_is_told_without_credentials(capfd):
+    error = RuntimeError("cannot open 'https://user:QQ/QQ@host/a.tar?sig=QQ'")
+    assert reason_of(error) == "RuntimeError: cannot open 'https://***@host/a.tar?***'"
+    failed = Future()
+    failed.set_exception(error)
+    prefetch._pause(failed)
+    assert "QQ" not in capfd.readouterr().err
