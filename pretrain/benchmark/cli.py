@@ -85,7 +85,7 @@ def _add_work(train: argparse.ArgumentParser) -> None:
     add(
         "--shards",
         required=True,
-        help="training corpus: a packed folder, a tar or a brace pattern, one caption a sample",
+        help="training corpus: a packed folder, a folder of tars, a tar or a pattern, one caption a sample",
     )
     add("--model", required=True, help=_MODEL)
     add("--precision", choices=PRECISIONS, default="auto", help=_TRAIN_PRECISION)
@@ -119,7 +119,11 @@ def _add_measure(train: argparse.ArgumentParser) -> None:
 
 def _add_loader(loader: argparse.ArgumentParser) -> None:
     add = loader.add_argument
-    add("--shards", required=True, help="corpus: a packed folder, a tar or a brace pattern, one caption a sample")
+    add(
+        "--shards",
+        required=True,
+        help="corpus: a packed folder, a folder of tars, a tar or a pattern, one caption a sample",
+    )
     add("--peers", nargs="*", choices=("open_clip", "webdataset"), default=["open_clip", "webdataset"],
         help="what to measure beside ours (default both)")  # fmt: skip
     add("--workers", type=int, default=1, help="loader processes, and cores, of each (default 1)")

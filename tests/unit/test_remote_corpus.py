@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ from data_tools.index import run as index_verb
 from data_tools.remote.settings import CacheSettings
 from data_tools.shards import ShardReader, open_corpus
 from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.shards.tar import TarDamageError
 from packing import ROOT
 from remote_servers import HURRIED, http_server, s3_server, upload, write_shards
 
@@ -89,6 +93,23 @@ def test_tars_without_index_are_walked_in_the_cache(server, folder, settings, ca
     assert samples(corpus) == samples(open_corpus(folder))
     assert sum(len(server.asked(f"s-{n:03d}.tar")) for n in range(3)) == 3
     assert "3 remote tars without an index are read whole" in capsys.readouterr().err
+
+
+def test_a_damaged_remote_tar_names_what_it_lost_with_an_index_and_without(server, folder, settings):
+    server.files = {name: data for name, data in server.files.items() if name.endswith("s-001.tar")}
+    (name, data), *_ = server.files.items()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        at = tar.getmembers()[2].offset
+    server.files[name] = data[:at] + b"?" + data[at + 1 :]
+    url = server.url("set/s-001.tar")
+    for _ in range(2):  # walked, and remembered
+        corpus = open_corpus(url, settings)
+        assert corpus.damaged == (f"{url} is damaged: at least 1 of 4 samples were lost before it was indexed",)
+    server.files[name.replace(".tar", ".idx")] = next(Path(settings.folder).rglob("*.idx")).read_bytes()
+    corpus = open_corpus(url, settings)
+    assert corpus.damaged == (f"{url} is damaged: samples were lost before it was indexed",)
+    with ShardReader(corpus) as reader, pytest.raises(TarDamageError, match="was lost"):
+        [reader.read(0, place) for place in range(4)]
 
 
 def test_readers_hold_few_remote_shards(server, folder, settings, monkeypatch):
