@@ -9,8 +9,9 @@ import time
 from data_tools.errors import UserError
 from pretrain import assemble
 from pretrain.run_lock import LOCK
-from pretrain.runtime import start, together
+from pretrain.runtime import agree, start, together
 from pretrain.status import Status
+from pretrain.writes import Writes
 from ranks import fork_ranks, run_ranks, run_warm
 
 
@@ -95,3 +96,25 @@ def test_a_fault_of_one_rank_is_raised_on_all():
     assert len(set(messages)) == 1
     assert "writing failed on rank 1" in messages[0]
     assert "Permission denied" in messages[0]
+
+
+def write_alone(rank, world_size, folder):
+    """Rank 1 alone cannot write: what the step's agreement sums, and what both raise."""
+    start(distributed=True)
+    writes = Writes()
+    with writes.to(folder / "metrics.jsonl"):
+        if rank == 1:
+            raise OSError(28, "No space left on device")
+    failed = agree([writes.failed])
+    try:
+        writes.settle("step-7")
+    except UserError as error:
+        return failed, str(error)
+
+
+def test_what_one_rank_cannot_write_ends_all_with_its_reason(tmp_path):
+    first, second = run_ranks(2, write_alone, tmp_path)
+    assert first == second
+    assert first[0] == [1]
+    assert "cannot be written on rank 1" in first[1]
+    assert "metrics.jsonl: No space left on device" in first[1]

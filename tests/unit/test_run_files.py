@@ -21,6 +21,7 @@ from pretrain.guard import Journal
 from pretrain.metrics import Metrics, forget_after
 from pretrain.runtime import Runtime
 from pretrain.status import DONE, FAILED, RUNNING, STOPPED, Status, fail_unbuilt
+from pretrain.stream.bad import BadSample, Quarantine
 from pretrain.writes import Writes
 
 ALONE = Runtime(0, 1, 0, torch.device("cpu"), 1)
@@ -82,6 +83,18 @@ def test_a_journal_on_a_full_disk_is_noticed(tmp_path):
     (tmp_path / "spikes.jsonl").symlink_to(FULL)
     Journal(tmp_path / "spikes.jsonl", ALONE, 0, writes).write({"step": 1}, 1.0, ["a"])
     assert "spikes.jsonl: No space left on device" in settled(writes)
+
+
+def test_bad_samples_that_cannot_be_written_down_are_noticed(tmp_path):
+    quarantine = Quarantine(FULL)
+    quarantine.write(0, 0, [])
+    assert quarantine.fault is None
+    quarantine.write(0, 0, [BadSample("s.tar", 3, "k", "undecodable", "no picture")])
+    assert quarantine.fault.errno == errno.ENOSPC
+    beside_a_file = Quarantine(tmp_path / "file" / "quarantine-0.jsonl")
+    (tmp_path / "file").touch()
+    beside_a_file.write(0, 0, [BadSample("s.tar", 3, "k", "undecodable", "no picture")])
+    assert beside_a_file.fault is not None
 
 
 def test_tensorboard_reads_the_board_and_forgets_what_a_resume_repeats(tmp_path):
