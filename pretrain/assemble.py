@@ -18,7 +18,7 @@ from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
 from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
-from pretrain.engine.committed import FOLDER, committed
+from pretrain.engine.committed import FOLDER, SETTINGS, committed
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
 from pretrain.precision import settle
@@ -209,7 +209,7 @@ def open_checkpoint(
     stream.go_on_from(Position.from_dict(state.position))
     if runtime.is_main:
         print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
-        _print_changes((found / "config.yaml").read_text(), resolved(config))
+        _print_changes((found / SETTINGS).read_text(errors="replace"), resolved(config))
     return reader, state
 
 

@@ -31,7 +31,7 @@ from data_tools.shards.commit import atomic_write, remove_temporaries, sync_fold
 from pretrain.towers.files import is_number, read_json
 
 FOLDER, LATEST, BEST, MANIFEST, METRICS = "checkpoints", "latest", "best", "manifest.json", "metrics.json"
-STATE, MODEL = "state.json", "model.json"
+STATE, MODEL, SETTINGS = "state.json", "model.json", "config.yaml"
 _HIDDEN = ".writing-"
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # as step_folder writes it
 _RANK_FILE = re.compile(r"rank-([0-9]{5})-of-([0-9]{5})\.safetensors")
@@ -215,7 +215,7 @@ def _entries(checkpoint: Path) -> list[dict]:
         wanted[name] = want
     ranks = [match for name in wanted if (match := _RANK_FILE.fullmatch(name))]
     whole = [f"rank-{rank:05d}-of-{len(ranks):05d}.safetensors" for rank in range(max(1, len(ranks)))]
-    missing = [name for name in (STATE, MODEL, *whole) if name not in wanted]
+    missing = [name for name in (STATE, MODEL, SETTINGS, *whole) if name not in wanted]
     if missing:
         raise UserError(f"{path} is not whole", got=f"{len(wanted)} files without {missing[0]}")
     return [wanted[name] for name in sorted(wanted)]

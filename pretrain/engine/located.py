@@ -16,6 +16,7 @@ TAKEN = (
     "a run, checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or an open_clip weights file "
     f"({', '.join(SUFFIXES)})"
 )
+_LONGEST_NAME = 100
 _LOCAL, _HUB = "local-dir:", ("hf-hub:", "hf_hub:", "http://", "https://", "s3://")
 
 
@@ -53,7 +54,11 @@ def locate(name: str | Path) -> Located:
     if path.is_dir():
         return _folder(path)
     if path.name in (LATEST, BEST) and path.is_file() and path.parent.name == FOLDER:
-        return _folder(path.parent / path.read_text(errors="replace")[:100].strip())
+        with path.open(errors="replace") as file:
+            name = file.read(_LONGEST_NAME).strip()
+        if Path(name).name != name:
+            raise UserError(f"{path} names no checkpoint", got=name)
+        return _folder(path.parent / name)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         if path.name.startswith("rank-") and (path.parent / MANIFEST).is_file():
             raise UserError(f"{path} is one rank's part of a checkpoint", remedy=f"give the folder {path.parent}")

@@ -92,10 +92,12 @@ def transformers_classifier(folder: Path) -> Client:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.image_utils import load_image
 
-    model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    model, report = AutoModelForImageClassification.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False
+    )
     _refuse_odd_keys(report)
     model.eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
     def pixels(images: Images) -> torch.Tensor:
         return processor([load_image(image) for image in images], return_tensors="pt")["pixel_values"]  # as pipelines

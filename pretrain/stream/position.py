@@ -58,7 +58,14 @@ class Position:
                 expected=f"version {_VERSION} with {', '.join(sorted(names))}",
                 remedy="resume with the version of dualstream that wrote the checkpoint",
             )
-        sources = tuple((int(epoch), int(samples)) for epoch, samples in state["sources"])
+        pairs: Any = state["sources"] if isinstance(state["sources"], list | tuple) else [None]
+        if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            pairs = [(None, None)]
+        counts = [state[name] for name in ("streams", "window", "step", "samples_seen")]
+        counts += [number for pair in pairs for number in pair]
+        if not all(isinstance(number, int) and number >= 0 for number in counts):
+            raise UserError("the saved data position cannot be read", got=state, expected="counts, and pairs of them")
+        sources = tuple((epoch, samples) for epoch, samples in pairs)
         return cls(**{name: state[name] for name in names - {"sources"}}, sources=sources)
 
     def check_resumable(self, current: "Position") -> None:

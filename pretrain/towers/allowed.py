@@ -59,7 +59,7 @@ def _keys(**rules: Rule) -> Rule:
     def holds(value: object) -> bool:
         return isinstance(value, dict) and all(key in rules and rules[key][0](value[key]) for key in value)
 
-    return holds, "of " + ", ".join(f"{key} ({words})" for key, (_, words) in rules.items())
+    return holds, "settings: " + ", ".join(f"{key} ({words})" for key, (_, words) in rules.items())
 
 
 _FLAG = _one_of(True, False)

@@ -17,6 +17,7 @@ from data_tools.errors import UserError
 from pretrain.towers.allowed import check_model, check_preprocess
 from pretrain.towers.files import read_json
 
+_LONGEST_NAME = 255
 CACHED_WORDS = 1 << 17  # some 20 to 30 MB in each process
 
 
@@ -169,6 +170,8 @@ def spec_of(name: object, model_cfg: object, preprocess_cfg: object, where: str)
         UserError: settings that no file may set (allowed.py), parts that are not here, models that are not plain dual
             encoders.
     """
+    if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise UserError(f"{where} has a name that cannot be printed", got=repr(name))
     if isinstance(model_cfg, dict) and ("multimodal_cfg" in model_cfg or "audio_cfg" in model_cfg):
         raise UserError(f"{where} is not a plain dual encoder", expected="an image and a text tower")
     check_model(model_cfg, where)
@@ -186,7 +189,7 @@ def spec_of(name: object, model_cfg: object, preprocess_cfg: object, where: str)
         )
     given = {key: value for key, value in preprocess_cfg.items() if value is not None}
     preprocess = PreprocessCfg(**{**given, "size": size})  # as in open_clip, the tower's size is the one that counts
-    return ModelSpec(str(name), model_cfg, {key: _plain(getattr(preprocess, key)) for key in _PREPROCESS_KEYS})
+    return ModelSpec(name, model_cfg, {key: _plain(getattr(preprocess, key)) for key in _PREPROCESS_KEYS})
 
 
 _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")

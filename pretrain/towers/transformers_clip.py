@@ -10,7 +10,7 @@ from open_clip import SimpleTokenizer
 
 from data_tools.errors import UserError
 from pretrain.towers.allowed import check_clip_config
-from pretrain.towers.files import read_json
+from pretrain.towers.files import is_number, read_json
 from pretrain.towers.spec import ModelSpec, refuse_code, spec_of
 
 CONFIG = "config.json"
@@ -65,7 +65,7 @@ def read_transformers_clip(folder: Path) -> tuple[ModelSpec, list[str]]:
 
 def _config(config: dict, where: str) -> tuple[dict, dict, int]:
     """(text settings, image settings, width of the embedding), with transformers' own defaults for what is not said."""
-    if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
+    if config.get("model_type") != "clip" or config.get("architectures") not in (None, [], ["CLIPModel"]):
         raise UserError(
             f"{where} is not of a CLIP model of transformers",
             got=f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}",
@@ -127,9 +127,10 @@ def _preprocess(folder: Path, size: int) -> tuple[dict, list[str]]:
     if crop != size and not squash:
         raise UserError(f"{folder} crops pictures to another size than its towers take", got=crop, expected=size)
     notes = [] if resized == size else [f"{folder} resizes pictures to {resized} before it crops {size}: not followed"]
-    filters = _FILTERS.get(values.get("resample", 3))
+    resample = values.get("resample", 3)
+    filters = _FILTERS.get(resample) if is_number(resample) else None
     if filters is None:
-        raise UserError(f"{folder} resizes pictures in a way that is not known here", got=values["resample"])
+        raise UserError(f"{folder} resizes pictures in a way that is not known here", got=resample)
     kept = {key: values[f"image_{key}"] for key in ("mean", "std") if values.get(f"image_{key}") is not None}
     return {**kept, "interpolation": filters, "resize_mode": "squash" if squash else "shortest"}, notes
 

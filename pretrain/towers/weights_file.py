@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from data_tools.errors import UserError
 from pretrain.towers.files import SUFFIXES, few
+from pretrain.towers.fit import free_bytes
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers keep the weights among other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -67,10 +68,14 @@ def refuse_non_finite(state: Mapping[str, torch.Tensor], source: object) -> None
 
 def _unpickled(path: Path) -> object:
     try:
-        if zipfile.is_zipfile(path):
+        archive = zipfile.is_zipfile(path)
+        if archive:
             _check_archive(path)
+        elif (size := path.stat().st_size) > (free := free_bytes() or size):
+            raise UserError(f"weights file {path} is larger than the free memory", got=size, expected=f"<= {free}")
+        # An archive is mapped: tensors of other shapes than the model's are refused before they are read.
         with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UserError:
         raise
     except pickle.UnpicklingError as error:

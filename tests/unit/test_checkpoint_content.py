@@ -15,6 +15,7 @@ from data_tools.errors import UserError
 from pretrain.engine import committed
 from pretrain.engine.committed import Retention, newest_intact, step_of
 from pretrain.engine.weights import CheckpointReader, load_trained, resolve_checkpoint
+from pretrain.stream.position import Position
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,9 @@ CRAFTED = {
     "bytes that are text": _entry(name="x", bytes="12"),
     "an entry that is a number": _listed(lambda manifest: {"files": [*manifest["files"], 3]}),
     "brackets": lambda folder: (folder / committed.MANIFEST).write_text("[" * 100_000),
+    "without settings": _listed(lambda m: {"files": [f for f in m["files"] if f["name"] != "config.yaml"]}),
+    "a name with escapes": _json("model.json", lambda value: value["spec"].update(name="a\x1b[2Jb")),
+    "a name that is a list": _json("model.json", lambda value: value["spec"].update(name=["x"])),
     "not text": lambda folder: (folder / committed.MANIFEST).write_bytes(b"\xff\xfe\x00"),
     "a number of 5,000 digits": lambda folder: (folder / committed.MANIFEST).write_text("9" * 5_000),
     "NaN": _rank(lambda tensors, _: tensors.update({f"{PROJ}|weight": tensors[f"{PROJ}|weight"] * math.nan})),
@@ -167,6 +171,28 @@ def test_a_state_that_is_none_is_refused(checkpoint, name):
     _text("state.json", STATES[name])(checkpoint)
     with pytest.raises(UserError):
         CheckpointReader(resolve_checkpoint(checkpoint)).state()
+
+
+POSITION = {"version": 2, "manifest_digest": "x", "seed": -1, "streams": 4, "window": 8, "step": 6, "samples_seen": 48}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": 3},
+        {"sources": [3]},
+        {"sources": [[1, "2"]]},
+        {"sources": [[1, -2]]},
+        {"streams": "4"},
+        {"step": None},
+    ],
+    ids=str,
+)
+def test_a_position_that_is_none_is_refused(change):
+    whole = POSITION | {"sources": [[1, 16]]}
+    assert Position.from_dict(whole).sources == ((1, 16),)
+    with pytest.raises(UserError, match="position cannot be read"):
+        Position.from_dict(whole | change)
 
 
 # ---- copies and other names -----------------------------------------------------------------------------------------

@@ -192,6 +192,30 @@ def test_preprocessing_is_read(tmp_path, resize, mode, filters):
     assert (cfg["resize_mode"], cfg["interpolation"], cfg["mean"]) == (mode, filters, [0.1, 0.2, 0.3])
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "architectures", 5),
+        ("config.json", "architectures", ["CLIPForImageClassification"]),
+        ("config.json", "projection_dim", "wide"),
+        ("config.json", "text_config", [1]),
+        ("config.json", "vision_config", {"hidden_size": 0}),
+        ("config.json", "vision_config", {"num_attention_heads": 5}),
+        ("config.json", "auto_map", {"AutoModel": "evil.Evil"}),
+        ("preprocessor_config.json", "resample", [3]),
+        ("preprocessor_config.json", "resample", 0),
+        ("preprocessor_config.json", "image_std", [0, 0, 0]),
+        ("preprocessor_config.json", "crop_size", {"height": 24, "width": 24}),
+    ],
+)
+def test_odd_settings_of_transformers_are_one_line(tmp_path, file, key, value):
+    clip_of_transformers(tmp_path)
+    whole = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(whole | {key: value}))
+    with pytest.raises(UserError):
+        open_model(tmp_path)
+
+
 def test_another_model_of_transformers_is_named(tmp_path):
     from transformers import BertConfig, CLIPVisionConfig, SiglipConfig
 
