@@ -83,6 +83,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
             _check_shard(shard, f"shards[{number}]")
         shards = tuple(ShardRecord(**shard) for shard in content["shards"])
         fields = {name: content[name] for name in ("config", "config_digest", "schema", "totals")}
+        fields["classes"] = tuple(content["classes"])
     except (KeyError, TypeError) as error:
         raise UserError(f"manifest {name} lacks or misspells a field", got=error, remedy="pack again") from None
     except ValueError as error:
@@ -90,7 +91,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     twice = [shard for shard, count in Counter(record.name for record in shards).items() if count > 1]
     if twice:
         raise UserError(f"manifest {name} lists a shard twice", got=twice[0], remedy=remedy)
-    return Manifest(shards=shards, classes=tuple(content["classes"]), **fields)
+    return Manifest(shards=shards, **fields)
 
 
 def wrong_totals(manifest: Manifest) -> list[str]:

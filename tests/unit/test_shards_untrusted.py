@@ -261,6 +261,18 @@ def test_a_manifest_that_claims_what_cannot_be_is_refused(tmp_path, change):
     assert len(str(caught.value)) < 900
 
 
+@pytest.mark.parametrize(
+    "name", ["config", "config_digest", "schema", "shards", "classes", "totals", "samples", "bytes"]
+)
+def test_a_manifest_without_a_field_is_refused(tmp_path, name):
+    packed(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    del (content if name in content else content["shards"][0])[name]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"lacks or misspells a field; got .*{name}"):
+        open_corpus(tmp_path)
+
+
 def test_a_manifest_of_bombs_is_refused(tmp_path):
     for text in ("[" * 200_000, '{"a":' * 100_000, "[" + "[]," * 4_000_000 + "[]]", '{"version": ' + "9" * 5000 + "}"):
         (tmp_path / "manifest.json").write_text(text)
