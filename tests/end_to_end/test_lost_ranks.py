@@ -94,6 +94,29 @@ def test_a_stopped_rank_is_left_to_the_launcher_by_one_that_ends(workspace, tmp_
     assert runs.status(tmp_path / "run")["state"] == "failed"
 
 
+def test_a_job_that_was_suspended_goes_on(workspace, tmp_path):
+    """All its processes stop for longer than the hang timeout, as by `scontrol suspend`, and are continued."""
+    folder = tmp_path / "run"
+    words = runs.command(workspace, folder, *ENDLESS, "guard.hang_timeout=5 seconds")
+    env = runs.ENV | {"LOST_RANKS_TEST": str(folder)}
+    launcher = subprocess.Popen(words, cwd="/", env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait(lambda: launcher.poll() is not None or any(row["step"] >= 3 for row in runs.rows(folder)), 150)
+        stopped = list(processes(folder))
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in stopped:
+                os.kill(pid, number)
+            reached = max(row["step"] for row in runs.rows(folder))
+            time.sleep(9 if number == signal.SIGSTOP else 0)
+        wait(lambda: launcher.poll() is not None or max(row["step"] for row in runs.rows(folder)) > reached + 20, 60)
+        assert launcher.poll() is None
+        assert runs.status(folder)["state"] == "running"
+    finally:
+        for pid in processes(folder):
+            os.kill(pid, signal.SIGKILL)
+        launcher.wait()
+
+
 def hang(rank):
     """Rank 1 sleeps, rank 0 waits for it in a collective."""
     if rank == 1:
