@@ -18,7 +18,7 @@ from pretrain.evaluate.classes import class_numbers
 from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classifier
 from pretrain.finetune.classifier import build_classifier
-from pretrain.finetune.labels import refuse_equal_labels, set_classes
+from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.profiling import part
 from pretrain.rules import local_batch
@@ -42,7 +42,7 @@ class Prepared:
         if self.evaluated and self.evaluated.classes:
             what = f"eval.classification {redact_source(config.eval.classification)}"
             self.numbers = class_numbers(self.evaluated.classes, self.classes, what)
-        refuse_equal_labels(sources, runtime)
+        check_labels(sources, runtime)
         self.model, self.lines = build_classifier(config, self.classes, runtime)
         spec = self.model.towers.spec
         self.stream = assemble.train_stream(config, sources, spec, "label", runtime)

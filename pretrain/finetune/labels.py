@@ -83,8 +83,9 @@ def is_count(setting: object) -> bool:
     return str(setting).isdecimal()
 
 
-def refuse_equal_labels(sources: Sequence[StreamSource], runtime: Runtime) -> None:
-    """Raises UserError on every rank where all labels of all sources are one. All ranks must call it.
+def check_labels(sources: Sequence[StreamSource], runtime: Runtime) -> None:
+    """Raises UserError on every rank where all labels of all sources are one, or some have no class. All ranks must
+    call it.
 
     Two labels are found at once unless a corpus is sorted or one class is rare; then the rest is read.
     """
@@ -94,7 +95,8 @@ def refuse_equal_labels(sources: Sequence[StreamSource], runtime: Runtime) -> No
 def _two_labels(sources: Sequence[StreamSource]) -> None:
     corpora = [source.corpus for source in sources]
     local = [corpus for corpus in corpora if corpus.cache is None]  # remote shards would all be fetched for a look
-    found = _distinct(number for corpus in local for number in _labels(corpus, _spread(corpus.num_samples)))
+    found = {number for corpus in local for number in _labels(corpus, _spread(corpus.num_samples))}
+    _refuse_nameless(found, corpora[0].classes)
     total = sum(corpus.num_samples for corpus in corpora)
     if len(found) < 2:
         with Progress("looking for a second class", total, "samples") as bar:
@@ -110,6 +112,18 @@ def _two_labels(sources: Sequence[StreamSource]) -> None:
         expected="samples of two classes or more",
         remedy="look at the corpus with `python -m data_tools preview`; pack the images of the other classes too",
     )
+
+
+def _refuse_nameless(found: set[int], names: Sequence[str]) -> None:
+    """Raises UserError where a label is not the number of a class: such samples would only be counted as bad."""
+    highest = max(found, default=0)
+    if highest >= len(names):
+        raise UserError(
+            "the training corpus has labels without a class name",
+            got=f"label {highest}, and {len(names)} classes: {shown(names)}",
+            expected=f"labels 0 to {len(names) - 1}",
+            remedy="name all of them, in the order of the labels, with the setting classes",
+        )
 
 
 def _spread(count: int) -> list[int]:

@@ -18,7 +18,7 @@ from data_tools.shards import open_corpus
 from pretrain.config import FinetuneConfig
 from pretrain.evaluate.classes import class_numbers, renumber
 from pretrain.finetune import cli
-from pretrain.finetune.labels import read_classes, refuse_equal_labels, set_classes
+from pretrain.finetune.labels import check_labels, read_classes, set_classes
 from pretrain.runtime import start
 from pretrain.settings import load_config
 from pretrain.stream.loader import StreamSource
@@ -99,10 +99,10 @@ def test_equal_labels_are_found_wherever_the_other_one_stands(tmp_path, at):
                 tar.addfile(info, io.BytesIO(data))
     sources = set_classes([StreamSource(open_corpus(tmp_path / "x.tar"))], 3)
     if at is not None:
-        refuse_equal_labels(sources, start(distributed=False))
+        check_labels(sources, start(distributed=False))
         return
     with pytest.raises(UserError, match=r"all labels .* are equal.* label 1 \(1\) in all of 600 samples"):
-        refuse_equal_labels(sources, start(distributed=False))
+        check_labels(sources, start(distributed=False))
 
 
 def test_a_batch_of_one_image_is_refused(tmp_path, labelled):
@@ -145,7 +145,8 @@ def test_the_dry_run_says_what_would_run_and_leaves_nothing(tmp_path, labelled, 
     ("words", "code", "message"),
     [
         ((), 1, "names no classes"),
-        (("classes=2",), 0, ""),
+        (("classes=2",), 1, "labels without a class name; got label 2, and 2 classes: 0, 1"),
+        (("classes=5",), 0, ""),
         (("classes=3", "init=nowhere", "random=false"), 1, "nowhere"),
         (("classes=3", "eval.classification=none.tar"), 1, "none.tar"),
         (("classes=3", "train.global_batch=64"), 1, "batch"),
