@@ -69,7 +69,9 @@ def test_random_start_and_resume(workspace):
 
 
 def test_a_diverging_run_names_its_samples(workspace):
-    done = finetune(workspace, "diverged", "optim.lr=1e30", "optim.warmup=0 steps", "train.micro_batch=8")
+    done = finetune(
+        workspace, "diverged", "optim.lr=100", "optim.weight_decay=100", "optim.warmup=0 steps", "train.micro_batch=8"
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("error"))
     assert "was stopped before its update" in line

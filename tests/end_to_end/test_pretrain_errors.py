@@ -53,7 +53,14 @@ def test_a_batch_that_does_not_divide_ends_every_rank(workspace, tmp_path):
 def test_diverging_training_stops_before_the_update(workspace, tmp_path):
     folder = tmp_path / "run"
     done = runs.run(
-        runs.command(workspace, folder, "optim.lr=1e30", "optim.warmup=0 steps", "checkpoint.every=1 steps")
+        runs.command(
+            workspace,
+            folder,
+            "optim.lr=100",
+            "optim.weight_decay=100",
+            "optim.warmup=0 steps",
+            "checkpoint.every=1 steps",
+        )
     )
     line = fails(done, 1, "was stopped before its update", "ranks [0]", "last good checkpoint")
     assert str(folder / "checkpoints") in line
