@@ -264,7 +264,8 @@ def test_pairs_and_limit(tmp_path):
 
 
 def test_plain_webdataset_opens_the_shards(tmp_path):
-    webdataset = pytest.importorskip("webdataset")
+    import webdataset
+
     data_tools("pack", photo_folder(tmp_path / "photos"), tmp_path / "shards", "--samples-per-shard", 5)
     urls = str(tmp_path / "shards" / "shard-{000000..000002}.tar")
     theirs = list(
@@ -278,7 +279,8 @@ def test_plain_webdataset_opens_the_shards(tmp_path):
 
 
 def test_hugging_face_datasets_opens_the_shards(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     data_tools("pack", photo_folder(tmp_path / "photos"), tmp_path / "shards", "--samples-per-shard", 5)
     files = sorted(map(str, (tmp_path / "shards").glob("*.tar")))

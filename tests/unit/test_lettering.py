@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -29,8 +30,7 @@ def drawn(text: str, letters: Lettering) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def noto():
-    package = pytest.importorskip("noto_cjk_sans_otc")
-    return os.path.join(os.path.dirname(package.__file__), "NotoSansCJK-Regular.ttc")
+    return os.path.join(os.path.dirname(find_spec("noto_cjk_sans_otc").origin), "NotoSansCJK-Regular.ttc")
 
 
 def test_chinese_has_the_glyphs_of_its_font(noto, monkeypatch):
