@@ -41,3 +41,15 @@ def test_every_command_is_run_or_says_why_not(page):
             assert "python -m" not in block.code, f"{page}:{block.line}: a command in a block without a language"
         elif block.code.startswith(NOT_RUN):
             assert len(block.code.splitlines()[0]) > len(NOT_RUN) + 5, f"{page}:{block.line} says no reason"
+
+
+def test_messages_that_a_page_explains_exist():
+    page = (ROOT / "launch/README.md").read_text()
+    table = re.search(r"^\| message \|.*?\n\n", page, re.MULTILINE | re.DOTALL)[0]
+    rows = [line.split("|")[1] for line in table.strip().splitlines()[2:]]
+    phrases = [re.sub(r" ?[\d:]{4,}", "", phrase) for row in rows for phrase in re.findall("`(.+?)`", row)]
+    assert len(phrases) >= len(rows) > 5
+    sources = "\n".join(
+        path.read_text() for folder in ("pretrain", "data_tools") for path in (ROOT / folder).rglob("*.py")
+    )
+    assert not [phrase for phrase in phrases if phrase not in sources]
