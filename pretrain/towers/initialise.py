@@ -11,7 +11,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from data_tools.errors import UserError
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.files import few
-from pretrain.towers.weights_file import refuse_non_finite
+from pretrain.towers.weights_file import refuse_non_finite, refuse_quantised
 
 
 @dataclass
@@ -38,7 +38,7 @@ def initialise(
     must match; keys under a prefix of `may_miss` may be absent.
 
     Raises:
-        UserError: missing, unexpected or wrongly shaped tensors, or such that are not finite, all named.
+        UserError: missing, unexpected or wrongly shaped tensors, or such that are not finite or quantised, all named.
     """
     state = dict(state)
     if hasattr(model.clip, "text"):
@@ -46,7 +46,7 @@ def initialise(
     own = model.clip.state_dict()
     before = {key: value.shape for key, value in state.items()}
     for key in ("logit_scale", "logit_bias"):
-        if key in state and key in own:
+        if key in state and key in own and state[key].numel() == own[key].numel():
             state[key] = state[key].reshape(own[key].shape)
             before[key] = own[key].shape
     _resize(model, state)
@@ -60,6 +60,7 @@ def initialise(
             got=f"missing {few(refused)}, unexpected {few(unexpected)}, other shape {few(wrong)}",
             remedy="set model.name to the weights' own architecture, and loss.name=sigmoid for a logit_bias",
         )
+    refuse_quantised(state, source)
     refuse_non_finite(state, source)
     model.clip.load_state_dict({**own, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
@@ -74,6 +75,6 @@ def _resize(model: DualEncoder, state: dict[str, torch.Tensor]) -> None:
         key = next((key for key, value in model.clip.state_dict(keep_vars=True).items() if value is own), None)
         given = state.get(key)
         rows = 0 if given is None or own is None or given.dim() != 2 else len(given)
-        grid = rows - 1 if resize is resize_pos_embed else 1
-        if rows and given.shape[1] == own.shape[1] and round(grid**0.5) ** 2 == grid:
+        grid = rows - 1 if resize is resize_pos_embed else rows and 1
+        if grid > 0 and given.shape[1] == own.shape[1] and round(grid**0.5) ** 2 == grid:
             resize(state, model.clip)

@@ -18,7 +18,7 @@ from pretrain.towers.files import SUFFIXES, few
 from pretrain.towers.fit import free_bytes
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers keep the weights among other things
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_PREFIXES = re.compile(r"((module|_orig_mod)\.)*")  # of DistributedDataParallel and torch.compile, in any order
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers among OpenAI's tensors
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
@@ -55,9 +55,22 @@ def activation_of(path: Path) -> str | None:
     return said if said in ("gelu", "quick_gelu") else None
 
 
+def refuse_quantised(state: Mapping[str, torch.Tensor], source: object) -> None:
+    """Raises UserError naming the tensors of `state` that are integers or fp8: of parameters they are numbers that mean
+    something only together with scales, and would load as they are."""
+    odd = [key for key, value in state.items() if not value.is_floating_point() or value.itemsize < 2]
+    if odd:
+        raise UserError(
+            f"the weights of {source} are no floating-point numbers of 16 bits or more",
+            got=f"{few(odd)}: {', '.join(sorted({str(state[key].dtype) for key in odd}))}",
+            remedy="give the weights from before they were quantised",
+        )
+
+
 def refuse_non_finite(state: Mapping[str, torch.Tensor], source: object) -> None:
-    """Raises UserError naming the tensors of `state` with a NaN or an infinity: nothing can be computed with them."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    """Raises UserError naming the tensors of `state` with a NaN or an infinity once they are fp32: nothing can be
+    computed with them."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
     if bad:
         raise UserError(
             f"the weights of {source} are not finite",
@@ -124,8 +137,9 @@ def _named_tensors(state: object, path: Path) -> dict[str, torch.Tensor]:
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
             got = f"{key}: {value.dtype}, {value.layout}, on {value.device}"
             raise UserError(f"weights file {path} holds tensors of a kind that no tower has", got=got)
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
+        key = key[_PREFIXES.match(key).end() :]
+        if key in tensors:
+            raise UserError(f"weights file {path} holds two tensors of one name", got=key)
         if key not in _NO_WEIGHTS:
             tensors[key] = value
     if not tensors:

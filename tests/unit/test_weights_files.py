@@ -97,3 +97,34 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, architecture, value):
     save_file(state, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=r"not finite; got NaN or infinity in visual\.proj"):
         open_model(tmp_path / "weights.safetensors", architecture=architecture)
+
+
+ODD = {
+    "fp8": (lambda state: {key: value.to(torch.float8_e4m3fn) for key, value in state.items()}, "Float|float8"),
+    "int8": (lambda state: {key: value.to(torch.int8) for key, value in state.items()}, "int8"),
+    "one int8": (lambda state: {"visual.proj": state["visual.proj"].to(torch.int8)}, "visual.proj: torch.int8"),
+    "beyond fp32": (lambda state: {"visual.proj": state["visual.proj"].double() * 1e300}, "not finite"),
+    "two scales": (lambda _: {"logit_scale": torch.ones(2)}, "other shape logit_scale"),
+    "no patches": (lambda _: {"visual.positional_embedding": torch.zeros(1, 32)}, "other shape visual.positional_emb"),
+    "one name twice": (
+        lambda state: {"module.visual.proj": torch.ones_like(state["visual.proj"])},
+        "two tensors of one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_tensors_that_no_tower_computes_with_are_refused(tmp_path, architecture, name):
+    change, words = ODD[name]
+    state = weights(tiny.build())
+    save_file(state | change(state), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=words):
+        open_model(tmp_path / "weights.safetensors", architecture=architecture)
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "_orig_mod.module.", "module.module."])
+def test_wrappers_in_each_other_are_taken_off(tmp_path, architecture, prefix):
+    state = weights(tiny.build())
+    save_file({prefix + key: value for key, value in state.items()}, tmp_path / "weights.safetensors")
+    opened = open_model(tmp_path / "weights.safetensors", architecture=architecture)[0].export_state()
+    assert all(torch.equal(opened[key], state[key]) for key in state)
