@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -51,19 +52,22 @@ def locate(name: str | Path) -> Located:
             remedy="nothing is fetched: download it once and give its folder",
         )
     path = Path(text.removeprefix(_LOCAL))
-    if path.is_dir():
+    if os.path.isdir(path):  # not the Path's own, which raises for a name that is too long
         return _folder(path)
-    if path.name in (LATEST, BEST) and path.is_file() and path.parent.name == FOLDER:
+    if path.name in (LATEST, BEST) and os.path.isfile(path) and path.parent.name == FOLDER:
         with path.open(errors="replace") as file:
             name = file.read(_LONGEST_NAME).strip()
-        if Path(name).name != name:
-            raise UserError(f"{path} names no checkpoint", got=name)
+        if Path(name).name != name or not name or "\0" in name or not os.path.isdir(path.parent / name):
+            got = name or "nothing"
+            raise UserError(
+                f"{path} names no checkpoint", got=got, remedy=f"give one beside it, or {path.parent.parent}"
+            )
         return _folder(path.parent / name)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
+    if os.path.isfile(path) and path.suffix.lower() in SUFFIXES:
         if path.name.startswith("rank-") and (path.parent / MANIFEST).is_file():
             raise UserError(f"{path} is one rank's part of a checkpoint", remedy=f"give the folder {path.parent}")
         return Located(Kind.WEIGHTS, path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path} is missing", expected=TAKEN)
     raise UserError(f"{path} is no file of weights", expected=TAKEN)
 
