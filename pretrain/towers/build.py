@@ -46,7 +46,7 @@ class DualEncoder(nn.Module):
         self.started: list[str] = []  # what build_model loaded, for the user
         self._compiled: CompiledTowers | None = None
         for name in ("mean", "std"):
-            value = torch.tensor(spec.preprocess_cfg[name]).view(1, 3, 1, 1)
+            value = torch.tensor(spec.preprocess_cfg[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
 
     def forward(

@@ -114,7 +114,8 @@ def _vocabulary(folder: Path) -> dict | None:
         if (folder / name).is_file():
             values = read_json(folder / name)
             model = values.get("model")
-            return values if name == "vocab.json" else (model.get("vocab", {}) if isinstance(model, dict) else {})
+            found = values if name == "vocab.json" else model.get("vocab") if isinstance(model, dict) else None
+            return found if isinstance(found, dict) else {}  # of other kinds of tokenizers it is a list
     return {} if (folder / "tokenizer_config.json").is_file() else None
 
 
@@ -132,6 +133,14 @@ def _preprocess(folder: Path, size: int) -> tuple[dict, list[str]]:
     if filters is None:
         raise UserError(f"{folder} resizes pictures in a way that is not known here", got=resample)
     kept = {key: values[f"image_{key}"] for key in ("mean", "std") if values.get(f"image_{key}") is not None}
+    if values.get("do_normalize") is False:
+        kept = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    factor = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
+    if not isinstance(factor, int | float) or abs(255 * factor - 1) > 1e-3:
+        got = f"do_rescale {values.get('do_rescale', True)}, rescale_factor {values.get('rescale_factor')}"
+        raise UserError(f"{folder} scales pixels in a way that is not known here", got=got, expected="1/255")
+    if values.get("do_resize") is False:
+        notes.append(f"{folder} does not resize pictures before it crops {size}: not followed, they are resized")
     return {**kept, "interpolation": filters, "resize_mode": "squash" if squash else "shortest"}, notes
 
 

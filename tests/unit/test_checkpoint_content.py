@@ -236,3 +236,14 @@ def test_steps_are_counted_as_numbers(tmp_path):
         checkpoints.write(tmp_path, step)
     assert [step_of(path) for path in committed.committed(tmp_path / committed.FOLDER)] == [999_999_999, 1_000_000_000]
     assert step_of(newest_intact(tmp_path / committed.FOLDER)[0]) == 1_000_000_000
+
+
+@pytest.mark.parametrize("name", ["", "step-000000099", "\0", "../checkpoints", "x" * 10_000])
+def test_a_pointer_to_no_checkpoint_is_said(tmp_path, name):
+    checkpoints.write(tmp_path, 6)
+    (tmp_path / committed.FOLDER / committed.LATEST).write_text(name)
+    with pytest.raises(UserError, match="latest names no checkpoint; got"):
+        load_trained(tmp_path / committed.FOLDER / committed.LATEST)
+    assert load_trained(tmp_path) is not None
+    with pytest.raises(UserError, match="is missing"):
+        load_trained("x" * 5_000)

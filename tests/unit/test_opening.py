@@ -192,6 +192,24 @@ def test_preprocessing_is_read(tmp_path, resize, mode, filters):
     assert (cfg["resize_mode"], cfg["interpolation"], cfg["mean"]) == (mode, filters, [0.1, 0.2, 0.3])
 
 
+def test_pictures_are_normalised_as_the_folder_says(tmp_path):
+    clip_of_transformers(
+        tmp_path,
+        resize={
+            "do_normalize": False,
+            "size": {"shortest_edge": 32},
+            "crop_size": 32,
+            "rescale_factor": 0.003921568859368563,
+        },
+    )
+    pixels = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(32, 32, 3)
+    want = CLIPImageProcessor.from_pretrained(tmp_path)(pixels.numpy(), return_tensors="pt")["pixel_values"]
+    model = open_model(tmp_path)[0]
+    assert (model._pixels(pixels.permute(2, 0, 1)[None]) - want).abs().max() < 1e-5
+    clip_of_transformers(tmp_path, resize={"do_resize": False, "size": {"shortest_edge": 32}, "crop_size": 32})
+    assert "does not resize pictures" in str(open_model(tmp_path)[1])
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [
@@ -205,12 +223,17 @@ def test_preprocessing_is_read(tmp_path, resize, mode, filters):
         ("preprocessor_config.json", "resample", [3]),
         ("preprocessor_config.json", "resample", 0),
         ("preprocessor_config.json", "image_std", [0, 0, 0]),
+        ("preprocessor_config.json", "do_rescale", False),
+        ("preprocessor_config.json", "rescale_factor", 1.0),
+        ("preprocessor_config.json", "rescale_factor", "1/255"),
+        ("tokenizer.json", "model", {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]]}),
         ("preprocessor_config.json", "crop_size", {"height": 24, "width": 24}),
     ],
 )
 def test_odd_settings_of_transformers_are_one_line(tmp_path, file, key, value):
     clip_of_transformers(tmp_path)
-    whole = json.loads((tmp_path / file).read_text())
+    whole = json.loads((tmp_path / file).read_text()) if (tmp_path / file).is_file() else {}
+    (tmp_path / "vocab.json").unlink(missing_ok=True)  # tokenizer.json is looked at where it is alone
     (tmp_path / file).write_text(json.dumps(whole | {key: value}))
     with pytest.raises(UserError):
         open_model(tmp_path)
