@@ -143,8 +143,11 @@ def _parsed(text: str) -> Any:
 
 
 def _paths(text: str) -> Any:
-    """The sources of `data.train=TEXT`: a path, several with commas between, or a YAML list of paths and sources.
+    """The sources of `data.train=TEXT`: a path, several with commas between, a source, or a YAML list of paths and
+    sources.
     Commas within braces, in the name of what exists, and in a URL's query separate nothing."""
+    if text.startswith("{urls:"):  # one source; other braces are a pattern of names
+        text = f"[{text}]"
     if text.startswith("["):
         with contextlib.suppress(Exception):  # braces within a list are no YAML, and the parser's errors share no class
             return _parsed(text)

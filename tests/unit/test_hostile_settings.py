@@ -163,7 +163,11 @@ def test_the_training_corpus_may_be_named_alone(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("run: {dir: a}\ndata: {train: old}\n")
     assert [source.urls for source in load_config(PretrainConfig, path).data.train] == ["old"]
-    for word, urls in (("data.train=new", ["new"]), ("data.train=[a, {urls: b, repeat: 2}]", ["a", "b"])):
+    for word, urls in (
+        ("data.train=new", ["new"]),
+        ("data.train={urls: c, repeat: 2}", ["c"]),
+        ("data.train=[a, {urls: b, repeat: 2}]", ["a", "b"]),
+    ):
         assert [source.urls for source in load_config(PretrainConfig, path, [word]).data.train] == urls
     assert load_config(PretrainConfig, path, ["data.train=a", "data.train.0.repeat=3"]).data.train[0].repeat == 3
     with pytest.raises(UsageError, match=r"data\.train\.1\.urls.*corpus of a source before.*repeat: 2"):
