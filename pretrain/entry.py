@@ -52,7 +52,7 @@ def run_entry(main: Callable[[list[str]], int], arguments: list[str] | None = No
         _print_once(f"error: {refused}" if refused else _unexpected(error))
     except Exception as error:
         _print_once(_unexpected(error))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         for stream in (sys.stdout, sys.stderr):
             _flush(stream)
         os._exit(code)
@@ -69,8 +69,15 @@ def reason_of(error: BaseException) -> str:
 
 def refuse_bare_world() -> None:
     """Raises UsageError in a process that srun or mpirun has started beside others, without a word of its rank for
-    torch: each would train alone, and all into one folder."""
+    torch: each would train alone, and all into one folder. So it does where that word makes no sense."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        if odd := _odd_numbers():
+            raise UsageError(
+                "the environment numbers this process in a way that makes no sense",
+                got=odd,
+                expected="RANK below WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed and torchrun set them",
+                remedy="start it by one of these, or unset RANK and WORLD_SIZE for a single process",
+            )
         return
     for launcher, size, _ in _bare_worlds():
         raise UsageError(
@@ -81,6 +88,19 @@ def refuse_bare_world() -> None:
             "--rdzv_backend c10d --rdzv_endpoint HOST:29500 launch/pretrain.py ..., or deepspeed --hostfile; for a "
             "single process set RANK=0 WORLD_SIZE=1",
         )
+
+
+def _odd_numbers() -> str | None:
+    """What is wrong with the numbers that the environment gives this process for torch; None: nothing."""
+    said = {
+        name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT") if name in os.environ
+    }
+    number = {name: int(text) if text.isascii() and text.isdecimal() else -1 for name, text in said.items()}
+    rank, size = number.get("RANK", 0), number.get("WORLD_SIZE", 1)
+    needed = () if size == 1 else ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [f"no {name}" for name in needed if name not in os.environ]
+    fits = min(number.values(), default=0) >= 0 and rank < size and number.get("MASTER_PORT", 0) < 1 << 16
+    return None if fits and not missing else ", ".join([*(f"{name}={text}" for name, text in said.items()), *missing])
 
 
 def _bare_worlds() -> Iterator[tuple[str, int, str]]:
@@ -117,7 +137,7 @@ def _print_once(text: str, everywhere: bool = True) -> None:
     (`everywhere`), by rank 0 alone where it cannot."""
     dist = sys.modules.get("torch.distributed")  # where it was never imported, no rank knows of the others
     if dist is None or not dist.is_initialized() or dist.get_world_size() == 1:
-        if _number() == "0" or (everywhere and os.environ.get("LOCAL_RANK") == "0"):
+        if _number() == "0" or (everywhere and os.environ.get("LOCAL_RANK") == "0") or _odd_numbers():
             _print(text)
         return
     store = dist.distributed_c10d._get_default_store()

@@ -57,6 +57,7 @@ def test_what_is_unexpected_is_said_and_obeyed_by_no_terminal(body, code, text):
     assert max(map(len, done.stderr.splitlines())) <= 1000
 
 
+STORE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 WORLDS = [
     ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "srun started 4 processes"),
     ({"SLURM_NTASKS": "2"}, "srun started 2 processes"),
@@ -84,13 +85,35 @@ def test_processes_that_nobody_numbered_are_refused_once(env, text):
         {},
         {"SLURM_NTASKS": "1"},
         {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # srun -n 1 in a large allocation
-        {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "RANK": "2", "WORLD_SIZE": "4"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "RANK": "2", "WORLD_SIZE": "4", **STORE},
         {"OMPI_COMM_WORLD_SIZE": "2", "RANK": "0", "WORLD_SIZE": "1"},
     ],
 )
 def test_numbered_and_single_processes_are_not(env):
     done = run("refuse_bare_world()", **env)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SENSELESS = [
+    {"WORLD_SIZE": "2"},
+    {"WORLD_SIZE": "x"},
+    {"WORLD_SIZE": ""},
+    {"WORLD_SIZE": "0", "RANK": "0"},
+    {"WORLD_SIZE": "1", "RANK": "x"},
+    {"WORLD_SIZE": "\u0662", "RANK": "0", **STORE},
+    {"WORLD_SIZE": "2", "RANK": "2", **STORE},
+    {"WORLD_SIZE": "2", "RANK": "0", **STORE, "MASTER_PORT": "abc"},
+    {"WORLD_SIZE": "2", "RANK": "0", **STORE, "MASTER_PORT": "70000"},
+    {"WORLD_SIZE": "2", "RANK": "0"},
+]
+
+
+@pytest.mark.parametrize("env", SENSELESS, ids=str)
+def test_numbers_that_make_no_sense_are_refused(env):
+    done = run("refuse_bare_world()", **env)
+    assert done.returncode == 2
+    assert "makes no sense; got" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_training_is_refused_in_a_bare_world_before_it_touches_anything(tmp_path):
