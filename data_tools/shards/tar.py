@@ -25,7 +25,7 @@ TYPE_AT = 156  # of a header
 MAGIC, _MAGIC_AT = b"ustar", 257
 _OCTAL = re.compile(rb" *([0-7]*) *")
 _PAX_LENGTH, _PAX_SIZE = re.compile(rb"([0-9]{1,20}) "), re.compile(rb"[0-9]{1,20}")
-_SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)", re.DOTALL)
+_SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _SHOWN = 120  # characters of what was found, so that path and place stay in a message
 _WEBDATASET_META = re.compile(r"__[^/]*__(/|$)")
 
