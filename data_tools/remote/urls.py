@@ -1,9 +1,13 @@
 """URLs of remote files: which they are, and their siblings."""
 
+import itertools
 import re
 
 from data_tools.errors import UsageError, UserError
 from data_tools.redaction import redact_source, redact_text
+
+_RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
+_MAX_NAMES = 10**6  # shards of a corpus
 
 
 def is_remote(source: str) -> bool:
@@ -66,10 +70,15 @@ def expand_braces(pattern: str) -> list[str]:
     import braceexpand  # late: `--help` must answer at once
 
     try:
-        return list(braceexpand.braceexpand(pattern))
+        most = max((abs(int(end) - int(start)) for start, end in _RANGE.findall(pattern)), default=0)
+        names = [] if most >= _MAX_NAMES else list(itertools.islice(braceexpand.braceexpand(pattern), _MAX_NAMES + 1))
     except ValueError as error:
         raise UserError(
             f"bad brace pattern {redact_source(pattern)!r}",
             got=redact_text(str(error).replace(pattern, redact_source(pattern))),
             expected="such as shard-{000000..000012}.tar",
         ) from None
+    if not names or len(names) > _MAX_NAMES:
+        got, expected = f"more than {_MAX_NAMES} names", f"at most {_MAX_NAMES}"
+        raise UserError(f"brace pattern {redact_source(pattern)!r} is too large", got=got, expected=expected)
+    return names

@@ -67,10 +67,15 @@ def run(args: argparse.Namespace) -> int:
 def _checks(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The shards to check, each once, and what is wrong between folder and manifest."""
     from data_tools.media.members import parse_fields
+    from data_tools.redaction import redact_source
+    from data_tools.remote.urls import is_remote
     from data_tools.shards.manifest import read_manifest, wrong_totals
     from data_tools.shards.sources import find, natural
     from data_tools.verify.checks import ShardCheck
 
+    for source in filter(is_remote, args.shards):
+        remedy = "copy it to this machine first; training checks what it fetches by itself"
+        raise UsageError(f"verify reads this machine's disks, got {redact_source(source)}", remedy=remedy)
     fields = parse_fields(args.image, args.captions)
     checks: dict[Path, ShardCheck] = {}
     problems = []
