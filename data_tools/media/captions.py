@@ -15,6 +15,7 @@ from data_tools.shards.sources import SHARD_COUNT
 MAX_TEXT = 1 << 16  # characters; a longer text is no caption and would hold up the tokenizer
 MAX_TEXT_BYTES = 8 * MAX_TEXT  # of a file or member of captions; nothing of a longer one is decoded
 MAX_JSON_BYTES = 1 << 24
+MAX_DEPTH = 100  # of objects and lists within each other, in metadata
 _LINE_END = re.compile("\r\n?|\n")
 
 
@@ -78,6 +79,17 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data.decode("utf-8-sig") if data.startswith(b"\xef\xbb\xbf") else data)
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or nested without end
         raise BadSampleError("bad_json", str(error)) from error
+
+
+def check_depth(value: object) -> None:
+    """Raise BadSampleError `bad_json` for what is nested too deep to be stored as metadata."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BadSampleError("bad_json", f"nested more than {MAX_DEPTH} deep")
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
 
 
 def has_caption_lines(tar: str | Path) -> bool:

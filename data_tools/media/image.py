@@ -32,7 +32,9 @@ EXTENSIONS = {
 }
 FORMATS = tuple(name for name in EXTENSIONS if name != "MPO")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
-SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
+# Other names of files of these formats: what browsers and cameras save, and the tools of biologists.
+_FILES_ONLY = ("jfif", "jpe", "avif", "jp2", "j2k", "pgm", "pbm", "pnm", "dib")
+SUFFIXES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *_FILES_ONLY))
 JPEG_START = b"\xff\xd8"
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

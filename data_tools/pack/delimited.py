@@ -147,7 +147,7 @@ class _Lines:
         alien = None if line.isascii() else _NOT_UTF8.search(line)
         if alien:
             got = f"byte 0x{ord(alien[0]) - 0xDC00:x} after {line[max(0, alien.start() - 20) : alien.start()]!r}"
-            remedy = "convert the file, for example with `iconv -f latin1 -t utf-8`"
+            remedy = "convert the file, for example with `iconv -f windows-1252 -t utf-8`"
             raise UserError(f"line {number} of {self.path} cannot be read", got=got, expected="UTF-8", remedy=remedy)
         return line
 

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.errors import UserError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.captions import check_depth
 from data_tools.pack.delimited import LINE_LIMIT, Dialect, Record, read_delimited
 
 CAPTION_COLUMNS = ("caption", "captions")  # taken where none is named
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_OTHERS = (
+    (b"BZh", "compressed with bzip2", "bunzip2 it"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with zstd -d"),
+    (b"\xfd7zX", "compressed with xz", "unpack it with xz -d"),
+    (b"PAR1", "a Parquet table", "name it .parquet"),
+    (b"\xd0\xcf\x11\xe0", "a workbook of an old Excel", "export it as CSV with UTF-8"),
+)
 _BATCH = 4096
 
 
@@ -50,6 +59,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         if magic == _ZIP:
             remedy = "export it as CSV with UTF-8, or unzip it"
             raise UserError(f"{path} is a zip archive, as Excel writes it", expected="a table as text", remedy=remedy)
+        for start, what, remedy in _OTHERS:
+            if magic.startswith(start):
+                raise UserError(f"{path} is {what}", expected="a table as text", remedy=remedy)
         if not magic.startswith(_GZIP):
             yield file
             return
@@ -80,15 +92,23 @@ def _read_jsonl(path: Path, file: IO[bytes], notes: list[str]) -> Iterator[Recor
 def _check_start(path: Path, line: bytes) -> None:
     if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path} is UTF-16", expected="UTF-8, one JSON object a line")
-    if line.strip() == b"[":
+    start = line.removeprefix(b"\xef\xbb\xbf").strip()
+    if start.startswith(b"["):
         raise UserError(
             f"{path} is one JSON array", expected="one JSON object a line", remedy="`jq -c '.[]'` writes it"
+        )
+    if start == b"{":
+        raise UserError(
+            f"objects of {path} go over several lines", expected="one JSON object a line", remedy="`jq -c .` writes it"
         )
 
 
 def _parsed(line: bytes) -> tuple[dict, str | None]:
     try:
         values = json.loads(line, object_pairs_hook=_unique)
+        check_depth(values)
+    except BadSampleError as error:
+        return {}, error.reason
     except (ValueError, RecursionError) as error:  # no JSON, or nested without end
         return {}, f"not JSON: {error}"
     return (values, None) if isinstance(values, dict) else ({}, "not a JSON object")

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import xxhash
 
+from data_tools.errors import shown
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import clean, usable
 from data_tools.media.files import MISSING, look
 from data_tools.media.image import SNIFFED, sniff
 from data_tools.pack.inside import Boundary
+
+_KINDS = 6  # of ignored files that are shown
 
 
 @dataclass(slots=True)
@@ -52,15 +55,23 @@ class Item:
 
 @dataclass
 class Source:
-    """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows;
-    `notes` are what the summary says of the reading, a line each."""
+    """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows,
+    by suffix; `notes` are what the summary says of the reading, a line each."""
 
     root: Path
     rows: list[Row]
     captioned: bool
     labels: tuple[str, ...] | None = None
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+
+
+def kinds_of(ignored: Counter[str]) -> str:
+    """The suffixes of ignored files with their counts, for a message; "" for none."""
+    listed = ", ".join(
+        f"{count} {shown(suffix or 'without suffix', 20)}" for suffix, count in ignored.most_common(_KINDS)
+    )
+    return f": {listed}{', ...' if len(ignored) > _KINDS else ''}" if listed else ""
 
 
 def group(source: Source, pairs: bool) -> list[Item]:

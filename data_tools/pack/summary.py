@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from data_tools.errors import shown
 from data_tools.pack.accounts import PACKED, account_paths, read_account
 from data_tools.pack.labels import counted
-from data_tools.pack.rows import Source
+from data_tools.pack.rows import Source, kinds_of
 from data_tools.pack.run import Report
 from data_tools.shards.manifest import FILE_NAME
 
@@ -27,7 +27,8 @@ def summarise(source: Source, report: Report, folder: Path, seconds: float) -> I
         yield from _classes(source, report, folder)
         yield f"skipped {skipped} rows{': ' if skipped else ''}{counts(report.skipped)}"
     if source.ignored:
-        yield f"ignored {source.ignored} files that are neither images nor text beside an image"
+        kinds = kinds_of(source.ignored)
+        yield f"ignored {source.ignored.total()} files that are neither images nor text beside an image{kinds}"
     if report.samples:
         kept = f", {report.kept} of them from before" if report.kept else ""
         yield f"wrote {report.shards} shards{kept}, {report.bytes / 1e6:.1f} MB, in {seconds:.1f} s"

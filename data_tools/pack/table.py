@@ -106,6 +106,9 @@ def _instead(values: dict, name: str, option: str) -> str:
         return "add --quotes csv"
     if any(other.strip().lower().endswith(tuple(SUFFIXES)) for other in map(str, values)):
         return "write the names of the columns into the first line"
+    same = next((other for other in values if str(other).strip().lower() == name.lower()), None)
+    if same:
+        return f"add {option} {same}"
     if option == "--image-column":
         for other, value in values.items():
             if pictures_in(value):
