@@ -60,7 +60,7 @@ def initialise(
             got=f"missing {few(refused)}, unexpected {few(unexpected)}, other shape {few(wrong)}",
             remedy="set model.name to the weights' own architecture, and loss.name=sigmoid for a logit_bias",
         )
-    refuse_quantised(state, source)
+    refuse_quantised({key: value for key, value in state.items() if own[key].is_floating_point()}, source)
     refuse_non_finite(state, source)
     model.clip.load_state_dict({**own, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
