@@ -1,7 +1,7 @@
 """Paths of settings and command lines, looked at before torch is imported: a typing error is told within a second.
 
-Only whether something is there is asked; what it is, those say who open it. URLs, and what is named otherwise than by a
-path, are left to them too.
+Only whether something is there, and could be meant, is asked: whether it is whole is left to those who open it, and so
+are the URLs of corpora.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from data_tools.errors import UsageError, UserError
 from data_tools.remote.urls import expand_braces, is_remote
 from pretrain.config import FinetuneConfig, PretrainConfig
 from pretrain.rules import TEMPLATE_NAMES
-
-_SCHEMES = ("hf-hub:", "hf_hub:")
-_LOCAL = "local-dir:"  # open_clip's word for a folder
 
 
 def check_settings(config: PretrainConfig | FinetuneConfig) -> None:
@@ -60,10 +57,10 @@ def check_corpus(urls: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Raises UserError where a path to a model leads nowhere."""
-    path = name.removeprefix(_LOCAL)
-    if not is_remote(path) and not path.startswith(_SCHEMES) and not os.path.exists(path):
-        raise UserError(f"{path} is missing", expected="a run, checkpoint or export folder, or a file of weights")
+    """Raises UserError where `name` leads to no model."""
+    from pretrain.engine.located import locate  # late: it imports numpy
+
+    locate(name)
 
 
 def check_architecture(name: str) -> None:

@@ -23,13 +23,13 @@ TOP_LEVEL = {
 FLOORS = (
     ("data_tools",),
     (
-        *("board", "config", "entry", "limits", "metrics", "places", "precision", "profiling", "provenance", "rules"),
+        *("board", "config", "entry", "limits", "metrics", "precision", "profiling", "provenance", "rules"),
         *("outside_watch", "run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
     ),
     ("guard", "lifeline", "peers", "watch"),
     ("losses", "towers"),
     ("engine", "stream"),
-    ("assemble", "ledger"),
+    ("assemble", "ledger", "places"),
     ("evaluate",),
     ("export", "predict"),
     ("cli", "plan", "pretraining", "settings_page", "train"),

@@ -88,6 +88,7 @@ MODULES = {
 def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     (folder / "here").mkdir()
+    (folder / "here" / "open_clip_config.json").touch()  # a model, as far as paths tell
     (folder / "here" / "c.yaml").write_text(CONFIG.format(w=folder))
     (folder / "here" / "f.yaml").write_text(CONFIG.format(w=folder).replace("model: {name: ViT-B-32}\n", ""))
     return folder
@@ -113,7 +114,7 @@ def test_every_command_line_tells_a_wrong_path_before_torch(here):
     assert seconds < len(WRONG)  # all of them together: under a second each
 
 
-def test_what_is_there_or_elsewhere_is_left_to_who_opens_it(here):
+def test_what_is_there_is_left_to_who_opens_it(here):
     (here / "s-0.tar").touch()
     for urls in (
         str(here),
@@ -123,8 +124,11 @@ def test_what_is_there_or_elsewhere_is_left_to_who_opens_it(here):
         "s3://b/none-{0..9}.tar",
     ):
         places.check_corpus(urls)
-    for name in (str(here), f"local-dir:{here}", "hf-hub:a/b", "https://h/x"):
+    for name in (f"{here}/here", f"local-dir:{here}/here"):
         places.check_model(name)
+    for name in (str(here), "hf-hub:a/b", "https://h/x"):
+        with pytest.raises(UserError, match=r"holds no model|not on this machine"):
+            places.check_model(name)
     places.check_output("--output", here / "new" / "deep" / "r.jsonl")
     places.check_output("--output", None)
     with pytest.raises(UserError, match=r"missing shard .*s-1\.tar"):
