@@ -17,6 +17,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, remedy=f"see `{self.prog} --help`")
 
 
+def at_least(options: argparse.Namespace, **least: int) -> None:
+    """Raises UsageError for the first of these options, by their names in `options`, whose number is too small."""
+    for name, number in least.items():
+        found = getattr(options, name)
+        if found < number:
+            raise UsageError(f"--{name.replace('_', '-')} is too small", got=found, expected=f"{number} or more")
+
+
 def leave_stdout() -> bool:
     """Whether the reader of this process's output has gone, as `head` does; then nothing more is written there."""
     poll = select.poll()

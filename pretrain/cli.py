@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
@@ -14,6 +16,10 @@ from pretrain.lifeline import Lifeline
 from pretrain.places import check_settings
 from pretrain.settings import find_run_dir, load_config
 from pretrain.status import fail_unbuilt
+
+if TYPE_CHECKING:
+    from pretrain.runtime import Runtime
+    from pretrain.train import Job
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
 
@@ -45,7 +51,27 @@ def parser(job: str, description: str, examples: str) -> Parser:
     return words
 
 
-def read_settings(kind: type[_Config], options: argparse.Namespace) -> _Config:
+def run_training(
+    kind: type[_Config],
+    options: argparse.Namespace,
+    dry_run: Callable[[_Config], int],
+    build: Callable[[_Config, Runtime], Job],
+) -> int:
+    """Do what a training's command line asks for; returns the exit code. `dry_run` and `build` import torch."""
+    if options.dry_run:
+        config = load_config(kind, options.config, options.overrides)
+        check_settings(config)
+        return dry_run(config)
+    refuse_bare_world()
+    config = _read_settings(kind, options)
+    with Lifeline(config.run.dir) as life:
+        check_settings(config)
+        from pretrain.train import launch
+
+        return launch(life, functools.partial(build, config))
+
+
+def _read_settings(kind: type[_Config], options: argparse.Namespace) -> _Config:
     """The settings of a training's command line. Where they are no good, an earlier run that they would have gone on
     with is failed by its status.json too, lest a scheduler start it for ever."""
     try:
@@ -65,17 +91,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Contrastive pretraining of an image-text dual encoder under DeepSpeed."
     options = parser("pretrain", about, _EXAMPLES).parse_intermixed_args(arguments)
-    if options.dry_run:
-        config = load_config(PretrainConfig, options.config, options.overrides)
-        check_settings(config)
-        from pretrain.plan import dry_run
+    return run_training(PretrainConfig, options, _dry_run, _job)
 
-        return dry_run(config)
-    refuse_bare_world()
-    config = read_settings(PretrainConfig, options)
-    with Lifeline(config.run.dir) as life:
-        check_settings(config)
-        from pretrain.pretraining import PretrainJob
-        from pretrain.train import launch
 
-        return launch(life, lambda runtime: PretrainJob(config, runtime))
+def _dry_run(config: PretrainConfig) -> int:
+    from pretrain.plan import dry_run
+
+    return dry_run(config)
+
+
+def _job(config: PretrainConfig, runtime: Runtime) -> Job:
+    from pretrain.pretraining import PretrainJob
+
+    return PretrainJob(config, runtime)

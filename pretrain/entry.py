@@ -103,6 +103,13 @@ def _odd_numbers() -> str | None:
     return None if fits and not missing else ", ".join([*(f"{name}={text}" for name, text in said.items()), *missing])
 
 
+def refuse_ranks(command: str) -> None:
+    """Raises UsageError where a launcher has started several ranks of a command that runs in one process."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise UsageError(f"{command} runs in one process", got=f"{size} ranks", remedy="use python")
+
+
 def _bare_worlds() -> Iterator[tuple[str, int, str]]:
     """(launcher, processes, variable of their number) of each kind of start that has several processes."""
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_tools.arguments import Parser
+from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
 from pretrain.entry import refuse_bare_world, run_entry
 from pretrain.places import check_corpus, check_file, check_model, check_output, check_templates
@@ -101,10 +101,7 @@ def _parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("batch", 1), ("loss_batch", 2), ("workers", 0)):
-        if getattr(options, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is too small", got=getattr(options, name), expected=f"{least} or more")
+    at_least(options, batch=1, loss_batch=2, workers=0)
     if options.captions and options.task == "classification":
         raise UsageError("--captions is for tasks with captions", got="--task classification")
     for name, task in (("templates", "classification"), ("classes", "classification"), ("picture", "retrieval")):

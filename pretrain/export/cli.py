@@ -6,8 +6,7 @@ import argparse
 import os
 
 from data_tools.arguments import Parser
-from data_tools.errors import UsageError
-from pretrain.entry import run_entry
+from pretrain.entry import refuse_ranks, run_entry
 from pretrain.places import check_model, check_output
 
 _EXAMPLES = """examples:
@@ -53,8 +52,7 @@ def _run(arguments: list[str]) -> int:
     words.add_argument("--no-verify", dest="verify", action="store_false", help="do not load the folder for a check")
     words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
     options = words.parse_args(arguments)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("export runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
+    refuse_ranks("export")
     check_model(options.model)
     check_output("OUT_DIR", options.output, folder=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: nothing is fetched

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pretrain.cli import parser, read_settings
+from typing import TYPE_CHECKING
+
+from pretrain.cli import parser, run_training
 from pretrain.config import FinetuneConfig
-from pretrain.entry import refuse_bare_world, run_entry
-from pretrain.lifeline import Lifeline
-from pretrain.places import check_settings
-from pretrain.settings import load_config
+from pretrain.entry import run_entry
+
+if TYPE_CHECKING:
+    from pretrain.runtime import Runtime
+    from pretrain.train import Job
 
 _EXAMPLES = """examples:
   deepspeed launch/finetune.py --config configs/finetune/scenes.yaml init=runs/quickstart
@@ -30,17 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Fine-tune the image tower of a dual encoder as a classifier, under DeepSpeed."
     options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
-    if options.dry_run:
-        config = load_config(FinetuneConfig, options.config, options.overrides)
-        check_settings(config)
-        from pretrain.finetune.plan import dry_run
+    return run_training(FinetuneConfig, options, _dry_run, _job)
 
-        return dry_run(config)
-    refuse_bare_world()
-    config = read_settings(FinetuneConfig, options)
-    with Lifeline(config.run.dir) as life:
-        check_settings(config)
-        from pretrain.finetune.job import FinetuneJob
-        from pretrain.train import launch
 
-        return launch(life, lambda runtime: FinetuneJob(config, runtime))
+def _dry_run(config: FinetuneConfig) -> int:
+    from pretrain.finetune.plan import dry_run
+
+    return dry_run(config)
+
+
+def _job(config: FinetuneConfig, runtime: Runtime) -> Job:
+    from pretrain.finetune.job import FinetuneJob
+
+    return FinetuneJob(config, runtime)

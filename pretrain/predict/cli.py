@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from data_tools.arguments import Parser
+from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
-from pretrain.entry import run_entry
+from pretrain.entry import refuse_ranks, run_entry
 from pretrain.places import check_model, check_output, check_present
+from pretrain.rules import PRECISIONS
 
 FORMATS = (".csv", ".parquet")
 _EXAMPLES = """examples:
@@ -56,24 +56,18 @@ def _parser() -> Parser:
     )
     words.add_argument("--batch", type=int, default=64, metavar="N", help="images in one forward (default: 64)")
     words.add_argument("--workers", type=int, default=1, metavar="N", help="loader processes (default: 1)")
-    words.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="fp32", help="of the tower (default: fp32)"
-    )
+    words.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the tower (default: fp32)")
     words.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
     return words
 
 
 def _check(options: argparse.Namespace) -> None:
     """What can be told without torch: numbers, and whether the paths are there."""
-    for name, least in (("top_k", 1), ("batch", 1), ("workers", 0)):
-        if getattr(options, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is too small", got=getattr(options, name), expected=f"{least} or more")
+    at_least(options, top_k=1, batch=1, workers=0)
     output = Path(options.output)
     if output.suffix.lower() not in FORMATS:
         raise UsageError("--output is no file of predictions", got=output.name, expected=" or ".join(FORMATS))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("predict runs in one process", got=f"{os.environ['WORLD_SIZE']} ranks", remedy="use python")
+    refuse_ranks("predict")
     check_model(options.model)
     check_present("--input", options.input)
     check_output("--output", options.output)
