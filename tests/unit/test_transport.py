@@ -97,7 +97,7 @@ SCRIPT = """
 
     there = os.statvfs("/dev/shm")
     assert there.f_blocks * there.f_frsize == 1 << 20
-    large = partial(torch.full, (40 << 20,), dtype=torch.uint8)
+    large = partial(torch.full, (4 << 20,), dtype=torch.uint8)
     with BatchIterator(large, range(6), 2) as batches:
         print([(len(batch) >> 20, int(batch[-1])) for batch in batches])
     with open("/dev/shm/filler", "wb") as file:
@@ -117,5 +117,5 @@ def test_a_small_dev_shm_does_not_matter_and_a_full_one_is_named(repo_root):
     done = subprocess.run([*mounted, *script], cwd=repo_root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     batches, error = done.stdout.splitlines()
-    assert batches == str([(40, job) for job in range(6)])
+    assert batches == str([(4, job) for job in range(6)])
     assert error.startswith("cannot start loader processes; got No space left on device; remedy: look at /dev/shm")
