@@ -127,7 +127,7 @@ def settle_precision(config: _Config, runtime: Runtime) -> _Config:
     """`config` with the precision that all ranks compute in, that of the run's newest checkpoint where `auto` leaves it
     open; it is printed, and a warning where it is slow here. All ranks must call it."""
     saved = reversed(committed(Path(config.run.dir) / FOLDER))
-    recorded = next(filter(None, (recorded_precision(folder / "config.yaml") for folder in saved)), None)
+    recorded = next(filter(None, (recorded_precision(folder / SETTINGS) for folder in saved)), None)
     settled = settle(config.train.precision, runtime.device, recorded)
     if runtime.is_main:
         print("\n".join(settled.lines), flush=True)
@@ -166,7 +166,7 @@ def keep_settings(config: Config, text: str, runtime: Runtime) -> None:
     def write() -> None:
         folder = Path(config.run.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "config.yaml") as file:
+        with atomic_write(folder / SETTINGS) as file:
             file.write(text.encode())
 
     together(write if runtime.is_main else lambda: None, f"writing the settings to run.dir {config.run.dir}")

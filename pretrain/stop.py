@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pretrain.entry import EXIT_INTERRUPTED, EXIT_STOPPED
+
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass a Ctrl-C on that the terminal has sent to all of its processes: copies come within so many seconds.
 _COPIES = 2.0
@@ -64,10 +66,10 @@ class StopRequest:
     def _ask(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if not self._heeded:
-            self._end(f"{number.name} before training began", 75)
+            self._end(f"{number.name} before training began", EXIT_STOPPED)
         elif number == signal.SIGINT and self._interrupted is not None:
             if now - self._interrupted >= _COPIES:
-                self._end("a second SIGINT: ended without a checkpoint", 130)
+                self._end("a second SIGINT: ended without a checkpoint", EXIT_INTERRUPTED)
             return
         if number == signal.SIGINT:
             self._interrupted = now

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from data_tools.errors import UserError
 from pretrain.engine import committed
-from pretrain.engine.committed import FOLDER, METRICS, Retention
+from pretrain.engine.committed import FOLDER, METRICS, MODEL, SETTINGS, STATE, Retention
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
@@ -83,7 +83,7 @@ class Checkpoints:
         temporary = committed.temporary_folder(final)
         prepare = (lambda: committed.prepare(temporary)) if self.runtime.is_main else (lambda: None)
         together(prepare, f"preparing checkpoint {final}")
-        small = {"state.json": _dump(state.to_dict()), "model.json": _dump(extras.model), "config.yaml": extras.config}
+        small = {STATE: _dump(state.to_dict()), MODEL: _dump(extras.model), SETTINGS: extras.config}
         if values:
             small[METRICS] = _dump(dict(values))
         tensors, index = self._copy.take(engine, self.runtime)

@@ -24,6 +24,7 @@ from pretrain.towers.transformers_keys import native_of
 from pretrain.towers.weights_file import activation_of, read_weights
 
 OPTION = "--architecture"
+State = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Opened:
     """
 
     took: str
-    state: dict[str, torch.Tensor]
+    state: State
     spec: ModelSpec | None
     activation: str | None
     notes: list[str] = field(default_factory=list)
@@ -72,9 +73,9 @@ def open_weights(name: str | Path, ema: bool = False, architecture: str | None =
     if found.kind in (Kind.RUN, Kind.CHECKPOINT):
         return _of_checkpoint(*_checkpoint(found), ema)
     if found.kind is Kind.OPEN_CLIP:
-        return _of_open_clip(found.path, None)
+        return _of_open_clip(found.path)
     if found.kind is Kind.TRANSFORMERS:
-        return _of_transformers(found.path, None)
+        return _of_transformers(found.path)
     return _of_file(found.path, architecture)
 
 
@@ -145,12 +146,12 @@ def spec_of_description(description: Mapping, where: str) -> ModelSpec:
     return spec_of(spec["name"], spec["model_cfg"], spec["preprocess_cfg"], where)
 
 
-def _of_open_clip(folder: Path, file: Path | None) -> Opened:
-    """A folder as open_clip's `local-dir:` takes it. `file`: the weights in it, where they were named."""
+def _of_open_clip(folder: Path, named: tuple[State, Path] | None = None) -> Opened:
+    """A folder as open_clip's `local-dir:` takes it. `named`: the weights and their file, where that was named."""
     spec = resolve_spec(str(folder / OPEN_CLIP))
     if spec.model_cfg["text_cfg"].get("hf_tokenizer_name"):
         spec.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder)  # its files travel with the model
-    state, path = _weights(folder, file)
+    state, path = named or _weights(folder)
     if is_transformers(state):
         raise UserError(
             f"{path} has weights of transformers beside an {OPEN_CLIP}", expected="open_clip's own, under its names"
@@ -159,18 +160,18 @@ def _of_open_clip(folder: Path, file: Path | None) -> Opened:
     return _known(opened, spec, [])
 
 
-def _of_transformers(folder: Path, file: Path | None) -> Opened:
+def _of_transformers(folder: Path, named: tuple[State, Path] | None = None) -> Opened:
     spec, notes = read_transformers_clip(folder)
-    state, path = _weights(folder, file)
+    state, path = named or _weights(folder)
     took = f"transformers folder {folder} ({path.name}, converted)"
     return Opened(took, native_of(state), spec, _activation(spec), [f"note: {note}" for note in notes])
 
 
-def _weights(folder: Path, file: Path | None) -> tuple[dict[str, torch.Tensor], Path]:
-    files = weights_files(folder) if file is None else [file]
+def _weights(folder: Path) -> tuple[State, Path]:
+    files = weights_files(folder)
     if not files:
         raise UserError(f"{folder} has no weights beside its description", expected="a .safetensors or .bin file")
-    state: dict[str, torch.Tensor] = {}
+    state: State = {}
     for path in files:
         state |= read_weights(path)
     return state, files[0]
@@ -178,12 +179,12 @@ def _weights(folder: Path, file: Path | None) -> tuple[dict[str, torch.Tensor], 
 
 def _of_file(path: Path, architecture: str | None) -> Opened:
     """A bare file: its architecture is what the user says, or the description that lies beside it."""
-    if architecture is None and (path.parent / OPEN_CLIP).is_file() and not is_transformers(read_weights(path)):
-        return _of_open_clip(path.parent, path)
     state = read_weights(path)
+    if architecture is None and (path.parent / OPEN_CLIP).is_file() and not is_transformers(state):
+        return _of_open_clip(path.parent, (state, path))
     if is_transformers(state):
         if architecture is None and (path.parent / TRANSFORMERS).is_file():
-            return _of_transformers(path.parent, path)
+            return _of_transformers(path.parent, (state, path))
         if architecture is None:
             raise UserError(
                 f"{path} has weights of transformers without its {TRANSFORMERS}",

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from data_tools.errors import shown
 from data_tools.remote.urls import is_remote
 from data_tools.shards import Corpus, open_corpus
+from pretrain.engine.committed import SETTINGS
 
 _HASH = 16  # bytes of a shard's in Corpus.hashes
 
@@ -31,7 +32,7 @@ def training_corpus(model: str | Path) -> Corpus | None:
     """What the run or checkpoint folder `model` was trained on, by its settings; None where they are not there, or the
     shards are not, or not on this machine."""
     try:
-        sources = OmegaConf.select(OmegaConf.load(Path(model) / "config.yaml"), "data.train") or []
+        sources = OmegaConf.select(OmegaConf.load(Path(model) / SETTINGS), "data.train") or []
         urls = [source["urls"] for source in sources]
         return None if not urls or any(map(is_remote, urls)) else open_corpus(urls)
     except Exception:  # a remark is worth no error: of the settings' YAML, or of shards that are gone or damaged

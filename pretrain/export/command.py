@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from data_tools.errors import UserError
-from pretrain.engine.committed import FOLDER
+from pretrain.engine.committed import FOLDER, STATE
 from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint
 from pretrain.engine.weights import load_classifier
@@ -42,9 +42,9 @@ def export(options: argparse.Namespace) -> int:
 def history(source: Path, ema: bool) -> tuple[dict, dict]:
     """(facts of the training, metrics of the run's own evaluation of these weights) of a checkpoint folder, for the
     model card; empty where they are not known, as for an export folder. `ema`: of the moving average."""
-    if not (source / "state.json").is_file():
+    if not (source / STATE).is_file():
         return {}, {}
-    state = json.loads((source / "state.json").read_text())
+    state = json.loads((source / STATE).read_text())
     position = state["position"]
     facts = {
         "samples seen": state["samples_seen"],

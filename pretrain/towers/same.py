@@ -36,7 +36,7 @@ def check_same(weights: ModelSpec, model: ModelSpec, source: str) -> list[str]:
         f"warning: {source} was trained with preprocessing {name} {weights.preprocess_cfg[name]!r}, "
         f"model {model.name} has {model.preprocess_cfg[name]!r}"
         for name in _PICTURES
-        if list_of(weights.preprocess_cfg[name]) != list_of(model.preprocess_cfg[name])
+        if weights.preprocess_cfg[name] != model.preprocess_cfg[name]
     ]
 
 
@@ -45,11 +45,6 @@ def has_activation(spec: ModelSpec) -> bool:
     return not spec.model_cfg["vision_cfg"].get("timm_model_name") or not spec.model_cfg["text_cfg"].get(
         "hf_model_name"
     )
-
-
-def list_of(value: object) -> object:
-    """A tuple as the list that it is in JSON."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _settings(weights: ModelSpec, model: ModelSpec):
