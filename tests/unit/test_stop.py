@@ -75,14 +75,13 @@ def test_a_launchers_copies_of_one_interrupt_do_not_count_and_a_second_one_ends_
     )
 
 
-@pytest.mark.parametrize(
-    ("numbers", "reason"),
-    [([signal.SIGINT], "SIGINT"), ([signal.SIGTERM, signal.SIGTERM], "SIGTERM"),
-     ([signal.SIGUSR1, signal.SIGINT], "SIGUSR1")],
-)  # fmt: skip
-def test_the_first_request_is_the_reason(tmp_path, numbers, reason):
-    process = start(tmp_path, "training")
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.1)
-    assert process.communicate(timeout=10)[0] == f"{reason}\n"
+def test_the_first_request_is_the_reason(tmp_path):
+    asked = [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGUSR1, signal.SIGINT]]
+    processes = []  # they wait at the same time
+    for numbers in asked:
+        processes.append(start(tmp_path / numbers[0].name, "training"))
+        for number in numbers:
+            processes[-1].send_signal(number)
+            time.sleep(0.1)
+    said = [process.communicate(timeout=10)[0] for process in processes]
+    assert said == ["SIGINT\n", "SIGTERM\n", "SIGUSR1\n"]
