@@ -8,7 +8,6 @@ from PIL import Image
 
 from data_tools.media import MAX_PIXELS
 from data_tools.media.image import (
-    JPEG_START,
     TURNED,
     check_pixels,
     jpeg_orientation,
@@ -47,13 +46,10 @@ def decode_rgb(data: bytes, eighths: int = WHOLE) -> np.ndarray:
 
 def decode_stored(data: bytes, eighths: int = WHOLE) -> Stored:
     """The same before it is turned upright, for those who cut a part out first."""
-    if data.startswith(JPEG_START):
-        pixels = _decode_jpeg(data, eighths)
-        if pixels is not None:
-            return Stored(pixels, jpeg_orientation(data))
-    with opened(data) as image:
-        image.load()
-        return Stored(np.array(to_rgb(image)), orientation(image))
+    pixels = decode_jpeg(data, eighths)
+    if pixels is not None:
+        return Stored(pixels, jpeg_orientation(data))
+    return decode_with_pillow(data)
 
 
 def scaled_size(length: int, eighths: int) -> int:
@@ -61,8 +57,9 @@ def scaled_size(length: int, eighths: int) -> int:
     return -(-length * eighths // WHOLE)
 
 
-def _decode_jpeg(data: bytes, eighths: int) -> np.ndarray | None:
-    """None where Pillow has to judge: streams that libjpeg refuses or warns of (cut, or only untidy)."""
+def decode_jpeg(data: bytes, eighths: int) -> np.ndarray | None:
+    """Pixels of a JPEG as they are stored; None where Pillow has to judge: of no JPEG, and of streams that libjpeg
+    refuses or warns of (cut, or only untidy)."""
     size = jpeg_size(data)
     if size is None:
         return None
@@ -74,6 +71,13 @@ def _decode_jpeg(data: bytes, eighths: int) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", **least)
     except ValueError:
         return None
+
+
+def decode_with_pillow(data: bytes) -> Stored:
+    """Pixels and orientation of whatever `decode_jpeg` does not take."""
+    with opened(data) as image:
+        image.load()
+        return Stored(np.array(to_rgb(image)), orientation(image))
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -14,8 +14,10 @@ from data_tools.media.decode import (
     CHEAP_SCALES,
     WHOLE,
     Box,
+    decode_jpeg,
     decode_rgb,
     decode_stored,
+    decode_with_pillow,
     scaled_size,
     stored_box,
     turn,
@@ -101,7 +103,8 @@ class ImageTransform:
         box = stored_box(box, width, height, orientation)
         if pixels is None:
             eighths = sufficient_scale(box, self.settings.size)
-            pixels = decode_stored(data, eighths).pixels
+            pixels = decode_jpeg(data, eighths)
+            pixels = decode_with_pillow(data).pixels if pixels is None else pixels
             if pixels.shape[:2] == (scaled_size(height, eighths), scaled_size(width, eighths)):
                 box = scale_box(box, eighths)
         left, top, right, bottom = box
