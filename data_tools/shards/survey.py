@@ -36,16 +36,21 @@ _WHOLE_NAME = 99  # bytes from which on the name in a header may be cut
 _KEPT = 5  # names and losses that are remembered to be shown
 _RESORT = "unpack it and pack it sorted by name: tar -xf OLD.tar -C FOLDER; tar --sort=name -cf NEW.tar -C FOLDER ."
 _RENAME = "give each sample a key of its own and pack the tar anew; unpacking would keep only the last of each name"
-# The beginnings of files that are offered as tars, and what to do with them.
+_UNCOMPRESS = "unpack it, for samples are read from any place of a shard:"
+_UNPACK = "unpack it, and make shards of the folder with `python -m data_tools pack`"
+# The beginnings of files that are offered as tars, what they are, and what to do with them.
 _OTHERS = {
-    b"\x1f\x8b": ("compressed with gzip", "gunzip -k"),
-    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "zstd -dk"),
-    b"BZh": ("compressed with bzip2", "bunzip2 -k"),
-    b"\xfd7zXZ\0": ("compressed with xz", "xz -dk"),
-    b"\x04\x22\x4d\x18": ("compressed with lz4", "lz4 -dk"),
+    b"\x1f\x8b": ("compressed with gzip", f"{_UNCOMPRESS} gunzip -k {{}}"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", f"{_UNCOMPRESS} zstd -dk {{}}"),
+    b"BZh": ("compressed with bzip2", f"{_UNCOMPRESS} bunzip2 -k {{}}"),
+    b"\xfd7zXZ\0": ("compressed with xz", f"{_UNCOMPRESS} xz -dk {{}}"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", f"{_UNCOMPRESS} lz4 -dk {{}}"),
+    b"PK\3\4": ("a zip archive", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!": ("a rar archive", _UNPACK),
+    b"PAR1": ("a Parquet table", "name it .parquet, and make shards of it with `python -m data_tools pack`"),
+    b"ARROW1": ("an Arrow table", "write it as .parquet, and make shards of that with `python -m data_tools pack`"),
 }
-_ARCHIVES = {b"PK\3\4": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a rar archive"}
-_TABLES = {b"PAR1": "a Parquet table", b"ARROW1": "an Arrow table"}
 # Files about a corpus, which lie in tars beside its samples and are none.
 _DOCUMENTS = {"readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors"}
 _DOCUMENTS |= {"classnames", "nshards", "dataset_type", "zeroshot_classification_templates"}  # CLIP_benchmark's
@@ -116,14 +121,9 @@ def _refuse_others(buffer: Buffer, tar: Path) -> None:
     if not len(buffer):
         raise TarDamageError(tar, 0, "the file is empty")
     begin = bytes(buffer[:BLOCK])
-    for magic, (what, command) in _OTHERS.items():
+    for magic, (what, remedy) in _OTHERS.items():
         if begin.startswith(magic):
-            remedy = f"unpack it, for samples are read from any place of a shard: {command} {tar}"
-            raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy)
-    for magic, what in {**_ARCHIVES, **_TABLES}.items():
-        if begin.startswith(magic):
-            remedy = "make shards of it with `python -m data_tools pack`"
-            raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy)
+            raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy.format(tar))
 
 
 def _refuse_holes(file: int, size: int, tar: Path) -> None:

@@ -187,7 +187,7 @@ def test_compressed_tars_are_called_compressed(tmp_path, capsys):
         assert "fetch" not in printed.out + printed.err
     with zipfile.ZipFile(tmp_path / "z.tar", "w") as archive:
         archive.writestr("a.jpg", jpeg())
-    with pytest.raises(UserError, match="is a zip archive"):
+    with pytest.raises(UserError, match="is a zip archive; expected a plain tar; remedy: unpack it, and make shards"):
         open_corpus(tmp_path / "z.tar")
 
 
