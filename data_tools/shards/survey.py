@@ -121,6 +121,8 @@ def _refuse_others(buffer: Buffer, tar: Path) -> None:
     if not len(buffer):
         raise TarDamageError(tar, 0, "the file is empty")
     begin = bytes(buffer[:BLOCK])
+    if has_checksum(begin):  # a tar, whose first file may be called BZh.jpg
+        return
     for magic, (what, remedy) in _OTHERS.items():
         if begin.startswith(magic):
             raise UserError(f"{tar} is {what}", expected="a plain tar", remedy=remedy.format(tar))

@@ -212,6 +212,12 @@ def test_keys_that_are_not_in_one_piece_are_no_damage(tmp_path, names, found, re
         assert "damaged tar" not in printed.out
 
 
+@pytest.mark.parametrize("name", ["BZh", "PAR1", "ARROW1", "Rar!"])
+def test_the_first_file_of_a_tar_may_be_named_like_the_beginning_of_another_format(tmp_path, name):
+    foreign(tmp_path / "s.tar", [(f"{name}.jpg", jpeg()), (f"{name}.txt", b"a")])
+    assert keys(open_corpus(tmp_path / "s.tar")) == [name]
+
+
 def test_sorting_by_name_is_a_remedy(tmp_path):
     """Run what the message says, with GNU tar."""
     path, new, folder = tmp_path / "s.tar", tmp_path / "new.tar", tmp_path / "folder"
