@@ -129,6 +129,7 @@ def _cell(sample: Sample, fields: Fields, classes: tuple[str, ...]) -> _Cell:
 
     from data_tools.media.bad import BadSampleError
     from data_tools.media.decode import thumbnail
+    from data_tools.media.members import captions_at
 
     cell = _Cell(Image.new("RGB", (_CELL, _CELL), "grey"), shown(sample.key))
     try:
@@ -141,9 +142,9 @@ def _cell(sample: Sample, fields: Fields, classes: tuple[str, ...]) -> _Cell:
         cell.label = shown(classes[int(number)] if known else f"class {number}")
     for place in fields.captions:
         try:
-            cell.captions = cell.captions or type(fields)(fields.image, (place,)).all_captions(sample)
+            cell.captions = cell.captions or captions_at(sample, place)
         except BadSampleError as error:
-            cell.faults += [f"{error.kind}: {shown(error.reason)}"] if error.kind != "no_caption" else []
+            cell.faults.append(f"{error.kind}: {shown(error.reason)}")
     if not cell.captions and cell.label is None:
         cell.faults.append(f"no_caption: members are {shown(', '.join(sample.members))}")
     return cell

@@ -56,7 +56,7 @@ class Fields:
 
         Raises BadSampleError `no_caption`, or `bad_json`, `bad_text` or `huge_text`.
         """
-        captions = next(filter(None, (_texts(sample, place) for place in self.captions)), [])
+        captions = next(filter(None, (captions_at(sample, place) for place in self.captions)), [])
         if not captions:
             raise BadSampleError("no_caption", f"no text at {', '.join(self.captions)}; {describe(sample)}")
         return captions
@@ -76,6 +76,15 @@ def fitting(fields: Mapping, corpus: Corpus) -> Mapping:
     if "txt" in fields.captions and has_caption_lines(corpus.urls[0]):
         return replace(fields, captions=tuple(LINES if place == "txt" else place for place in fields.captions))
     return fields
+
+
+def captions_at(sample: Sample, place: str) -> list[str]:
+    """The captions at one place of a sample, none where nothing stands there. Raises BadSampleError as `all_captions`
+    does for what it cannot read."""
+    found = _find(sample, place)
+    if isinstance(found, bytes):
+        return captions_of_text(found, lines=place == LINES)
+    return usable(as_texts(found))
 
 
 def label(sample: Sample, num_classes: int = 0) -> int:
@@ -107,14 +116,6 @@ def _present(sample: Sample, place: str) -> bool:
         return _find(sample, place) is not None
     except BadSampleError:
         return True
-
-
-def _texts(sample: Sample, place: str) -> list[str]:
-    """The captions at one place of a sample."""
-    found = _find(sample, place)
-    if isinstance(found, bytes):
-        return captions_of_text(found, lines=place == LINES)
-    return usable(as_texts(found))
 
 
 def _find(sample: Sample, place: str) -> Any:

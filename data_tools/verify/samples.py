@@ -8,7 +8,7 @@ from data_tools.errors import shown
 from data_tools.media.bad import BadSampleError
 from data_tools.media.check import check
 from data_tools.media.image import is_image_name
-from data_tools.media.members import Fields, label
+from data_tools.media.members import Fields, captions_at, label
 from data_tools.shards.reader import Sample
 
 NO_CAPTION, NO_LABEL = "no_caption", "no_label"
@@ -29,7 +29,7 @@ def faults(sample: Sample, fields: Fields, num_classes: int, decode: bool) -> It
     yield from _raised(fields.all_captions, sample)
     yield from _raised(label, sample, num_classes)
     for place in fields.captions[1:]:  # also those behind the first with a text: other readers take them
-        yield from _raised(_place, sample, fields, place)
+        yield from _raised(captions_at, sample, place)
     names = [name for name in sample.members if is_image_name(name) or name in fields.image]
     for name in names if decode else ():
         yield from _raised(_pixels, sample, name)
@@ -40,14 +40,6 @@ def _raised(judge: Callable, *arguments: object) -> Iterator[Fault]:
         judge(*arguments)
     except BadSampleError as error:
         yield Fault(error.kind, error.reason)
-
-
-def _place(sample: Sample, fields: Fields, place: str) -> None:
-    try:
-        Fields(fields.image, (place,)).all_captions(sample)
-    except BadSampleError as error:
-        if error.kind != NO_CAPTION:
-            raise
 
 
 def _pixels(sample: Sample, name: str) -> None:
