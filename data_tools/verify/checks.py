@@ -1,6 +1,5 @@
 """The checks of one shard, and of all shards together."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,10 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.media.members import DEFAULT_FIELDS, Fields
+from data_tools.shards.files import opened
 from data_tools.shards.index import Index, index_path, open_index
 from data_tools.shards.manifest import ShardRecord
-from data_tools.shards.reader import Sample, read_sample
+from data_tools.shards.reader import read_sample
 from data_tools.shards.survey import build_index, survey_tar
 from data_tools.shards.tar import TarDamageError
 from data_tools.verify.samples import Findings, faults
@@ -57,7 +57,6 @@ def check_shard(check: ShardCheck, advance: Callable[[int], None]) -> ShardRepor
             _check_parquet(check.tar.with_suffix(".parquet"), check.record, report)
         if index is not None:
             report.key_hashes = index.key_hashes.copy()
-        if index is not None:
             _check_samples(check, index, report)
     except OSError as error:
         report.problems.append(f"cannot read {error.filename or check.tar}: {error.strerror}")
@@ -133,16 +132,13 @@ def _check_samples(check: ShardCheck, index: Index, report: ShardReport) -> None
     if check.decode < 1:
         chosen = index.key_hashes < check.decode * 2.0**64
     findings = Findings(check.num_classes > 0)
-    file = os.open(check.tar, os.O_RDONLY)
-    try:
+    with opened(check.tar) as file:
         for place, decode in enumerate(chosen.tolist()):
             try:
                 sample = read_sample(file, str(check.tar), index, place)
             except TarDamageError:  # lost; the damage is reported
                 continue
             findings.add(sample.key, list(faults(sample, check.fields, check.num_classes, decode)))
-    finally:
-        os.close(file)
     report.decoded = int(chosen.sum())
     report.problems += [f"{check.tar}: {problem}" for problem in findings.problems()]
 
@@ -158,16 +154,9 @@ def _repeated(tars: list[tuple[Path, np.ndarray]]) -> list[str]:
         names = ", ".join(tars[shard][0].name for shard in shards)
         shard = int(np.searchsorted(edges, place, "right")) - 1
         tar = tars[shard][0]
-        sample = _read(tar, build_index(tar), place - int(edges[shard]))
+        with opened(tar) as file:
+            sample = read_sample(file, str(tar), build_index(tar), place - int(edges[shard]))
         problems.append(f"key {sample.key!r} in more than one shard: {names}")
     if len(twice) > _SHOWN:
         problems.append(f"and {len(twice) - _SHOWN} more keys that repeat")
     return problems
-
-
-def _read(tar: Path, index: Index, place: int) -> Sample:
-    file = os.open(tar, os.O_RDONLY)
-    try:
-        return read_sample(file, str(tar), index, place)
-    finally:
-        os.close(file)
