@@ -94,7 +94,7 @@ def test_a_box_lies_in_the_same_place_of_the_stored_picture(orientation):
 def test_training_and_evaluation_see_the_upright_picture(kind, orientation):
     """The crop is drawn on the upright picture: equal to that of the same pixels stored upright, without loss."""
     data = tagged(kind, orientation, photo(400, 300))
-    upright = encoded(Image.fromarray(reference(data)), "PNG")
+    upright = encoded(Image.fromarray(reference(data)), "PPM")
     whole = ImageTransform(ImageSettings(32, crop_scale=(0.2, 0.8), scaled_decode=False, flip=0.5))
     assert np.array_equal(whole.evaluate(data), whole.evaluate(upright))
     for sample in range(5):
@@ -103,7 +103,7 @@ def test_training_and_evaluation_see_the_upright_picture(kind, orientation):
 
 def change_by_scaling(data: bytes) -> float:
     """Mean difference between crops of the scaled and of the whole picture; a wrong region differs far more."""
-    upright = encoded(Image.fromarray(reference(data)), "PNG")
+    upright = encoded(Image.fromarray(reference(data)), "PPM")
     scaled = ImageTransform(ImageSettings(32, crop_scale=(0.3, 1.0)))
     crops = [[scaled.train(bytes_, 0, 0, sample).astype(int) for sample in range(8)] for bytes_ in (data, upright)]
     assert np.abs(crops[0][0] - crops[1][0][:, ::-1]).mean() > 15  # the measure tells pictures apart
