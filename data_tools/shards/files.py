@@ -8,6 +8,22 @@ from pathlib import Path
 
 from data_tools.errors import UserError
 
+READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # plain opening of a named pipe would wait for ever
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def not_regular(mode: int) -> str | None:
+    """What stands in place of a regular file, in words, by its `st_mode`; None for a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
@@ -20,18 +36,17 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def open_regular(path: Path) -> int:
-    """As `opened`; the caller closes the descriptor. Of a named pipe plain opening would wait for ever."""
+    """As `opened`; the caller closes the descriptor."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = os.open(path, READING)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"cannot read {path}", got=reason, remedy="check the path and its permissions") from None
-    mode = os.fstat(file).st_mode
-    if not stat.S_ISREG(mode):
+    kind = not_regular(os.fstat(file).st_mode)
+    if kind:
         os.close(file)
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise UserError(f"cannot read {path}", got=kind, expected="a file")
     return file
 
