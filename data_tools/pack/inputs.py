@@ -11,9 +11,9 @@ from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
 from data_tools.shards.manifest import FILE_NAME
-from data_tools.shards.sources import CLASS_NAMES, SHARD_COUNT
+from data_tools.shards.sources import CLASS_NAMES, COMPRESSED, SHARD_COUNT
 
-_ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+_ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
 _PATTERN = set("*?[{")
 _URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _EXPECTED = f"a folder of pictures, or a table ({' '.join(TABLES)})"

@@ -8,11 +8,11 @@ import xxhash
 from data_tools.errors import UserError
 from data_tools.pack.image import JPEG_QUALITY, Limits, common_extension
 from data_tools.pack.rows import Item, Source
+from data_tools.shards.manifest import MAX_SHARDS
 
 # Raised when the same settings and input come to mean other bytes.
 _LAYOUT = 1
 _SAMPLE_OVERHEAD = 3 * 1024
-_MAX_SHARDS = 10**6
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def make_plan(source: Source, items: list[Item], settings: Settings) -> Plan:
     """The plan follows from rows and settings alone; equal digests mean equal bytes, wherever the input lies."""
     ordered = sorted(items, key=lambda item: item.key)
     shards = _cut(ordered, settings)
-    if len(shards) > _MAX_SHARDS:
-        raise UserError("too many shards", got=len(shards), expected=f"{_MAX_SHARDS} or fewer", remedy="larger shards")
+    if len(shards) > MAX_SHARDS:
+        raise UserError("too many shards", got=len(shards), expected=f"{MAX_SHARDS} or fewer", remedy="larger shards")
     formats = {item.format for item in items if item.format}
     extension = common_extension(formats, settings.limits.resize)
     config = _config(source, settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts
-from data_tools.media.image import SUFFIXES, sniff
+from data_tools.media.image import SNIFFED, SUFFIXES, sniff
 from data_tools.pack.delimited import Dialect
 from data_tools.pack.inside import PATH_MAX
 from data_tools.pack.labels import class_name, in_order
@@ -17,7 +17,6 @@ from data_tools.pack.records import CAPTION_COLUMNS, read_records
 from data_tools.pack.rows import Row, Source
 
 _PROBED = 32
-_SNIFFED = 16  # bytes by which a format is told
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}://|data:[a-z]+/")
 _IS_URL = "url"
 _FETCH = "fetch the pictures first; img2dataset writes tars, which `python -m data_tools index` takes"
@@ -126,7 +125,7 @@ def pictures_in(value: object) -> str:
         keys = ", ".join(map(str, value))
         return f"{inner or 'pictures'} within an object ({keys})" if inner or "bytes" in value else ""
     if isinstance(value, (bytes, bytearray, memoryview)):
-        kind = sniff(bytes(value[:_SNIFFED]))
+        kind = sniff(bytes(value[:SNIFFED]))
         return f"pictures as bytes ({kind}, {len(value)} bytes in the first row)" if kind else "bytes"
     return ""
 

@@ -20,7 +20,7 @@ import xxhash
 from data_tools.errors import UserError
 from data_tools.shards.commit import atomic_write
 from data_tools.shards.files import opened, read_span
-from data_tools.shards.tar import BLOCK
+from data_tools.shards.tar import BLOCK, MAX_TAR
 
 MAGIC = b"DSTRMIDX"
 SOUND, DAMAGED = 1, 2  # versions
@@ -29,7 +29,6 @@ HEADER_BYTES = _HEADER.size
 _HASH_CHUNK = 1 << 22
 MAX_SPAN = 1 << 32
 _MAX_BYTES = 1 << 30  # of an index: more than ten million samples in one tar
-_MAX_TAR = 1 << 50
 
 
 class IndexHeader(NamedTuple):
@@ -221,7 +220,7 @@ def _parse(data: bytes) -> tuple[IndexHeader, _Counts] | str:
     if version not in (SOUND, DAMAGED):
         return f"version {version}, which this program does not know"
     size = _HEADER.size + 8 * (3 * n + 2) + 12 * m + table
-    if tar_bytes > _MAX_TAR or max(n, m) > tar_bytes // BLOCK + 1 or size > _MAX_BYTES:
+    if tar_bytes > MAX_TAR or max(n, m) > tar_bytes // BLOCK + 1 or size > _MAX_BYTES:
         return f"{n} samples with {m} members in a tar of {tar_bytes} bytes"
     return IndexHeader(n, tar_bytes, tar_hash, version == DAMAGED), _Counts(size, table, m, body_hash)
 

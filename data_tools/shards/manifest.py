@@ -10,14 +10,13 @@ from pathlib import Path
 from data_tools.errors import UserError, shown
 from data_tools.shards.commit import atomic_write
 from data_tools.shards.files import read_small
-from data_tools.shards.tar import BLOCK
+from data_tools.shards.tar import BLOCK, MAX_TAR
 
 FILE_NAME = "manifest.json"
 FORMAT = "dualstream-shards"
 VERSION = 1
 MAX_BYTES = 256 << 20  # of a manifest, about a million shards
-_MAX_SHARDS = 10**6
-_MAX_TAR = 1 << 50
+MAX_SHARDS = 10**6
 _NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,250}")  # a file in the folder itself
 _HASH = re.compile("[0-9a-f]{32}")
 
@@ -67,7 +66,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     """The content of a manifest; `name` is for the errors. Nothing in it is believed that could lead outside its folder
     or past what a shard can be."""
     remedy = "pack again, or name the tars"
-    if data.count(b"{") + data.count(b"[") > 3 * _MAX_SHARDS:
+    if data.count(b"{") + data.count(b"[") > 3 * MAX_SHARDS:
         raise UserError(f"unreadable manifest {name}", got="more than a million shards", remedy=remedy)
     try:
         content = json.loads(data)
@@ -109,7 +108,7 @@ def wrong_totals(manifest: Manifest) -> list[str]:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_TAR
+    return type(value) is int and 0 <= value <= MAX_TAR
 
 
 def _are_counts(value: object) -> bool:

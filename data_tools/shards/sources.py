@@ -14,7 +14,6 @@ from data_tools.shards.files import read_small
 KINDS = "a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of these"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
 SHARD_COUNT, CLASS_NAMES = "nshards.txt", "classnames.txt"  # of CLIP_benchmark's folders
-_MAX_SHARDS = 10**6
 _MAX_TEXT = 16 << 20
 _SHOWN = 8
 
@@ -130,7 +129,7 @@ def _children(folder: Path) -> list[Path]:
 
 def _shard_count(path: Path) -> int:
     text = read_small(path, _MAX_TEXT).strip()
-    if not re.fullmatch(rb"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_SHARDS:
+    if not re.fullmatch(rb"[0-9]{1,7}", text) or not 1 <= int(text) <= manifests.MAX_SHARDS:
         remedy = "write the number of tars into it, or take it away"
         raise UserError(f"{path} is no count of shards", got=text.decode("utf-8", "replace"), remedy=remedy)
     return int(text)

@@ -13,6 +13,7 @@ from data_tools.errors import UserError, shown
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
+MAX_TAR = 1 << 50  # bytes; what claims more is no tar
 MAX_EXTENDED = 1 << 20  # bytes of a header that extends another; paths and attributes need a few hundred
 _ZERO = bytes(BLOCK)
 _CHUNK, _FIRST_CHUNK = 1 << 20, 1 << 12
