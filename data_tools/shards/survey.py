@@ -66,16 +66,16 @@ class Loss(NamedTuple):
     what: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Survey:
     """What a tar holds. `losses` are the first few damaged stretches of `damages`; `passed` counts the files that
     belong to no sample, and `passed_names` has a few of their names."""
 
     index: Index
-    losses: list[Loss] = field(default_factory=list)
-    damages: int = 0
-    passed: int = 0
-    passed_names: list[str] = field(default_factory=list)
+    losses: list[Loss]
+    damages: int
+    passed: int
+    passed_names: list[str]
 
     def describe_losses(self, tar: object) -> list[str]:
         """A line for each damaged stretch that is remembered, and one for how many there are beside them."""
@@ -216,7 +216,9 @@ class _Grouping:
         self._open: _Group | None = None
         self._aside: _Group | None = None  # files that look like documents, between the files of the open sample
         self._end = 0
-        self._survey = Survey(None)  # type: ignore[arg-type]  # its index comes last
+        self._losses: list[Loss] = []
+        self._damages = self._passed = 0
+        self._passed_names: list[str] = []
 
     def add(self, event: Entry | Loss | int) -> None:
         """Take the next thing of the tar."""
@@ -230,21 +232,21 @@ class _Grouping:
     @property
     def is_empty(self) -> bool:
         """Whether nothing but damage was found."""
-        return not (self._open or self._aside or self._survey.passed) and all(isinstance(x, Loss) for x in self._done)
+        return not (self._open or self._aside or self._passed) and all(isinstance(x, Loss) for x in self._done)
 
     def finish(self, tar_bytes: int, tar_hash: bytes) -> Survey:
         """The survey; raises TarDamageError where the tar is damaged and has no whole sample."""
         self._close()
-        survey, groups = self._survey, [item for item in self._done if isinstance(item, _Group)]
+        groups = [item for item in self._done if isinstance(item, _Group)]
         whole = [group for group in groups if not group.suspect]
         counts = Counter(extension for group in whole for extension in group.members)
         usual = {extension for extension, count in counts.items() if count == len(whole)}
         for group in groups:
             group.broken = group.broken or (group.suspect and not usual <= set(group.members))
-        if survey.losses and all(group.broken for group in groups):
-            raise TarDamageError(self._tar, survey.losses[0].start, survey.losses[0].what)
-        survey.index = self._index(tar_bytes, tar_hash)
-        return survey
+        if self._losses and all(group.broken for group in groups):
+            raise TarDamageError(self._tar, self._losses[0].start, self._losses[0].what)
+        index = self._index(tar_bytes, tar_hash)
+        return Survey(index, self._losses, self._damages, self._passed, self._passed_names)
 
     def _index(self, tar_bytes: int, tar_hash: bytes) -> Index:
         builder, lost = IndexBuilder(), ""
@@ -267,15 +269,15 @@ class _Grouping:
         last = self._done[-1] if self._done else None
         if isinstance(last, Loss):  # nothing but damage between
             self._done[-1] = last._replace(stop=loss.stop)
-            if self._survey.damages <= _KEPT:
-                self._survey.losses[-1] = self._survey.losses[-1]._replace(stop=loss.stop)
+            if self._damages <= _KEPT:
+                self._losses[-1] = self._losses[-1]._replace(stop=loss.stop)
             return
         if isinstance(last, _Group):
             last.suspect = True
         self._done.append(loss)
-        self._survey.damages += 1
-        if len(self._survey.losses) < _KEPT:
-            self._survey.losses.append(loss)
+        self._damages += 1
+        if len(self._losses) < _KEPT:
+            self._losses.append(loss)
 
     def _add_file(self, entry: Entry) -> None:
         name = None if entry.is_link else split_name(entry.name)
@@ -332,5 +334,5 @@ class _Grouping:
         self._seen.add(group.key)
 
     def _pass(self, *names: str) -> None:
-        self._survey.passed += len(names)
-        self._survey.passed_names += names[: max(0, _KEPT - len(self._survey.passed_names))]
+        self._passed += len(names)
+        self._passed_names += names[: max(0, _KEPT - len(self._passed_names))]
