@@ -8,7 +8,6 @@ from PIL import Image
 
 from data_tools.media import MAX_PIXELS
 from data_tools.media.image import (
-    TURNED,
     check_pixels,
     jpeg_orientation,
     jpeg_size,
@@ -92,7 +91,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     """Width and height after turning."""
-    return (height, width) if orientation in TURNED else (width, height)
+    return (height, width) if _STEPS[orientation][2] else (width, height)
 
 
 def stored_box(box: Box, width: int, height: int, orientation: int) -> Box:
@@ -112,6 +111,7 @@ def stored_box(box: Box, width: int, height: int, orientation: int) -> Box:
 
 # EXIF orientation -> (mirror left and right, mirror top and bottom, then swap rows and columns)
 _STEPS = {
+    1: (False, False, False),
     2: (True, False, False),
     3: (True, True, False),
     4: (False, True, False),

@@ -45,7 +45,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNED = range(5, 9)  # orientations whose upright width is the stored height
 _TELLS_ORIENTATION = (b"Exif\0\0", b"tiff:Orientation")  # in a JPEG: an EXIF segment, or XMP
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in Pillow's messages: it differs between runs
 SNIFFED = 16  # bytes by which a format is told

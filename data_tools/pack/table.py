@@ -86,7 +86,7 @@ def _check_columns(path: Path, values: dict, columns: Columns) -> str:
         if name is not None and name not in values:
             remedy = _instead(values, name, option)
             raise UsageError(f"no column {name!r} in {path}", got=found, remedy=remedy)
-    kind = pictures_in(values[columns.image])
+    kind = _pictures_in(values[columns.image])
     if kind:
         raise UserError(
             f"column {columns.image!r} of {path} holds {kind}",
@@ -110,18 +110,18 @@ def _instead(values: dict, name: str, option: str) -> str:
         return f"add {option} {same}"
     if option == "--image-column":
         for other, value in values.items():
-            if pictures_in(value):
-                return f"column {other!r} holds {pictures_in(value)}: write them to files, and a table with their paths"
+            if kind := _pictures_in(value):
+                return f"column {other!r} holds {kind}: write them to files, and a table with their paths"
         urls = [other for other, value in values.items() if isinstance(value, str) and _URL.match(value.strip())]
         if urls:
             return f"column {urls[0]!r} holds URLs, which pack does not fetch: {_FETCH}"
     return f"name the right one with {option}"
 
 
-def pictures_in(value: object) -> str:
+def _pictures_in(value: object) -> str:
     """What a value holds that is, or has in it, the bytes of a file; "" for any other value."""
     if isinstance(value, dict):
-        inner = next((kind for item in value.values() if (kind := pictures_in(item))), "")
+        inner = next((kind for item in value.values() if (kind := _pictures_in(item))), "")
         keys = ", ".join(map(str, value))
         return f"{inner or 'pictures'} within an object ({keys})" if inner or "bytes" in value else ""
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -161,7 +161,7 @@ def _image(value: object) -> str:
     if value is None or _is_nan(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        kind = pictures_in(value) or f"a {type(value).__name__}"
+        kind = _pictures_in(value) or f"a {type(value).__name__}"
         raise BadSampleError("bad_row", f"the image must be a path, got {kind}")
     text = str(value).strip()
     if len(text) >= PATH_MAX and not _URL.match(text):
