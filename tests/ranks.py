@@ -38,7 +38,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """Run `function(rank, world_size, *args)` on `world_size` gloo ranks of one thread each.
 
     `function` and `args` are pickled by reference, so `function` stands at module level. The process group is up when
-    it starts; RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE are set; GPUs are hidden.
+    it starts; RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set; GPUs are hidden.
 
     Returns:
         The value of each rank, in rank order.
@@ -139,6 +139,7 @@ def _rank_main(rank: int, world_size: int, call: bytes, folder: str, environment
     gc.freeze()  # what the server imported: ZeRO-3 collects garbage, a second and a half each time over all of torch
     signal.alarm(int(timeout) + 30)  # ends this rank even where pytest itself was killed
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # as launchers say; nobody calls there
     os.environ.update(environment | _CPU_ONLY | {name: str(value) for name, value in place.items()})
     import torch
     import torch.distributed as dist
