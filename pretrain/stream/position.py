@@ -58,15 +58,16 @@ class Position:
                 expected=f"version {_VERSION} with {', '.join(sorted(names))}",
                 remedy="resume with the version of dualstream that wrote the checkpoint",
             )
-        pairs: Any = state["sources"] if isinstance(state["sources"], list | tuple) else [None]
-        if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            pairs = [(None, None)]
+        sources = state["sources"]
+        in_pairs = isinstance(sources, list | tuple) and all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in sources
+        )
         counts = [state[name] for name in ("streams", "window", "step", "samples_seen")]
-        counts += [number for pair in pairs for number in pair]
-        if not all(isinstance(number, int) and number >= 0 for number in counts):
+        counts += [number for pair in sources for number in pair] if in_pairs else []
+        if not in_pairs or not all(isinstance(number, int) and number >= 0 for number in counts):
             raise UserError("the saved data position cannot be read", got=state, expected="counts, and pairs of them")
-        sources = tuple((epoch, samples) for epoch, samples in pairs)
-        return cls(**{name: state[name] for name in names - {"sources"}}, sources=sources)
+        pairs = tuple((epoch, samples) for epoch, samples in sources)
+        return cls(**{name: state[name] for name in names - {"sources"}}, sources=pairs)
 
     def check_resumable(self, current: "Position") -> None:
         """Raises UserError naming the field by which `current` would go on from here in another order."""
