@@ -51,11 +51,15 @@ class Corpus:
         """Samples of all shards together."""
         return int(self.counts.sum())
 
+    def tar_hash(self, shard: int) -> bytes:
+        """The xxh3-128 that the tar of a shard should have."""
+        return self.hashes[16 * shard : 16 * shard + 16]
+
     def remote(self, shard: int) -> Shard | None:
         """What the cache needs to know of a remote shard; None for a local one."""
         if self.cache is None or not is_remote(self.urls[shard]):
             return None
-        return Shard(self.urls[shard], self.tar_bytes[shard], self.hashes[16 * shard : 16 * shard + 16])
+        return Shard(self.urls[shard], self.tar_bytes[shard], self.tar_hash(shard))
 
 
 def open_corpus(urls: str | os.PathLike | Iterable[str | os.PathLike], cache: CacheSettings | None = None) -> Corpus:
