@@ -127,6 +127,8 @@ class Run:
         folder = Path(config.run.dir)
 
         def open_all() -> None:
+            if runtime.is_main:  # now, not at the first save, which may be hours away
+                self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
             self.metrics = Metrics(folder, runtime.is_main, end, state.step, self.writes)
             self.skips = Journal(folder / "skipped.jsonl", runtime, state.step, self.writes)
             self.spikes = Journal(folder / "spikes.jsonl", runtime, state.step, self.writes)
@@ -178,7 +180,7 @@ class Run:
         job, state = self.job, self.job.state
         own_loss = 0.0 if loss is None else float(loss)
         progress = self.checkpoints.progress()
-        with self.writes.to("quarantine of bad samples"):
+        with self.writes.to("the list of bad samples or changed shards"):
             job.stream.check_writes()
         asked = self.stop.reason is not None
         bad, stopping, unwritten, total, *saving = agree(

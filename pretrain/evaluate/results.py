@@ -108,7 +108,7 @@ def read_records(path: str | Path) -> list[dict]:
     """The records of a .jsonl in order, none where the file is missing; a line cut by a crash is not a record.
 
     Raises:
-        UserError: a whole line that is not JSON, with its number.
+        UserError: a whole line that is no JSON object, with its number.
     """
     path = Path(path)
     if not path.exists():
@@ -116,9 +116,12 @@ def read_records(path: str | Path) -> list[dict]:
     records = []
     for number, line in enumerate(_whole_lines(path.read_bytes()).splitlines(), 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not a result", got=str(error)) from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is not a result", got=line, expected="a JSON object")
+        records.append(record)
     return records
 
 

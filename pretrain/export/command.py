@@ -11,6 +11,7 @@ from pretrain.engine.committed import FOLDER, STATE
 from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint
 from pretrain.engine.weights import load_classifier
+from pretrain.evaluate.results import read_records
 from pretrain.export.probes import TOLERANCE
 from pretrain.export.writer import export_model
 
@@ -64,6 +65,5 @@ def _metrics_at(folder: Path, step: int) -> dict:
     log = folder.parent / "metrics.jsonl"
     if folder.name != FOLDER or not log.is_file():
         return {}
-    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    found = [row for row in rows if row["kind"] == "eval" and row["step"] == step]
+    found = [row for row in read_records(log) if row.get("kind") == "eval" and row.get("step") == step]
     return {name: value for name, value in found[-1].items() if name not in _ROW} if found else {}

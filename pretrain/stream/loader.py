@@ -222,9 +222,10 @@ class TrainStream:
                 yield batch
 
     def check_writes(self) -> None:
-        """Raises OSError where bad samples could not be written down."""
-        if self._quarantine is not None and self._quarantine.fault is not None:
-            raise self._quarantine.fault
+        """Raises OSError where bad samples or changed shards could not be written down."""
+        for journal in (self._quarantine, self._check):
+            if journal is not None and journal.fault is not None:
+                raise journal.fault
 
     def position(self, step: int) -> Position:
         """The data state after `step` optimizer steps."""

@@ -35,6 +35,8 @@ class ShardCheck:
         corpus: the shards; remote ones are checked when they are brought, and here where the cache had them before.
         shards_of_step: step -> the distinct shards that this node needs in it; picklable.
         journal: JSON-lines file of the changed shards.
+
+    `fault`: why the journal could not be written, None while it could.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ShardCheck:
     ):
         self._corpus, self._max_ratio, self._journal = corpus, max_ratio, Path(journal)
         self._changed: dict[int, str] = {}
+        self.fault: OSError | None = None
         self._step = multiprocessing.get_context("forkserver").RawValue("q", first_step)
         self._found, sending = multiprocessing.Pipe(duplex=False)
         self.process = start_process(_check, corpus, shards_of_step, self._step, sending)
@@ -78,10 +81,13 @@ class ShardCheck:
         expected = corpus.tar_hash(shard).hex()
         self._changed[shard] = corpus.paths[shard]
         row = {"step": step + 1, "shard": corpus.paths[shard], "xxh3_128": digest, "expected": expected}
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        fault = UserError(
+        try:
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            with self._journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            self.fault = error
+        warning = UserError(
             f"content of shard {corpus.paths[shard]} changed",
             got=f"xxh3-128 {digest}",
             expected=f"{expected}, as in its manifest or index",
@@ -96,7 +102,7 @@ class ShardCheck:
                 expected=f"at most {self._max_ratio:.4g} of them",
                 remedy=f"copy these shards back, or raise data.max_bad_ratio; see {self._journal}",
             )
-        print(f"warning: {fault}", file=sys.stderr, flush=True)
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _check(corpus: Corpus, shards_of_step: Callable[[int], Iterable[int]], step, found: Connection) -> None:

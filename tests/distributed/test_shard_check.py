@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -30,7 +31,7 @@ def alter(tar):
     tar.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
 
 
-def read_all(corpus, journal, max_bad_ratio):
+def read_all(corpus, journal, max_bad_ratio, writable=True):
     """Batches until every shard was looked at, and some of the next epoch."""
     with TrainStream(corpus, **SETTINGS, max_bad_ratio=max_bad_ratio, changed_shards=journal) as stream:
         batches = iter(stream.iterate(0))
@@ -41,6 +42,8 @@ def read_all(corpus, journal, max_bad_ratio):
         assert stream._check.process.exitcode == 0
         for _ in range(3):
             next(batches)
+        with contextlib.nullcontext() if writable else pytest.raises(IsADirectoryError):
+            stream.check_writes()
 
 
 @pytest.fixture
@@ -73,6 +76,13 @@ def test_changed_shards_are_told_once_and_end_the_run_where_they_are_many(corpus
         UserError, match=r"samples lie in shards that changed: .*; got \d0 of 80 samples; expected at most 0.25"
     ):
         read_all(corpus, tmp_path / "again.jsonl", 0.25)
+
+
+def test_a_list_that_cannot_be_written_is_told_by_the_stream_and_does_not_break_it(corpus, tmp_path, capfd):
+    alter(Path(corpus.paths[1]))
+    (tmp_path / "changed.jsonl").mkdir()
+    read_all(corpus, tmp_path / "changed.jsonl", 0.5, writable=False)
+    assert f"content of shard {corpus.paths[1]} changed" in capfd.readouterr().err
 
 
 def test_what_the_cache_had_before_is_checked_too(corpus, tmp_path, capfd):

@@ -64,9 +64,10 @@ def test_another_kind_of_file_is_left_as_it_is(tmp_path):
     assert file.read_text() == "model,recall\na,0.5"
 
 
-def test_a_damaged_whole_line_is_an_error(tmp_path):
+@pytest.mark.parametrize("line", ['{"num', "[1]", "3", "[" * 100_000])
+def test_a_damaged_whole_line_is_an_error(tmp_path, line):
     file = tmp_path / "results.jsonl"
-    file.write_text('{"number": 0}\n{"num\n')
+    file.write_text('{"number": 0}\n' + line + "\n")
     with pytest.raises(UserError, match="line 2"):
         read_records(file)
 

@@ -21,6 +21,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CL
 import tiny
 from data_tools.errors import UsageError, UserError
 from pretrain.engine.weights import load_trained
+from pretrain.export.command import history
 from pretrain.export.formats import DUAL_ENCODER
 from pretrain.export.probes import PLAIN, TEXTS, TOLERANCE
 from pretrain.export.verify import verify_export
@@ -281,3 +282,16 @@ def test_the_card_says_what_is_known(tmp_path):
     card = (tmp_path / "bare/README.md").read_text()
     assert "CLIPProcessor" not in card
     assert "open_clip logit_scale" in card
+
+
+def test_the_metrics_of_a_card_are_those_of_the_step(tmp_path):
+    folder = tmp_path / "checkpoints/step-000000002"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"step": 2, "samples_seen": 32, "position": {"seed": 5}}')
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"kind": "eval", "step": 1, "recall": 0.1}\n{"kind": "eval", "step": 2, "recall": 0.2}\n{}\n')
+    facts, metrics = history(folder, ema=False)
+    assert (facts["samples seen"], facts["seed"], metrics) == (32, 5, {"recall": 0.2})
+    log.write_text("[]\n")
+    with pytest.raises(UserError, match="line 1 is not a result"):
+        history(folder, ema=False)

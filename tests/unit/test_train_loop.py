@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from data_tools.errors import UserError
 from pretrain import train
 from pretrain.config import DataConfig, LogConfig, PretrainConfig, RunConfig
 from pretrain.engine.state import TrainState
@@ -72,6 +74,12 @@ def test_other_ranks_say_nothing(tmp_path, capsys):
     log_steps(run, 8, waited=10.0)
     run.close()
     assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_checkpoints_that_is_a_file_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"opening the files of run.dir .*checkpoints"):
+        idle_run(tmp_path)
 
 
 def test_every_legal_seed_seeds_every_step():
