@@ -32,10 +32,7 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
         UsageError: unknown key (naming the nearest), wrong type, missing value, a value outside its rule.
     """
     path = Path(path)
-    if not _is_file(path):
-        raise UsageError(
-            f"config {path} is missing", got="no such file", expected="a YAML file", remedy="start from one in configs/"
-        )
+    _require_file(path)
     config = _build(kind, path, overrides)
     validate(config)
     return config
@@ -51,11 +48,15 @@ def find_run_dir(path: str | os.PathLike, overrides: Sequence[str]) -> str | Non
     return found if isinstance(found, str) and found else None
 
 
-def _is_file(path: Path) -> bool:
+def _require_file(path: Path) -> None:
     try:
-        return path.is_file()
+        if path.is_file():
+            return
+        got = "a folder" if path.is_dir() else "a device or a pipe" if path.exists() else "no such file"
     except OSError:  # a name that no file can have
-        return False
+        got = "no such file"
+    fault = f"config {path} is {'missing' if got == 'no such file' else 'no file'}"
+    raise UsageError(fault, got=got, expected="a YAML file", remedy="start from one in configs/")
 
 
 def _build(kind: type[_Config], path: Path, overrides: Sequence[str]) -> _Config:

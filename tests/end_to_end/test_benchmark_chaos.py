@@ -80,5 +80,7 @@ def test_the_picture_shows_every_life(tmp_path):
 
 
 def test_more_kills_than_steps_are_a_usage_error(tmp_path, capsys):
-    assert main(["chaos", "--config", str(tmp_path), "--steps", "30", "--kills", "11"]) == 2
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "c.yaml").write_text(f"run: {{dir: r}}\ndata: {{train: {tmp_path}}}\n")
+    assert main(["chaos", "--config", str(tmp_path / "c.yaml"), "--steps", "30", "--kills", "11"]) == 2
     assert "expected at most 10" in capsys.readouterr().err

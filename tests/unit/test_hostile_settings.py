@@ -153,8 +153,13 @@ def test_an_override_that_cannot_be_is_named(tmp_path, word):
 
 def test_binary_and_absent_files(tmp_path):
     (tmp_path / "a").write_bytes(b"\xff\xfe\x00\xd8" * 10)
-    for path, said in ((tmp_path / "a", "not valid YAML"), (tmp_path, "is missing"), ("/dev/zero", "is missing"),
-                       ("a\0b", "is missing"), ("x" * 5000, "is missing")):  # fmt: skip
+    for path, said in (
+        (tmp_path / "a", "not valid YAML"),
+        (tmp_path, "is no file; got a folder"),
+        ("/dev/zero", "got a device"),
+        ("a\0b", "is missing"),
+        ("x" * 5000, "is missing"),
+    ):
         with pytest.raises(UsageError, match=said):
             load_config(PretrainConfig, path, [])
 
