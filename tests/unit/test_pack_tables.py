@@ -266,7 +266,7 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path, line):
 def test_null_bytes_and_endless_lines(tmp_path):
     records, _ = read(tmp_path / "t.csv", "image,caption\na.jpg,x\0y\nb.jpg,z\n")
     assert [bool(record.fault) for record in records] == [True, False]
-    for name, data in (("t.csv", "image,caption\na.jpg," + "x" * (1 << 24)), ("t.jsonl", "[" * (1 << 24))):
+    for name, data in (("t.csv", "image,caption\na.jpg," + "x" * (1 << 24)), ("t.jsonl", "{" * (1 << 24))):
         with pytest.raises(UserError, match=r"line \d of .* is too long"):
             read(tmp_path / name, data)
 

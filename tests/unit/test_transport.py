@@ -90,7 +90,7 @@ def test_no_memory_is_told_where_the_batch_is_built(monkeypatch):
 
 
 SCRIPT = """
-    import os
+    import contextlib, gc, os
     from functools import partial
     import torch
     from pretrain.stream.workers import BatchIterator
@@ -100,8 +100,11 @@ SCRIPT = """
     large = partial(torch.full, (4 << 20,), dtype=torch.uint8)
     with BatchIterator(large, range(6), 2) as batches:
         print([(len(batch) >> 20, int(batch[-1])) for batch in batches])
-    with open("/dev/shm/filler", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, there.f_bavail * there.f_frsize)
+    del batches
+    gc.collect()  # the locks of that loader lie there until then
+    with open("/dev/shm/filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     try:
         BatchIterator(large, range(6), 2)
     except ValueError as error:
