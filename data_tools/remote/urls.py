@@ -7,7 +7,7 @@ from data_tools.errors import UsageError, UserError
 from data_tools.redaction import redact_source, redact_text
 
 _RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
-_MAX_NAMES = 10**6  # shards of a corpus
+MAX_SHARDS = 10**6  # of one corpus, named by a pattern or by its manifest
 
 
 def is_remote(source: str) -> bool:
@@ -71,14 +71,14 @@ def expand_braces(pattern: str) -> list[str]:
 
     try:
         most = max((abs(int(end) - int(start)) for start, end in _RANGE.findall(pattern)), default=0)
-        names = [] if most >= _MAX_NAMES else list(itertools.islice(braceexpand.braceexpand(pattern), _MAX_NAMES + 1))
+        names = [] if most >= MAX_SHARDS else list(itertools.islice(braceexpand.braceexpand(pattern), MAX_SHARDS + 1))
     except ValueError as error:
         raise UserError(
             f"bad brace pattern {redact_source(pattern)!r}",
             got=redact_text(str(error).replace(pattern, redact_source(pattern))),
             expected="such as shard-{000000..000012}.tar",
         ) from None
-    if not names or len(names) > _MAX_NAMES:
-        got, expected = f"more than {_MAX_NAMES} names", f"at most {_MAX_NAMES}"
+    if not names or len(names) > MAX_SHARDS:
+        got, expected = f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}"
         raise UserError(f"brace pattern {redact_source(pattern)!r} is too large", got=got, expected=expected)
     return names

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_tools.errors import UserError, shown
+from data_tools.remote.urls import MAX_SHARDS
 from data_tools.shards.commit import atomic_write
 from data_tools.shards.files import read_small
 from data_tools.shards.tar import BLOCK, MAX_TAR
@@ -16,7 +17,6 @@ FILE_NAME = "manifest.json"
 FORMAT = "dualstream-shards"
 VERSION = 1
 MAX_BYTES = 256 << 20  # of a manifest, about a million shards
-MAX_SHARDS = 10**6
 _NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,250}")  # a file in the folder itself
 _HASH = re.compile("[0-9a-f]{32}")
 

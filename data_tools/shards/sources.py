@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.errors import UsageError, UserError
-from data_tools.remote.urls import expand_braces
+from data_tools.remote.urls import MAX_SHARDS, expand_braces
 from data_tools.shards import manifest as manifests
 from data_tools.shards.files import read_small
 
@@ -129,7 +129,7 @@ def _children(folder: Path) -> list[Path]:
 
 def _shard_count(path: Path) -> int:
     text = read_small(path, _MAX_TEXT).strip()
-    if not re.fullmatch(rb"[0-9]{1,7}", text) or not 1 <= int(text) <= manifests.MAX_SHARDS:
+    if not re.fullmatch(rb"[0-9]{1,7}", text) or not 1 <= int(text) <= MAX_SHARDS:
         remedy = "write the number of tars into it, or take it away"
         raise UserError(f"{path} is no count of shards", got=text.decode("utf-8", "replace"), remedy=remedy)
     return int(text)
