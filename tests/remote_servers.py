@@ -207,6 +207,24 @@ def http_server() -> Iterator[HttpServer]:
 
 
 @contextmanager
+def http_as_s3(server: HttpServer, environment) -> Iterator[HttpServer]:
+    """`server` as the S3 endpoint of this process, with all its faults; a bucket is a folder of it.
+
+    `environment`: pytest's MonkeyPatch.
+    """
+    import s3fs
+
+    environment.setenv("AWS_ENDPOINT_URL", server.url("").rstrip("/"))
+    environment.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    environment.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        yield server
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextmanager
 def s3_server(environment) -> Iterator[str]:
     """A running S3 server with an empty bucket, as the standard AWS environment points to it; yields `s3://BUCKET`.
 

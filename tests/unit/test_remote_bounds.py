@@ -14,7 +14,7 @@ from data_tools.remote import redirects
 from data_tools.remote.retry import RemoteError
 from data_tools.remote.store import read_bytes, stat
 from data_tools.shards import open_corpus
-from remote_servers import HURRIED, claiming, claiming_whole, http_server, status, whole
+from remote_servers import HURRIED, claiming, claiming_whole, http_as_s3, http_server, status, whole
 
 CONTENT = bytes(range(250)) * 1200
 TERABYTE = 1 << 40
@@ -29,16 +29,9 @@ def server():
 
 @pytest.fixture
 def s3_faults(server, monkeypatch):
-    """An S3 endpoint that is our HTTP server."""
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url("").rstrip("/"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
-    s3fs.S3FileSystem.clear_instance_cache()
     server.files["/bucket/a.tar"] = CONTENT
-    yield server
-    s3fs.S3FileSystem.clear_instance_cache()
+    with http_as_s3(server, monkeypatch) as endpoint:
+        yield endpoint
 
 
 def redirect(location, code=302):

@@ -19,6 +19,7 @@ from remote_servers import (
     cut,
     dripping,
     endless,
+    http_as_s3,
     http_server,
     in_order,
     s3_server,
@@ -198,16 +199,9 @@ def test_s3_objects_are_read_written_and_missed(bucket, tmp_path):
 
 @pytest.fixture
 def s3_faults(server, monkeypatch):
-    """An S3 endpoint that is our HTTP server, with all its faults."""
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url("").rstrip("/"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
-    s3fs.S3FileSystem.clear_instance_cache()
     server.files["/bucket/a.tar"] = CONTENT
-    yield server
-    s3fs.S3FileSystem.clear_instance_cache()
+    with http_as_s3(server, monkeypatch) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.parametrize("fault", [status(503), status(500), status(429), cut(1000), stall])
