@@ -289,7 +289,8 @@ def test_the_metrics_of_a_card_are_those_of_the_step(tmp_path):
     folder.mkdir(parents=True)
     (folder / "state.json").write_text('{"step": 2, "samples_seen": 32, "position": {"seed": 5}}')
     log = tmp_path / "metrics.jsonl"
-    log.write_text('{"kind": "eval", "step": 1, "recall": 0.1}\n{"kind": "eval", "step": 2, "recall": 0.2}\n{}\n')
+    rows = [{"kind": "eval", "step": 1, "recall": 0.1}, {"kind": "eval", "step": 2, "recall": 0.2}]
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"kind": "eval", "step": 3}, {}]))
     facts, metrics = history(folder, ema=False)
     assert (facts["samples seen"], facts["seed"], metrics) == (32, 5, {"recall": 0.2})
     log.write_text("[]\n")
