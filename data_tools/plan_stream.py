@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from pretrain.config import PretrainConfig  # late: only this verb knows of training
+    from pretrain.config.reading import load_config
+    from pretrain.config.tree import PretrainConfig  # late: only this verb knows of training
     from pretrain.places import check_corpus
-    from pretrain.settings import load_config
 
     config = load_config(PretrainConfig, args.config, args.overrides)
     for source in config.data.train:

@@ -16,16 +16,16 @@ from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from data_tools.shards import Corpus, open_corpus
 from data_tools.shards.commit import atomic_write
-from pretrain.config import DataConfig, FinetuneConfig, PretrainConfig, Source
+from pretrain.config.reading import dump_config, recorded_precision
+from pretrain.config.rules import local_batch
+from pretrain.config.tree import DataConfig, FinetuneConfig, PretrainConfig, Source
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
 from pretrain.precision import settle
 from pretrain.provenance import git_commit, package_versions
-from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, gather, together
-from pretrain.settings import dump_config, recorded_precision
 from pretrain.status import Status
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader

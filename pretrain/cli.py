@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.config.reading import find_run_dir, load_config
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.entry import refuse_bare_world, run_entry
 from pretrain.lifeline import Lifeline
 from pretrain.places import check_settings
-from pretrain.settings import find_run_dir, load_config
 from pretrain.status import fail_unbuilt
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from pretrain import assemble
-from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.reading import dump_config
+from pretrain.config.rules import ENDLESS, local_batch
+from pretrain.config.tree import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
 from pretrain.engine.weights import describe
 from pretrain.precision import is_bf16
 from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
-from pretrain.rules import ENDLESS, local_batch
 from pretrain.runtime import Runtime, start
-from pretrain.settings import dump_config
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.fit import free_bytes

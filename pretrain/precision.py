@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.rules import PRECISIONS
+from pretrain.config.rules import PRECISIONS
 from pretrain.runtime import gather
 
 AUTO, FP32, BF16 = PRECISIONS

@@ -11,7 +11,8 @@ import torch
 from data_tools.errors import UserError
 from data_tools.shards import Corpus
 from pretrain import assemble
-from pretrain.config import Phase, PretrainConfig
+from pretrain.config.rules import local_batch
+from pretrain.config.tree import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
@@ -22,7 +23,6 @@ from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.losses import Features, contrastive_loss
-from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model

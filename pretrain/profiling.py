@@ -17,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pretrain.rules import parse_steps
+from pretrain.config.rules import parse_steps
 from pretrain.runtime import Runtime
 from pretrain.writes import Writes
 

@@ -14,7 +14,8 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain.assemble import claim_run_dir
-from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.config.rules import ENDLESS, duration_steps
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
 from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
@@ -26,7 +27,6 @@ from pretrain.ledger import Ledger
 from pretrain.lifeline import Lifeline
 from pretrain.metrics import DataWatch, Metrics, starvation_advice
 from pretrain.profiling import StepProfiler, part
-from pretrain.rules import ENDLESS, duration_steps
 from pretrain.runtime import OnHost, Runtime, agree, finish, gather, start, together
 from pretrain.status import DONE, FILE, RUNNING, STOPPED
 from pretrain.stream.batches import Batch

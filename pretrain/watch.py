@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pretrain.config.rules import parse_seconds
 from pretrain.entry import reason_of
 from pretrain.peers import HANGS, Peers
-from pretrain.rules import parse_seconds
 from pretrain.runtime import Runtime
 from pretrain.status import Status
 from pretrain.watchdog import Watchdog, end_process, phase, print_stacks

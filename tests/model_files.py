@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import tiny
-from pretrain.config import LossConfig, ModelConfig, PretrainConfig
+from pretrain.config.tree import LossConfig, ModelConfig, PretrainConfig
 from pretrain.towers.build import DualEncoder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 
 SETTINGS = {
     "infonce": LossConfig("infonce"),

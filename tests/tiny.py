@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.config import OptimConfig, TrainConfig
+from pretrain.config.tree import OptimConfig, TrainConfig
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec
 

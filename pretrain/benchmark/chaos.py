@@ -19,10 +19,10 @@ from data_tools.errors import UsageError, UserError
 from pretrain.benchmark.report import show_table, write_report
 from pretrain.benchmark.train import settled_precision
 from pretrain.benchmark.trainers import REPO_ROOT, free_port
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.rules import check_world_size
+from pretrain.config.tree import PretrainConfig
 from pretrain.engine.committed import FOLDER, newest_intact, step_of
-from pretrain.rules import check_world_size
-from pretrain.settings import load_config
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # relative, of the loss, between world sizes, while training is calm
 _ROOM = 10  # times what rounding alone does

@@ -14,7 +14,7 @@ from data_tools.progress import Progress
 from data_tools.shards import open_corpus
 from pretrain.assemble import image_settings
 from pretrain.benchmark.trainers import Trial
-from pretrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pretrain.config.tree import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule

@@ -81,7 +81,7 @@ def dualstream(trial: LoaderTrial) -> Batches:
     import torch
 
     from data_tools.shards import open_corpus
-    from pretrain.config import DataConfig
+    from pretrain.config.tree import DataConfig
     from pretrain.stream.loader import TrainStream
     from pretrain.stream.transform import ImageSettings
     from pretrain.towers.spec import resolve_spec, tokenizer_of

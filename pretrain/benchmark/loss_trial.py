@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.benchmark.peak import peak, reset_peak
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 from pretrain.losses import Features, contrastive_loss
 
 PEERS = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}  # open_clip's, by ours

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pretrain.benchmark.peak import peak, reset_peak
-from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
 from pretrain.losses import Features, contrastive_loss

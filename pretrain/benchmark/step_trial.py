@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.benchmark.memory_trial import micro_batches, warm_up
 from pretrain.benchmark.peak import peak, reset_peak
-from pretrain.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
 from pretrain.engine.groups import parameter_groups

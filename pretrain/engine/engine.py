@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config import OptimConfig, TrainConfig
+from pretrain.config.tree import OptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.config.tree import OptimConfig
 from pretrain.towers.parts import in_block, layers_above, tower_of
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.config import FinetuneConfig
+from pretrain.config.tree import FinetuneConfig
 from pretrain.engine.opening import open_model
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pretrain.cli import parser, run_training
-from pretrain.config import FinetuneConfig
+from pretrain.config.tree import FinetuneConfig
 from pretrain.entry import run_entry
 
 if TYPE_CHECKING:

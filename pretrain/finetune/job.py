@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from data_tools.redaction import redact_source
 from pretrain import assemble
-from pretrain.config import FinetuneConfig
+from pretrain.config.rules import local_batch
+from pretrain.config.tree import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.weights import describe, restore_optimizer
@@ -21,7 +22,6 @@ from pretrain.finetune.classifier import build_classifier
 from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.profiling import part
-from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 

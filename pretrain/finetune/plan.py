@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from pretrain import assemble
-from pretrain.config import FinetuneConfig
+from pretrain.config.rules import local_batch
+from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import shown
 from pretrain.finetune.job import Prepared
 from pretrain.plan import bytes_of_one, kept_bytes, print_plan
 from pretrain.precision import is_bf16
-from pretrain.rules import local_batch
 from pretrain.runtime import Runtime, start
 from pretrain.towers.classifier import Classifier
 

@@ -17,9 +17,9 @@ from data_tools.errors import UsageError, printable, shown
 from data_tools.progress import Progress
 from data_tools.shards.commit import atomic_write
 from pretrain import assemble
-from pretrain.config import PretrainConfig
+from pretrain.config.rules import local_batch
+from pretrain.config.tree import PretrainConfig
 from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
-from pretrain.rules import local_batch
 from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import StreamSource, TrainStream

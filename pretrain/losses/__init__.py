@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 from pretrain.losses.contrastive import infonce
 from pretrain.losses.margin import margin_ranking
 from pretrain.losses.multi_positive import multi_positive

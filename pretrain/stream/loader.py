@@ -13,8 +13,8 @@ from data_tools.errors import UsageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import Target
 from data_tools.shards import Corpus, ShardReader, join_corpora
-from pretrain.config import Phase
-from pretrain.rules import check_world_size, parse_duration
+from pretrain.config.rules import check_world_size, parse_duration
+from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard
 from pretrain.stream.members import PLAIN, Fields

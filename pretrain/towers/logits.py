@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 from pretrain.towers.build import DualEncoder
 
 SIGMOID_TEMPERATURE = 0.1  # of the SigLIP paper (arXiv 2303.15343), where CLIP has 0.07

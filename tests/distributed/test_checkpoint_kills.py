@@ -15,7 +15,7 @@ import torch.distributed as dist
 import tiny
 from data_tools.shards import open_corpus
 from pretrain import assemble
-from pretrain.config import CheckpointConfig, LogConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
+from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from plain_losses import SETTINGS, identities, plain_loss
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 from pretrain.losses import LOSSES, Features, contrastive_loss, tiles
 from ranks import run_ranks
 

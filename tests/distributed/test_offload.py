@@ -8,7 +8,8 @@ import torch
 
 import tiny
 from data_tools.errors import UsageError
-from pretrain.config import DataConfig, PretrainConfig, Source, TrainConfig
+from pretrain.config.rules import validate
+from pretrain.config.tree import DataConfig, PretrainConfig, Source, TrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
@@ -16,7 +17,6 @@ from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.losses.contrastive import infonce
-from pretrain.rules import validate
 from pretrain.runtime import start
 from ranks import run_ranks
 

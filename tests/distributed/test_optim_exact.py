@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.optim import Lamb, Lion, Muon
 
 import tiny
-from pretrain.config import OptimConfig
+from pretrain.config.tree import OptimConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward

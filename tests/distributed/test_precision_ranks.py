@@ -3,7 +3,7 @@
 import torch
 
 from pretrain import precision
-from pretrain.config import OptimConfig
+from pretrain.config.tree import OptimConfig
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.precision import Ability, settle
 from pretrain.runtime import start

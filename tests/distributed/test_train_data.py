@@ -10,10 +10,10 @@ import pytest
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from ranks import run_ranks
 from stream_corpora import picture, write_corpus
 from training import train

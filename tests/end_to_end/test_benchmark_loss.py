@@ -6,8 +6,8 @@ import pytest
 
 from pretrain.benchmark import cli
 from pretrain.benchmark.loss import trials
+from pretrain.config.rules import LOSS_NAMES
 from pretrain.losses import LOSSES
-from pretrain.rules import LOSS_NAMES
 
 
 def test_the_command_measures_both_on_the_same_pairs(tmp_path, capsys):

@@ -13,9 +13,9 @@ import yaml
 import tiny
 from packing import ROOT
 from pretrain import assemble
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import PretrainConfig
 from pretrain.runtime import Runtime, start
-from pretrain.settings import load_config
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
 

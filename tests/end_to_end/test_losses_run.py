@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 import runs
 from packing import data_tools
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import PretrainConfig
 from pretrain.export import cli as export_cli
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from ranks import run_ranks
 from training import train
 

@@ -10,10 +10,10 @@ import pytest
 
 import runs
 from pretrain import peers
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from ranks import RankError, run_ranks
 from training import train
 

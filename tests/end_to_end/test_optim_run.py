@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 import runs
 from data_tools.errors import UserError
-from pretrain.config import FinetuneConfig, PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate import cli as evaluate_cli
 from pretrain.evaluate.results import read_records
@@ -16,7 +17,6 @@ from pretrain.export import cli as export_cli
 from pretrain.finetune.classifier import build_classifier
 from pretrain.pretraining import PretrainJob
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from pretrain.towers.parts import tower_of
 from ranks import RankError, run_ranks
 from training import train

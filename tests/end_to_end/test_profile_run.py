@@ -8,11 +8,11 @@ import pytest
 from torch.autograd import DeviceType
 
 import runs
-from pretrain.config import PretrainConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.profiling import breakdown
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from ranks import run_ranks
 from training import train
 

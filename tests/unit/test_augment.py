@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as reference
 
 import tiny
 from pretrain import assemble
-from pretrain.config import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
+from pretrain.config.tree import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
 from pretrain.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.loader import TrainStream

@@ -103,8 +103,8 @@ def test_a_failed_training_says_how_it_ended(tmp_path, code, got):
 
 
 def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path):
-    from pretrain.config import PretrainConfig
-    from pretrain.settings import load_config
+    from pretrain.config.reading import load_config
+    from pretrain.config.tree import PretrainConfig
 
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(trainers._our_settings(trial, Layout(2, 1, "bf16"), tmp_path)))

@@ -15,12 +15,12 @@ import yaml
 import tiny
 from data_tools.errors import UsageError, UserError
 from data_tools.shards import open_corpus
-from pretrain.config import FinetuneConfig
+from pretrain.config.reading import load_config
+from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import class_numbers, renumber
 from pretrain.finetune import cli
 from pretrain.finetune.labels import check_labels, read_classes, set_classes
 from pretrain.runtime import start
-from pretrain.settings import load_config
 from pretrain.stream.loader import StreamSource
 from stream_corpora import picture
 

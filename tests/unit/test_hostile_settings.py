@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.limits import LIMITS, check_limits, is_number, leaves, names
-from pretrain.rules import check_world_size, duration_steps, local_batch, parse_seconds, parse_steps
-from pretrain.settings import load_config
+from pretrain.config.limits import LIMITS, check_limits, is_number, leaves, names
+from pretrain.config.reading import load_config
+from pretrain.config.rules import check_world_size, duration_steps, local_batch, parse_seconds, parse_steps
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.stream.order import Order
 from pretrain.train import seed_step
 

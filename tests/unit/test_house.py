@@ -22,9 +22,10 @@ TOP_LEVEL = {
 # From the bottom. A folder of pretrain imports from itself and from lower floors; modules beside each other may meet.
 FLOORS = (
     ("data_tools",),
+    ("config",),
     (
-        *("board", "config", "entry", "limits", "metrics", "precision", "profiling", "provenance", "rules"),
-        *("outside_watch", "run_lock", "runtime", "settings", "status", "stop", "watchdog", "writes"),
+        *("board", "entry", "metrics", "precision", "profiling", "provenance"),
+        *("outside_watch", "run_lock", "runtime", "status", "stop", "watchdog", "writes"),
     ),
     ("guard", "lifeline", "peers", "watch"),
     ("losses", "towers"),
@@ -32,7 +33,7 @@ FLOORS = (
     ("assemble", "ledger", "places"),
     ("evaluate",),
     ("export", "predict"),
-    ("cli", "plan", "pretraining", "settings_page", "train"),
+    ("cli", "plan", "pretraining", "train"),
     ("finetune", "inspection"),
     ("benchmark",),
 )

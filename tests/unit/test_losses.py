@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from plain_losses import SETTINGS
-from pretrain.config import LossConfig
+from pretrain.config.tree import LossConfig
 from pretrain.losses import Features, contrastive_loss, tiles
 from pretrain.losses.contrastive import infonce
 from pretrain.losses.multi_positive import multi_positive

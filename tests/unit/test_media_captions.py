@@ -14,7 +14,7 @@ from data_tools.shards import Sample, ShardReader, open_corpus
 from data_tools.shards.writer import write_shard
 from packing import jpeg, photo_folder
 from pretrain import assemble
-from pretrain.config import DataConfig, EvalConfig, PretrainConfig, Source
+from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
 from pretrain.runtime import Runtime
 from pretrain.stream.members import Fields
 from pretrain.towers.spec import resolve_spec

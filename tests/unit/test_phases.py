@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError
-from pretrain.config import DataConfig, ModelConfig, Phase, PretrainConfig, RunConfig, Source
-from pretrain.rules import validate
-from pretrain.settings import load_config
+from pretrain.config.reading import load_config
+from pretrain.config.rules import validate
+from pretrain.config.tree import DataConfig, ModelConfig, Phase, PretrainConfig, RunConfig, Source
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from stream_corpora import characters, write_corpus

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from pretrain import plan
-from pretrain.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
 from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model

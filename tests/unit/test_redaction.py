@@ -11,9 +11,9 @@ import pytest
 from data_tools.errors import UserError, shown
 from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
-from pretrain.config import DataConfig, EvalConfig, PretrainConfig, Source
+from pretrain.config.reading import dump_config
+from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
 from pretrain.entry import reason_of
-from pretrain.settings import dump_config
 from pretrain.status import Status
 from pretrain.stream import prefetch
 

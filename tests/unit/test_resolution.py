@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config import Phase
+from pretrain.config.tree import Phase
 from pretrain.pretraining import patch_dropouts
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.initialise import initialise

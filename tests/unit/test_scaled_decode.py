@@ -16,9 +16,9 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.decode import CHEAP_SCALES, WHOLE, decode_rgb, scaled_size
 from data_tools.media.image import jpeg_size
 from pretrain.assemble import train_stream
-from pretrain.config import DataConfig, PretrainConfig, RunConfig, TrainConfig
+from pretrain.config.reading import dump_config
+from pretrain.config.tree import DataConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.runtime import Runtime
-from pretrain.settings import dump_config
 from pretrain.stream import transform
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
 from pretrain.towers.spec import resolve_spec

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config import OptimConfig
+from pretrain.config.tree import OptimConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.schedule import Schedule
 from pretrain.towers.parts import layers_above, lock, tower_of

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.rules import duration_steps, local_batch, parse_duration, parse_seconds
-from pretrain.settings import dump_config, load_config
+from pretrain.config.reading import dump_config, load_config
+from pretrain.config.rules import duration_steps, local_batch, parse_duration, parse_seconds
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
 

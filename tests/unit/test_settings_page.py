@@ -4,13 +4,13 @@ import re
 
 import yaml
 
-from pretrain.config import FinetuneConfig, OptimConfig, PretrainConfig
-from pretrain.limits import names
-from pretrain.settings_page import PAGE, comments_of, page
+from pretrain.config.limits import names
+from pretrain.config.page import PAGE, comments_of, page
+from pretrain.config.tree import FinetuneConfig, OptimConfig, PretrainConfig
 
 
 def test_the_page_is_what_the_tree_says():
-    assert PAGE.read_text() == page(), "run `python -m pretrain.settings_page`"
+    assert PAGE.read_text() == page(), "run `python -m pretrain.config.page`"
 
 
 def test_every_setting_stands_there_once_with_what_it_does():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import FinetuneConfig, PretrainConfig, Source
-from pretrain.rules import LOSS_NAMES
-from pretrain.settings import dump_config, load_config
+from pretrain.config.reading import dump_config, load_config
+from pretrain.config.rules import LOSS_NAMES
+from pretrain.config.tree import FinetuneConfig, PretrainConfig, Source
 
 PLAIN = "run: {dir: runs/a}\n"
 ONE = PLAIN + "data: {train: [{urls: shards, captions: txt}]}\n"

@@ -19,7 +19,7 @@ from transformers import (
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config import ModelConfig, PretrainConfig
+from pretrain.config.tree import ModelConfig, PretrainConfig
 from pretrain.pretraining import make_model, start_lines
 from pretrain.towers.build import build_model
 

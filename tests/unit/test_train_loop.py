@@ -9,7 +9,7 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain import train
-from pretrain.config import DataConfig, LogConfig, PretrainConfig, RunConfig
+from pretrain.config.tree import DataConfig, LogConfig, PretrainConfig, RunConfig
 from pretrain.engine.state import TrainState
 from pretrain.runtime import Runtime
 from pretrain.status import Status

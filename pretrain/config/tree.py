@@ -1,8 +1,8 @@
-"""The one tree of settings, as frozen dataclasses. Read from YAML by `settings.py`, checked by `rules.py`.
+"""The one tree of settings, as frozen dataclasses. Read from YAML by `reading.py`, checked by `rules.py`.
 
 Values that follow from others (steps, the rank's batch, the DeepSpeed JSON) are never stored: they are computed where
 they are used. Nothing here imports torch, so `--help` and config errors answer at once. The comment beside a setting,
-or above it, is what configs/README.md says of it: `python -m pretrain.settings_page` writes that page.
+or above it, is what configs/README.md says of it: `python -m pretrain.config.page` writes that page.
 """
 
 from __future__ import annotations

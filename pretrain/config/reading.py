@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
-from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.rules import PRECISIONS, validate
+from pretrain.config.rules import PRECISIONS, validate
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 
 _LARGEST = 1 << 20  # bytes of a config file
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)

@@ -11,8 +11,8 @@ from operator import attrgetter
 from typing import Any
 
 from data_tools.errors import UsageError
-from pretrain.config import EvalConfig, FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
-from pretrain.limits import break_rule, check_limits
+from pretrain.config.limits import break_rule, check_limits
+from pretrain.config.tree import EvalConfig, FinetuneConfig, LossConfig, Phase, PretrainConfig, Source
 
 _UNITS = ("epochs", "steps", "samples")
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}

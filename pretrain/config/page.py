@@ -1,4 +1,4 @@
-"""configs/README.md, written from the tree: `python -m pretrain.settings_page`."""
+"""configs/README.md, written from the tree: `python -m pretrain.config.page`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from data_tools.shards.commit import atomic_write
-from pretrain.config import FinetuneConfig, PretrainConfig
-from pretrain.limits import LIMITS
-from pretrain.rules import CHOICES, DURATIONS
+from pretrain.config.limits import LIMITS
+from pretrain.config.rules import CHOICES, DURATIONS
+from pretrain.config.tree import FinetuneConfig, PretrainConfig
 
-PAGE = Path(__file__).resolve().parents[1] / "configs" / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
 _HEAD = """# Settings
 
 A run is one YAML file, `--config FILE`; `section.key=value` words behind it win over the file. What neither says has
@@ -39,7 +39,7 @@ python launch/pretrain.py --config configs/quickstart.yaml --dry-run optim.lr=5e
 A duration is a number and `epochs`, `steps` or `samples` (`"2 epochs"`, `"1e6 samples"`). `null` is no value. A list in
 YAML is `[a, b]`. A setting without a default must be given. `x` stands for the value.
 
-This page is written by `python -m pretrain.settings_page` from `pretrain/config.py`; a test keeps it up to date.
+This page is written by `python -m pretrain.config.page` from `pretrain/config/tree.py`; a test keeps it up to date.
 """
 
 
