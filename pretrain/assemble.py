@@ -23,10 +23,11 @@ from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
-from pretrain.precision import settle
+from pretrain.process.agree import gather, together
+from pretrain.process.precision import settle
+from pretrain.process.runtime import Runtime
+from pretrain.process.status import Status
 from pretrain.provenance import git_commit, package_versions
-from pretrain.runtime import Runtime, gather, together
-from pretrain.status import Status
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream

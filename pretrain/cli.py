@@ -12,13 +12,13 @@ from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import find_run_dir, load_config
 from pretrain.config.tree import FinetuneConfig, PretrainConfig
-from pretrain.entry import refuse_bare_world, run_entry
-from pretrain.lifeline import Lifeline
 from pretrain.places import check_settings
-from pretrain.status import fail_unbuilt
+from pretrain.process.entry import refuse_bare_world, run_entry
+from pretrain.process.lifeline import Lifeline
+from pretrain.process.status import fail_unbuilt
 
 if TYPE_CHECKING:
-    from pretrain.runtime import Runtime
+    from pretrain.process.runtime import Runtime
     from pretrain.train import Job
 
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)

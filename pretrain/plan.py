@@ -14,9 +14,9 @@ from pretrain.config.tree import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
 from pretrain.engine.weights import describe
-from pretrain.precision import is_bf16
 from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
-from pretrain.runtime import Runtime, start
+from pretrain.process.precision import is_bf16
+from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.fit import free_bytes

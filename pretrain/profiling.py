@@ -18,7 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config.rules import parse_steps
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.writes import Writes
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")

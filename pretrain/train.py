@@ -21,18 +21,19 @@ from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
-from pretrain.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.guard import Journal, spike
 from pretrain.ledger import Ledger
-from pretrain.lifeline import Lifeline
 from pretrain.metrics import DataWatch, Metrics, starvation_advice
+from pretrain.process.agree import agree, gather, together
+from pretrain.process.entry import EXIT_DONE, EXIT_STOPPED
+from pretrain.process.lifeline import Lifeline
+from pretrain.process.runtime import OnHost, Runtime, finish, start
+from pretrain.process.status import DONE, FILE, RUNNING, STOPPED
+from pretrain.process.watch import Watch
+from pretrain.process.watchdog import beat
 from pretrain.profiling import StepProfiler, part
-from pretrain.runtime import OnHost, Runtime, agree, finish, gather, start, together
-from pretrain.status import DONE, FILE, RUNNING, STOPPED
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
-from pretrain.watch import Watch
-from pretrain.watchdog import beat
 from pretrain.writes import Writes
 
 

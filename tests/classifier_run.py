@@ -12,7 +12,7 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import describe
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 

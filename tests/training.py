@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain import train as loop
 from pretrain.assemble import claim_run_dir
-from pretrain.lifeline import Lifeline
+from pretrain.process.lifeline import Lifeline
 
 
 def train(job) -> int:

@@ -10,8 +10,8 @@ from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
 from pretrain.config.rules import LOSS_NAMES, PRECISIONS
 from pretrain.config.tree import PretrainConfig
-from pretrain.entry import run_entry
 from pretrain.places import check_architecture, check_corpus, check_output, check_settings
+from pretrain.process.entry import run_entry
 
 _SPEED_STEPS, _CURVE_STEPS = 20, 100  # a curve within the warmup says little: the updates are small there
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"

@@ -19,7 +19,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule
 from pretrain.losses import Features, contrastive_loss
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder, build_model

@@ -17,7 +17,8 @@ from pretrain.engine.gradcache import MicroBatch, contrastive_backward
 from pretrain.losses import Features, contrastive_loss
 from pretrain.plan import memory
 from pretrain.pretraining import make_model
-from pretrain.runtime import Runtime, finish, gather, start
+from pretrain.process.agree import gather
+from pretrain.process.runtime import Runtime, finish, start
 from pretrain.towers.build import DualEncoder
 
 _STEPS = 2  # the first makes the optimizer's states, the second has gradients beside them

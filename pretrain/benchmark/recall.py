@@ -16,7 +16,7 @@ from pretrain.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, r
 from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate.runner import evaluate_retrieval
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise

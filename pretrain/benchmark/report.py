@@ -29,7 +29,7 @@ def machine() -> dict:
     """What the figures were taken on."""
     import torch
 
-    from pretrain.precision import cpu_has_bf16, processor
+    from pretrain.process.precision import cpu_has_bf16, processor
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

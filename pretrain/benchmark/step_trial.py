@@ -23,9 +23,9 @@ from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_devic
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.losses import Features, contrastive_loss
-from pretrain.precision import is_bf16
 from pretrain.pretraining import make_model
-from pretrain.runtime import Runtime, finish, start
+from pretrain.process.precision import is_bf16
+from pretrain.process.runtime import Runtime, finish, start
 from pretrain.towers.build import DualEncoder
 
 Forward = Callable[[], torch.Tensor]

@@ -18,7 +18,7 @@ from pretrain.benchmark import throughput
 from pretrain.benchmark.environment import peer_python, peer_versions
 from pretrain.benchmark.report import show_table, write_report
 from pretrain.benchmark.trainers import Layout, Trial
-from pretrain.precision import AUTO, BF16, FP32, settle
+from pretrain.process.precision import AUTO, BF16, FP32, settle
 
 _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
 
@@ -115,7 +115,7 @@ def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> d
 
 def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
     from pretrain.benchmark.recall import METRICS, compare_recall, mean_recall
-    from pretrain.runtime import start
+    from pretrain.process.runtime import start
 
     ours, candidates = _layouts(args, trial)
     layouts = (ours, replace(candidates[-1], precision=ours.precision))  # alike: it is not speed that is compared
@@ -129,7 +129,7 @@ def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> 
 
 def _loss_curve(trial: Trial) -> dict:
     from pretrain.benchmark.inside import loss_curves
-    from pretrain.runtime import finish, start
+    from pretrain.process.runtime import finish, start
 
     curves = loss_curves(trial, start(distributed=True))
     finish()

@@ -25,7 +25,8 @@ from pretrain.engine.committed import FOLDER, METRICS, MODEL, SETTINGS, STATE, R
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
-from pretrain.runtime import Runtime, agree, gather, together
+from pretrain.process.agree import agree, gather, together
+from pretrain.process.runtime import Runtime
 
 _PATIENCE = 60  # seconds; a disk that hangs must not keep a failed rank from ending
 

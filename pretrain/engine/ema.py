@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.engine.fragments import EMA, Fragment, local_fragments
-from pretrain.runtime import gather
+from pretrain.process.agree import gather
 
 if TYPE_CHECKING:
     from pretrain.engine.engine import Engine

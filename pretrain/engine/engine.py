@@ -14,11 +14,11 @@ from pretrain.config.tree import OptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.precision import is_bf16
+from pretrain.process.precision import is_bf16
+from pretrain.process.runtime import Runtime
+from pretrain.process.watchdog import beat
 from pretrain.profiling import part
-from pretrain.runtime import Runtime
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
-from pretrain.watchdog import beat
 
 _LARGEST_BUCKET = 5 * 10**8  # elements of a buffer that gradients are reduced in; DeepSpeed's default
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pretrain.config.tree import OptimConfig
-from pretrain.precision import matrix_dtype
+from pretrain.process.precision import matrix_dtype
 
 # Tensors that each keeps, as large as a parameter; Muon of the parameters that it leaves to AdamW.
 STATES = {

@@ -7,8 +7,8 @@ import argparse
 from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
 from pretrain.config.rules import PRECISIONS
-from pretrain.entry import refuse_bare_world, run_entry
 from pretrain.places import check_corpus, check_file, check_model, check_output, check_templates
+from pretrain.process.entry import refuse_bare_world, run_entry
 
 TASKS = ("retrieval", "classification", "pairs")
 _EXAMPLES = """examples:

@@ -42,8 +42,9 @@ from pretrain.evaluate.runner import (
     evaluate_retrieval,
 )
 from pretrain.evaluate.templates import load_classes, load_templates
-from pretrain.precision import FP32, ability, is_bf16, settle
-from pretrain.runtime import Runtime, finish, gather, start, together
+from pretrain.process.agree import gather, together
+from pretrain.process.precision import FP32, ability, is_bf16, settle
+from pretrain.process.runtime import Runtime, finish, start
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier

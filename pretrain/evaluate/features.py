@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from pretrain.precision import is_bf16
+from pretrain.process.precision import is_bf16
+from pretrain.process.watchdog import beat
 from pretrain.towers.build import DualEncoder
-from pretrain.watchdog import beat
 
 Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
 """`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
@@ -23,7 +23,7 @@ TEXT_CHUNK = 512  # texts in one forward at most: the captions of a batch of ima
 
 
 class Ranks(Protocol):
-    """What evaluation needs of `pretrain.runtime.Runtime`."""
+    """What evaluation needs of `pretrain.process.runtime.Runtime`."""
 
     rank: int
     world_size: int

@@ -14,7 +14,7 @@ from pretrain.evaluate.classes import renumber
 from pretrain.evaluate.classification import ClassCounts, class_embeddings
 from pretrain.evaluate.features import CorpusFeatures, Encode, Progress, Ranks, counted, encode_corpus
 from pretrain.evaluate.retrieval import retrieval_chance, retrieval_metrics
-from pretrain.watchdog import beat
+from pretrain.process.watchdog import beat
 
 LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it is part of the result
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from data_tools.arguments import Parser
 from data_tools.errors import UserError
-from pretrain.entry import run_entry
 from pretrain.evaluate.results import read_records
+from pretrain.process.entry import run_entry
 
 _EXAMPLES = """example:
   python -m pretrain.evaluate.summary --results runs/a/results.jsonl --finetuned runs/b --made "export=runs/a/export"

@@ -6,8 +6,8 @@ import argparse
 import os
 
 from data_tools.arguments import Parser
-from pretrain.entry import refuse_ranks, run_entry
 from pretrain.places import check_model, check_output
+from pretrain.process.entry import refuse_ranks, run_entry
 
 _EXAMPLES = """examples:
   python launch/export.py runs/photos export/photos

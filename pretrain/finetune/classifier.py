@@ -11,7 +11,7 @@ from pretrain.engine.opening import open_model
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates
 from pretrain.finetune.labels import is_count
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.initialise import initialise

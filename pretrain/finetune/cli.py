@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pretrain.cli import parser, run_training
 from pretrain.config.tree import FinetuneConfig
-from pretrain.entry import run_entry
+from pretrain.process.entry import run_entry
 
 if TYPE_CHECKING:
-    from pretrain.runtime import Runtime
+    from pretrain.process.runtime import Runtime
     from pretrain.train import Job
 
 _EXAMPLES = """examples:

@@ -21,8 +21,8 @@ from pretrain.evaluate.runner import check_classes, evaluate_classifier
 from pretrain.finetune.classifier import build_classifier
 from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
+from pretrain.process.runtime import Runtime
 from pretrain.profiling import part
-from pretrain.runtime import Runtime
 from pretrain.stream.batches import Batch
 
 

@@ -16,7 +16,8 @@ from data_tools.progress import Progress
 from data_tools.shards import Corpus, ShardReader
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
-from pretrain.runtime import Runtime, together
+from pretrain.process.agree import together
+from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import read_sample
 from pretrain.stream.loader import StreamSource
 

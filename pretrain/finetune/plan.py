@@ -10,8 +10,8 @@ from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import shown
 from pretrain.finetune.job import Prepared
 from pretrain.plan import bytes_of_one, kept_bytes, print_plan
-from pretrain.precision import is_bf16
-from pretrain.runtime import Runtime, start
+from pretrain.process.precision import is_bf16
+from pretrain.process.runtime import Runtime, start
 from pretrain.towers.classifier import Classifier
 
 

@@ -9,8 +9,8 @@ from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
-from pretrain.entry import run_entry
 from pretrain.places import check_model, check_output, check_settings
+from pretrain.process.entry import run_entry
 
 _EXAMPLES = """examples:
   which samples the step of a loss spike had

@@ -20,7 +20,7 @@ from pretrain import assemble
 from pretrain.config.rules import local_batch
 from pretrain.config.tree import PretrainConfig
 from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.mixture import Place, Slots

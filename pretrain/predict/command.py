@@ -15,11 +15,11 @@ from data_tools.redaction import redact_source
 from pretrain.assemble import image_settings
 from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.results import classifier_digest
-from pretrain.precision import is_bf16, settle
 from pretrain.predict.pictures import BatchBuilder, PictureBatch, open_pictures
 from pretrain.predict.table import column_names, open_table
+from pretrain.process.precision import is_bf16, settle
+from pretrain.process.runtime import start
 from pretrain.provenance import git_commit, package_versions
-from pretrain.runtime import start
 from pretrain.stream.transform import ImageTransform
 from pretrain.stream.workers import BatchIterator
 from pretrain.towers.classifier import Classifier

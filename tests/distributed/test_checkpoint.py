@@ -19,7 +19,8 @@ from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import agree, gather, start
+from pretrain.process.agree import agree, gather
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 PAIRS = 16

@@ -20,7 +20,8 @@ from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
-from pretrain.runtime import agree, start
+from pretrain.process.agree import agree
+from pretrain.process.runtime import start
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from ranks import fork_ranks, run_ranks, run_warm

@@ -10,7 +10,7 @@ from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.towers import compiling
 from ranks import run_ranks
 

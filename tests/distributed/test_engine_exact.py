@@ -18,7 +18,8 @@ from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses import Features, contrastive_loss
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import agree, start
+from pretrain.process.agree import agree
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 PAIRS = 16

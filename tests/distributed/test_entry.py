@@ -13,7 +13,7 @@ import sys, time
 from pathlib import Path
 import torch.distributed as dist
 from data_tools.errors import UserError
-from pretrain.entry import run_entry
+from pretrain.process.entry import run_entry
 
 rank, late, port = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if rank == 0:

@@ -13,7 +13,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
 from pretrain.plan import activation_bytes
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.towers.build import DualEncoder, attention_kernel
 from ranks import run_ranks

@@ -17,7 +17,7 @@ from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 PAIRS = 16

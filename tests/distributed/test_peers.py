@@ -7,9 +7,9 @@ import time
 
 import torch.distributed as dist
 
-from pretrain import peers
-from pretrain.peers import Peers
-from pretrain.runtime import start
+from pretrain.process import peers
+from pretrain.process.peers import Peers
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 BEAT, SILENCE = 0.25, 1.5

@@ -2,11 +2,11 @@
 
 import torch
 
-from pretrain import precision
 from pretrain.config.tree import OptimConfig
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.precision import Ability, settle
-from pretrain.runtime import start
+from pretrain.process import precision
+from pretrain.process.precision import Ability, settle
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 

@@ -8,9 +8,10 @@ import time
 
 from data_tools.errors import UserError
 from pretrain import assemble
-from pretrain.run_lock import LOCK
-from pretrain.runtime import agree, start, together
-from pretrain.status import Status
+from pretrain.process.agree import agree, together
+from pretrain.process.run_lock import LOCK
+from pretrain.process.runtime import start
+from pretrain.process.status import Status
 from pretrain.writes import Writes
 from ranks import fork_ranks, run_ranks, run_warm
 

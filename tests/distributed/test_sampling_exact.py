@@ -11,7 +11,7 @@ import tiny
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.towers.build import DualEncoder
 from ranks import run_ranks

@@ -9,7 +9,7 @@ from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 
 PAIRS = 16

@@ -14,7 +14,7 @@ from data_tools.errors import UserError
 from data_tools.remote.settings import CacheSettings
 from data_tools.shards import open_corpus
 from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings

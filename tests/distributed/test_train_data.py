@@ -13,7 +13,7 @@ from data_tools.errors import UserError
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 from stream_corpora import picture, write_corpus
 from training import train

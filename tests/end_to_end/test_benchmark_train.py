@@ -30,7 +30,7 @@ def test_the_cut_text_saves_flops_and_the_tokens_say_why(trial):
 
 def _loss_curves(rank, world_size, trial):
     from pretrain.benchmark.inside import loss_curves
-    from pretrain.runtime import start
+    from pretrain.process.runtime import start
 
     return loss_curves(trial, start(distributed=True))
 

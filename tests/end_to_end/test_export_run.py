@@ -18,7 +18,7 @@ from pretrain.engine.weights import describe
 from pretrain.evaluate import cli as evaluate_cli
 from pretrain.evaluate.results import read_records
 from pretrain.export import cli as export_cli
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 from stream_corpora import write_corpus
 

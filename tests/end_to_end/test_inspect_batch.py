@@ -15,7 +15,7 @@ from packing import ROOT
 from pretrain import assemble
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
-from pretrain.runtime import Runtime, start
+from pretrain.process.runtime import Runtime, start
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
 

@@ -14,7 +14,7 @@ from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
 from pretrain.export import cli as export_cli
 from pretrain.pretraining import PretrainJob
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 from training import train
 

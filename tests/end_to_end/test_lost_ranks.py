@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import runs
-from pretrain import peers
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
-from pretrain.runtime import start
+from pretrain.process import peers
+from pretrain.process.runtime import start
 from ranks import RankError, run_ranks
 from training import train
 

@@ -16,7 +16,7 @@ from pretrain.evaluate.results import read_records
 from pretrain.export import cli as export_cli
 from pretrain.finetune.classifier import build_classifier
 from pretrain.pretraining import PretrainJob
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.towers.parts import tower_of
 from ranks import RankError, run_ranks
 from training import train

@@ -11,7 +11,7 @@ from pretrain.config.reading import load_config
 from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.finetune.job import FinetuneJob
 from pretrain.pretraining import PretrainJob
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from ranks import run_ranks
 from training import train
 

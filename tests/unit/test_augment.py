@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as reference
 import tiny
 from pretrain import assemble
 from pretrain.config.tree import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.sample_rng import Purpose, random_pair

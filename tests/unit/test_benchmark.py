@@ -13,9 +13,9 @@ import torch
 
 from data_tools.errors import UserError
 from micro_trial import micro_trial
-from pretrain import precision
 from pretrain.benchmark import cli, environment, report, throughput, train, trainers
 from pretrain.benchmark.trainers import Layout, Outcome, Trial
+from pretrain.process import precision
 
 OURS = {name: importlib.metadata.version(name).partition("+")[0] for name in ("torch", "torchvision")}
 FITTING = {"open_clip_torch": "3.3.0", "webdataset": "0.2.86", **OURS}

@@ -11,7 +11,7 @@ from packing import ROOT
 
 MAIN = """
 import sys
-from pretrain.entry import refuse_bare_world, run_entry
+from pretrain.process.entry import refuse_bare_world, run_entry
 def main(words):
     BODY
     return 0

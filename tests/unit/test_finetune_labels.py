@@ -20,7 +20,7 @@ from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import class_numbers, renumber
 from pretrain.finetune import cli
 from pretrain.finetune.labels import check_labels, read_classes, set_classes
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 from pretrain.stream.loader import StreamSource
 from stream_corpora import picture
 

@@ -23,11 +23,9 @@ TOP_LEVEL = {
 FLOORS = (
     ("data_tools",),
     ("config",),
-    (
-        *("board", "entry", "metrics", "precision", "profiling", "provenance"),
-        *("outside_watch", "run_lock", "runtime", "status", "stop", "watchdog", "writes"),
-    ),
-    ("guard", "lifeline", "peers", "watch"),
+    ("process",),
+    ("board", "metrics", "profiling", "provenance", "writes"),
+    ("guard",),
     ("losses", "towers"),
     ("engine", "stream"),
     ("assemble", "ledger", "places"),

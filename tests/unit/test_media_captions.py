@@ -15,7 +15,7 @@ from data_tools.shards.writer import write_shard
 from packing import jpeg, photo_folder
 from pretrain import assemble
 from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream.members import Fields
 from pretrain.towers.spec import resolve_spec
 

@@ -9,7 +9,7 @@ from pretrain.config.tree import FinetuneConfig, ModelConfig, OptimConfig, Pretr
 from pretrain.finetune.classifier import build_classifier
 from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
-from pretrain.runtime import Runtime, start
+from pretrain.process.runtime import Runtime, start
 
 MODEL = "configs/models/vit_scenes_16.json"
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from timm.optim.muon import _COEFFICIENTS
 
-from pretrain import assemble, precision
+from pretrain import assemble
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import FinetuneConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.engine.engine import deepspeed_config
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.evaluate.features import encoder
-from pretrain.precision import Ability, settle
-from pretrain.runtime import Runtime
+from pretrain.process import precision
+from pretrain.process.precision import Ability, settle
+from pretrain.process.runtime import Runtime
 
 CPU = torch.device("cpu")
 HASWELL = "fpu vme sse4_2 avx fma avx2 bmi1 bmi2"

@@ -13,8 +13,8 @@ from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
-from pretrain.entry import reason_of
-from pretrain.status import Status
+from pretrain.process.entry import reason_of
+from pretrain.process.status import Status
 from pretrain.stream import prefetch
 
 USERS = ("QQ", "QQ@QQ.org", "QQ/QQ", "")

@@ -14,13 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_tools.errors import UserError
 from packing import ROOT
-from pretrain import cli, status
+from pretrain import cli
 from pretrain.board import Board
-from pretrain.entry import reason_of
 from pretrain.guard import Journal
 from pretrain.metrics import Metrics, forget_after
-from pretrain.runtime import Runtime
-from pretrain.status import DONE, FAILED, RUNNING, STOPPED, Status, fail_unbuilt
+from pretrain.process import status
+from pretrain.process.entry import reason_of
+from pretrain.process.runtime import Runtime
+from pretrain.process.status import DONE, FAILED, RUNNING, STOPPED, Status, fail_unbuilt
 from pretrain.stream.bad import BadSample, Quarantine
 from pretrain.writes import Writes
 
@@ -198,7 +199,9 @@ def test_a_full_disk_takes_the_last_word_in_the_blocks_that_the_file_has(tmp_pat
 
 
 def test_a_folder_of_another_run_keeps_its_status(tmp_path):
-    script = "import sys; from pretrain.status import Status; Status(sys.argv[1], True).own(); print(1, flush=True)"
+    script = (
+        "import sys; from pretrain.process.status import Status; Status(sys.argv[1], True).own(); print(1, flush=True)"
+    )
     script += "; input()"
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)  # fmt: skip

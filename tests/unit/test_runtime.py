@@ -11,7 +11,7 @@ from packing import ROOT
 ALLOCATING = """
 import resource
 import numpy as np
-from pretrain.runtime import start
+from pretrain.process.runtime import start
 
 start(distributed=False)
 faults = []

@@ -18,7 +18,7 @@ from data_tools.media.image import jpeg_size
 from pretrain.assemble import train_stream
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import DataConfig, PretrainConfig, RunConfig, TrainConfig
-from pretrain.runtime import Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.stream import transform
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
 from pretrain.towers.spec import resolve_spec

@@ -15,8 +15,8 @@ from packing import ROOT
 # A run that is asked to stop goes on for a while, in a call that Python's own handlers would wait for.
 RUN = """
 import sys, threading
-from pretrain import stop
-from pretrain.lifeline import Lifeline
+from pretrain.process import stop
+from pretrain.process.lifeline import Lifeline
 
 stop._COPIES = 0.6
 with Lifeline(sys.argv[1]) as life:

@@ -11,8 +11,8 @@ from data_tools.errors import UserError
 from pretrain import train
 from pretrain.config.tree import DataConfig, LogConfig, PretrainConfig, RunConfig
 from pretrain.engine.state import TrainState
-from pretrain.runtime import Runtime
-from pretrain.status import Status
+from pretrain.process.runtime import Runtime
+from pretrain.process.status import Status
 from pretrain.train import Run
 
 

@@ -12,8 +12,8 @@ from packing import ROOT
 
 SCRIPT = """
 import ctypes, sys, time
-from pretrain import watchdog
-from pretrain.watchdog import Watchdog, beat, end_process, print_stacks
+from pretrain.process import watchdog
+from pretrain.process.watchdog import Watchdog, beat, end_process, print_stacks
 
 watchdog._SLACK = 0.5
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from data_tools.errors import UserError, shown
-from pretrain import run_lock
+from pretrain.process import run_lock
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 FILE = "status.json"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pretrain.entry import EXIT_INTERRUPTED, EXIT_STOPPED
+from pretrain.process.entry import EXIT_INTERRUPTED, EXIT_STOPPED
 
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass a Ctrl-C on that the terminal has sent to all of its processes: copies come within so many seconds.

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pretrain import outside_watch
-from pretrain.outside_watch import STACKS
+from pretrain.process import outside_watch
+from pretrain.process.outside_watch import STACKS
 
 _SLACK = 10.0  # seconds that an ending process gets to write its status, and that the process outside waits longer
 

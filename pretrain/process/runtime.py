@@ -1,20 +1,18 @@
-"""The process and its place in the job: device, ranks, threads, agreement."""
+"""The process and its place in the job: device, ranks, threads."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import UserError
+from pretrain.process.agree import use
 
-_control: dist.ProcessGroup | None = None  # beside nccl: agreement over gloo does not wait for the device
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its default to 10, too short for a large save
 
@@ -99,8 +97,7 @@ def _join(rank: int, size: int, backend: str) -> None:
             dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if backend == "nccl":
-        global _control
-        _control = dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
+        use(dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT))
 
 
 def finish() -> None:
@@ -108,24 +105,6 @@ def finish() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def agree(values: Sequence[float]) -> list[float]:
-    """The sum over ranks of each value, on every rank. All ranks must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return list(values)
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total, group=_control)
-    return total.tolist()
-
-
-def gather(value: object) -> list:
-    """`value` of every rank, in rank order, on every rank. All ranks must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_control)
-    return values
 
 
 class OnHost:
@@ -142,22 +121,3 @@ class OnHost:
         if self._copied is not None:
             self._copied.synchronize()
         return float(self._value)
-
-
-def together(action: Callable[[], object], what: str) -> object:
-    """Run `action` on this rank; if it raised OSError or UserError on any, raise on all. All ranks must call it.
-
-    Without it the ranks that succeeded would wait for ever in their next collective.
-    """
-    value, fault = None, None
-    try:
-        value = action()
-    except (OSError, UserError) as error:
-        fault = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else error
-    faults = {rank: text for rank, text in enumerate(gather(fault)) if text is not None}
-    if faults:
-        rank, text = next(iter(faults.items()))
-        raise UserError(
-            f"{what} failed on rank {rank}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else ""), got=text
-        )
-    return value

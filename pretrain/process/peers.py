@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from data_tools.errors import UserError
-from pretrain.entry import reason_of
-from pretrain.runtime import Runtime, gather, together
+from pretrain.process.agree import gather, together
+from pretrain.process.entry import reason_of
+from pretrain.process.runtime import Runtime
 
 LEFT, FAILED, HANGS, DIED, SILENT = "left", "failed", "hangs", "died", "silent"
 _CONNECT = 60.0  # seconds to reach rank 0 at the start

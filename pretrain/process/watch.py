@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pretrain.config.rules import parse_seconds
-from pretrain.entry import reason_of
-from pretrain.peers import HANGS, Peers
-from pretrain.runtime import Runtime
-from pretrain.status import Status
-from pretrain.watchdog import Watchdog, end_process, phase, print_stacks
+from pretrain.process.entry import reason_of
+from pretrain.process.peers import HANGS, Peers
+from pretrain.process.runtime import Runtime
+from pretrain.process.status import Status
+from pretrain.process.watchdog import Watchdog, end_process, phase, print_stacks
 
 
 class Watch:

@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 
 from data_tools.errors import UserError
-from pretrain.entry import EXIT_STOPPED, reason_of
-from pretrain.status import FAILED, STOPPED, Status
-from pretrain.stop import StopRequest
+from pretrain.process.entry import EXIT_STOPPED, reason_of
+from pretrain.process.status import FAILED, STOPPED, Status
+from pretrain.process.stop import StopRequest
 
 _SLACK = 5.0  # seconds that an ending process gets to write its status
 

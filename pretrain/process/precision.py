@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pretrain.config.rules import PRECISIONS
-from pretrain.runtime import gather
+from pretrain.process.agree import gather
 
 AUTO, FP32, BF16 = PRECISIONS
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86 and of ARM, as /proc/cpuinfo spells them
