@@ -27,7 +27,7 @@ from pretrain.process.agree import gather, together
 from pretrain.process.precision import settle
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
-from pretrain.provenance import git_commit, package_versions
+from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.batches import Batch
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream

@@ -21,9 +21,7 @@ from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.state import TrainState
-from pretrain.guard import Journal, spike
-from pretrain.ledger import Ledger
-from pretrain.metrics import DataWatch, Metrics, starvation_advice
+from pretrain.loop.ledger import Ledger
 from pretrain.process.agree import agree, gather, together
 from pretrain.process.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.process.lifeline import Lifeline
@@ -31,10 +29,12 @@ from pretrain.process.runtime import OnHost, Runtime, finish, start
 from pretrain.process.status import DONE, FILE, RUNNING, STOPPED
 from pretrain.process.watch import Watch
 from pretrain.process.watchdog import beat
-from pretrain.profiling import StepProfiler, part
+from pretrain.report.journal import Journal, spike
+from pretrain.report.metrics import DataWatch, Metrics, starvation_advice
+from pretrain.report.profiling import StepProfiler, part
+from pretrain.report.writes import Writes
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
-from pretrain.writes import Writes
 
 
 class Job(Protocol):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from data_tools.redaction import redact_source
 from data_tools.shards.commit import atomic_write
-from pretrain.provenance import git_commit
+from pretrain.report.provenance import git_commit
 
 _WIDE = 200  # columns
 

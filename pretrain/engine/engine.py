@@ -17,7 +17,7 @@ from pretrain.engine.optimizers import make_optimizer
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
 from pretrain.process.watchdog import beat
-from pretrain.profiling import part
+from pretrain.report.profiling import part
 from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
 
 _LARGEST_BUCKET = 5 * 10**8  # elements of a buffer that gradients are reduced in; DeepSpeed's default

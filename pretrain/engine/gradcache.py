@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pretrain.engine.engine import Engine
-from pretrain.profiling import part
+from pretrain.report.profiling import part
 from pretrain.towers.text import TextParts
 
 Loss = Callable[..., torch.Tensor]  # of what the towers' forward gives: images, texts, and a scalar or two

@@ -17,7 +17,7 @@ import torch
 import xxhash
 
 from data_tools.errors import UserError
-from pretrain.provenance import git_commit, package_versions
+from pretrain.report.provenance import git_commit, package_versions
 from pretrain.towers.classifier import Classifier
 
 VERSION = 1  # of the record; raised whenever a metric changes its meaning

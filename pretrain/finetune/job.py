@@ -22,7 +22,7 @@ from pretrain.finetune.classifier import build_classifier
 from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
-from pretrain.profiling import part
+from pretrain.report.profiling import part
 from pretrain.stream.batches import Batch
 
 

@@ -19,7 +19,7 @@ from pretrain.predict.pictures import BatchBuilder, PictureBatch, open_pictures
 from pretrain.predict.table import column_names, open_table
 from pretrain.process.precision import is_bf16, settle
 from pretrain.process.runtime import start
-from pretrain.provenance import git_commit, package_versions
+from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.transform import ImageTransform
 from pretrain.stream.workers import BatchIterator
 from pretrain.towers.classifier import Classifier

@@ -12,7 +12,7 @@ from pretrain.process.agree import agree, together
 from pretrain.process.run_lock import LOCK
 from pretrain.process.runtime import start
 from pretrain.process.status import Status
-from pretrain.writes import Writes
+from pretrain.report.writes import Writes
 from ranks import fork_ranks, run_ranks, run_warm
 
 

@@ -12,7 +12,7 @@ from pretrain.config.reading import load_config
 from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
-from pretrain.profiling import breakdown
+from pretrain.report.profiling import breakdown
 from ranks import run_ranks
 from training import train
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from pretrain import metrics
-from pretrain.metrics import DataWatch, Metrics, starvation_advice
+from pretrain.report import metrics
+from pretrain.report.metrics import DataWatch, Metrics, starvation_advice
 
 
 def lines(folder):

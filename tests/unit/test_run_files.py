@@ -15,15 +15,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_tools.errors import UserError
 from packing import ROOT
 from pretrain import cli
-from pretrain.board import Board
-from pretrain.guard import Journal
-from pretrain.metrics import Metrics, forget_after
 from pretrain.process import status
 from pretrain.process.entry import reason_of
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import DONE, FAILED, RUNNING, STOPPED, Status, fail_unbuilt
+from pretrain.report.board import Board
+from pretrain.report.journal import Journal
+from pretrain.report.metrics import Metrics, forget_after
+from pretrain.report.writes import Writes
 from pretrain.stream.bad import BadSample, Quarantine
-from pretrain.writes import Writes
 
 ALONE = Runtime(0, 1, 0, torch.device("cpu"), 1)
 FULL = "/dev/full"  # the kernel's own full disk

@@ -16,7 +16,7 @@ import torch
 from data_tools.errors import printable, shown
 from data_tools.progress import duration
 from data_tools.shards.commit import atomic_write
-from pretrain.writes import Writes
+from pretrain.report.writes import Writes
 
 
 class Metrics:
@@ -36,7 +36,7 @@ class Metrics:
         self.enabled = enabled
         if not enabled:
             return
-        from pretrain.board import Board
+        from pretrain.report.board import Board
 
         self._writes = writes or Writes()
         self._path = Path(run_dir) / "metrics.jsonl"

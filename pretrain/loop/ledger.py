@@ -6,8 +6,8 @@ from collections import Counter
 
 from data_tools.errors import UserError
 from pretrain.engine.state import TrainState
-from pretrain.metrics import Metrics
 from pretrain.process.agree import gather
+from pretrain.report.metrics import Metrics
 from pretrain.stream.bad import WORST_SHARDS, bad_ratio_error
 from pretrain.stream.loader import TrainStream
 

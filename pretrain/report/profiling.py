@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config.rules import parse_steps
 from pretrain.process.runtime import Runtime
-from pretrain.writes import Writes
+from pretrain.report.writes import Writes
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
 _MARK = "dualstream."

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.metrics import append_line, forget_after
 from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime
-from pretrain.writes import Writes
+from pretrain.report.metrics import append_line, forget_after
+from pretrain.report.writes import Writes
 
 WINDOW, ENOUGH = 32, 16  # losses a new one is compared with, at most and at least; a long window lags behind the fall
 
