@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, args.config, args.overrides)
     for source in config.data.train:
         check_corpus(source.urls)
-    from pretrain.inspection.plan import plan_stream  # later still: it imports torch
+    from pretrain.plan.stream import plan_stream  # later still: it imports torch
 
     return plan_stream(config, args.nodes, args.bandwidth)

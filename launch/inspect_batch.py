@@ -1,11 +1,11 @@
-"""Which samples a training step takes; see pretrain/inspection/cli.py."""
+"""Which samples a training step takes; see pretrain/plan/cli.py."""
 
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `launch/` would hide the packages behind its scripts
 
-from pretrain.inspection.cli import main  # noqa: E402
+from pretrain.plan.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

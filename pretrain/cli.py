@@ -95,7 +95,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dry_run(config: PretrainConfig) -> int:
-    from pretrain.plan import dry_run
+    from pretrain.plan.dry_run import dry_run
 
     return dry_run(config)
 

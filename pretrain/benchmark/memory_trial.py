@@ -15,7 +15,7 @@ from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, Train
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
 from pretrain.losses import Features, contrastive_loss
-from pretrain.plan import memory
+from pretrain.plan.memory import memory
 from pretrain.pretraining import make_model
 from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime, finish, start

@@ -9,7 +9,8 @@ from pretrain.config.rules import local_batch
 from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import shown
 from pretrain.finetune.job import Prepared
-from pretrain.plan import bytes_of_one, kept_bytes, print_plan
+from pretrain.plan.dry_run import print_plan
+from pretrain.plan.memory import bytes_of_one, kept_bytes
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, start
 from pretrain.towers.classifier import Classifier

@@ -12,7 +12,7 @@ from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
-from pretrain.plan import activation_bytes
+from pretrain.plan.memory import activation_bytes
 from pretrain.process.runtime import start
 from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.towers.build import DualEncoder, attention_kernel

@@ -30,8 +30,9 @@ FLOORS = (
     ("assemble", "loop", "places"),
     ("evaluate",),
     ("export", "predict"),
-    ("cli", "plan", "pretraining", "train"),
-    ("finetune", "inspection"),
+    ("pretraining", "train"),
+    ("plan",),
+    ("cli", "finetune"),
     ("benchmark",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import tiny
-from pretrain import plan
 from pretrain.config.tree import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
-from pretrain.plan import activation_bytes, host_bytes, memory, state_bytes
+from pretrain.plan import memory as memory_plan
+from pretrain.plan.memory import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
 from pretrain.process.runtime import Runtime, start
 
@@ -116,8 +116,8 @@ def test_a_classifier_checkpoints_its_tower():
 def test_a_run_that_does_not_fit_is_warned_of(monkeypatch, device, ranks, free, warned):
     """Ranks of a node share its memory; a GPU is one rank's."""
     gib = 2**30
-    monkeypatch.setattr(plan, "free_bytes", lambda: free and free * gib)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda: free and free * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * gib, 141 * gib))
-    said = plan.too_much(60 * gib, Runtime(0, ranks, 0, torch.device(device), 1, ranks))
+    said = memory_plan.too_much(60 * gib, Runtime(0, ranks, 0, torch.device(device), 1, ranks))
     assert said.startswith("warning:") == warned
     assert (f"{free}.0 GiB that are free" in said) == warned

@@ -12,7 +12,7 @@ import yaml
 
 from data_tools.__main__ import main
 from data_tools.remote.settings import CacheSettings
-from pretrain.inspection.plan import first_shards, plan_source
+from pretrain.plan.stream import first_shards, plan_source
 from pretrain.stream.loader import StreamSource, make_mixture
 from pretrain.stream.order import Order
 from remote_servers import http_server

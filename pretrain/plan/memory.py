@@ -1,83 +1,24 @@
-"""`--dry-run`: everything that can be known of a run before it starts."""
+"""How much memory a run will take, by what it holds: a formula, and one forward for the activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from pretrain import assemble
-from pretrain.config.reading import dump_config
-from pretrain.config.rules import ENDLESS, local_batch
+from pretrain.config.rules import local_batch
 from pretrain.config.tree import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
-from pretrain.engine.weights import describe
-from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
 from pretrain.process.precision import is_bf16
-from pretrain.process.runtime import Runtime, start
-from pretrain.stream.loader import TrainStream
+from pretrain.process.runtime import Runtime
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.fit import free_bytes
-from pretrain.towers.logits import doubt_bias
-from pretrain.train import make_schedule, run_steps
 
 GIB = 2**30
 _MOST_LIVE = 10**9  # parameters that ZeRO-3 keeps gathered, by DeepSpeed's stage3_max_live_parameters
-
-
-def dry_run(config: PretrainConfig) -> int:
-    """Resolve the settings, open the shards, build the model, look at the weights it would start from, and print what
-    would run and how much memory it takes.
-
-    Raises:
-        UserError: whatever would end the run at its start.
-    """
-    runtime = start(distributed=False)
-    config = assemble.settle_precision(config, runtime)
-    model = make_model(config)
-    stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
-    patch_dropouts(model, config.model.phases)
-    remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
-    reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
-    lines = start_lines(model, config) if reader is None else []
-    if runtime.is_main:
-        doubt = doubt_bias(config.loss, config.train.global_batch)
-        notes = [*lines, *(note for note in (doubt, *remarks) if note)]
-        print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
-    return 0
-
-
-def print_plan(
-    config: assemble.Config,
-    runtime: Runtime,
-    stream: TrainStream,
-    name: str,
-    model: nn.Module,
-    notes: Sequence[str],
-    parts: Mapping[str, int],
-) -> None:
-    """Print what a run would be: its settings, ranks, data, length, model and memory (`parts`: bytes by what they
-    hold)."""
-    steps = run_steps(config, stream)
-    schedule = make_schedule(config, stream)
-    print(dump_config(config))
-    print(f"ranks:    {runtime}")
-    print("\n".join(stream.describe()))
-    length = "forever" if steps == ENDLESS else f"{steps} steps, {steps * config.train.global_batch} samples"
-    print(f"run:      {length}, warmup {schedule.warmup} samples")
-    size, learning = _sizes(model)
-    print(f"model:    {name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
-    for note in notes:
-        print(note)
-    for what, size in parts.items():
-        print(f"memory:   {size / GIB:8.3f} GiB per rank, {what}")
-    if warning := too_much(parts["total"], runtime):
-        print(warning)
-    host = host_bytes(learning, config.train, config.optim, runtime.world_size)
-    if host:
-        print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
 
 
 def too_much(total: int, runtime: Runtime) -> str:
@@ -100,7 +41,7 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     activations = activation_bytes(model, is_bf16(config.train.precision))
     parts["activations of a micro-batch"] = activations * (config.train.micro_batch or share)
     if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
-        parts["a second pair of towers, while the moving average is evaluated"] = 4 * _sizes(model)[0]
+        parts["a second pair of towers, while the moving average is evaluated"] = 4 * sizes(model)[0]
     width = model.spec.model_cfg["embed_dim"]
     parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
     return {**parts, "total": sum(parts.values())}
@@ -110,15 +51,15 @@ def kept_bytes(config: assemble.Config, model: nn.Module, runtime: Runtime) -> d
     """Bytes per rank of what a step keeps beside activations: weights, gradients, the optimizer's states."""
     share = local_batch(config, runtime.world_size)
     states = _states(model, config.optim)
-    parts = state_bytes(*_sizes(model), states, config.train, config.optim, runtime.world_size)
+    parts = state_bytes(*sizes(model), states, config.train, config.optim, runtime.world_size)
     if (config.train.micro_batch or share) < share:
         largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         parts["the largest gradient once more, while it is added to that of earlier micro-batches"] = 4 * largest
     return parts
 
 
-def _sizes(model: nn.Module) -> tuple[int, int]:
-    """(parameters, those of them that learn)."""
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """(parameters of `model`, those of them that learn)."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 

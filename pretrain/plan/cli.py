@@ -58,6 +58,6 @@ def _run(arguments: list[str]) -> int:
     if options.checkpoint is not None:
         check_model(str(options.checkpoint))
     check_output("--html", options.html)
-    from pretrain.inspection.step import show  # late: it imports torch
+    from pretrain.plan.batch import show  # late: it imports torch
 
     return show(config, options)

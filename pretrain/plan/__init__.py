@@ -1,0 +1,1 @@
+"""Looking without training: a dry run, memory, what streaming will take, the samples of a step."""

@@ -1,0 +1,72 @@
+"""`--dry-run`: everything that can be known of a run before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from pretrain import assemble
+from pretrain.config.reading import dump_config
+from pretrain.config.rules import ENDLESS
+from pretrain.config.tree import PretrainConfig
+from pretrain.engine.weights import describe
+from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much
+from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
+from pretrain.process.runtime import Runtime, start
+from pretrain.stream.loader import TrainStream
+from pretrain.towers.logits import doubt_bias
+from pretrain.train import make_schedule, run_steps
+
+
+def dry_run(config: PretrainConfig) -> int:
+    """Resolve the settings, open the shards, build the model, look at the weights it would start from, and print what
+    would run and how much memory it takes.
+
+    Raises:
+        UserError: whatever would end the run at its start.
+    """
+    runtime = start(distributed=False)
+    config = assemble.settle_precision(config, runtime)
+    model = make_model(config)
+    stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
+    patch_dropouts(model, config.model.phases)
+    remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
+    reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
+    lines = start_lines(model, config) if reader is None else []
+    if runtime.is_main:
+        doubt = doubt_bias(config.loss, config.train.global_batch)
+        notes = [*lines, *(note for note in (doubt, *remarks) if note)]
+        print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
+    return 0
+
+
+def print_plan(
+    config: assemble.Config,
+    runtime: Runtime,
+    stream: TrainStream,
+    name: str,
+    model: nn.Module,
+    notes: Sequence[str],
+    parts: Mapping[str, int],
+) -> None:
+    """Print what a run would be: its settings, ranks, data, length, model and memory (`parts`: bytes by what they
+    hold)."""
+    steps = run_steps(config, stream)
+    schedule = make_schedule(config, stream)
+    print(dump_config(config))
+    print(f"ranks:    {runtime}")
+    print("\n".join(stream.describe()))
+    length = "forever" if steps == ENDLESS else f"{steps} steps, {steps * config.train.global_batch} samples"
+    print(f"run:      {length}, warmup {schedule.warmup} samples")
+    size, learning = sizes(model)
+    print(f"model:    {name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
+    for note in notes:
+        print(note)
+    for what, size in parts.items():
+        print(f"memory:   {size / GIB:8.3f} GiB per rank, {what}")
+    if warning := too_much(parts["total"], runtime):
+        print(warning)
+    host = host_bytes(learning, config.train, config.optim, runtime.world_size)
+    if host:
+        print(f"memory:   {host / GIB:8.3f} GiB of the host per rank, optimizer")
