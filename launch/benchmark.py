@@ -1,11 +1,11 @@
-"""Side by side with the peers; see pretrain/benchmark/cli.py."""
+"""Side by side with the peers; see launch/benchmark/cli.py."""
 
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `launch/` would hide the packages behind its scripts
 
-from pretrain.benchmark.cli import main  # noqa: E402
+from launch.benchmark.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.__main__ import main as data_tools
-from pretrain.benchmark.trainers import Trial
+from launch.benchmark.trainers import Trial
 
 _TOWERS = {
     "embed_dim": 32,

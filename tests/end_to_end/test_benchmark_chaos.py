@@ -9,9 +9,9 @@ from PIL import Image
 
 import runs
 from data_tools.errors import UserError
-from pretrain.benchmark.chaos import gaps, judge, most_allowed
-from pretrain.benchmark.chaos_picture import draw
-from pretrain.benchmark.cli import main
+from launch.benchmark.chaos import gaps, judge, most_allowed
+from launch.benchmark.chaos_picture import draw
+from launch.benchmark.cli import main
 
 
 def test_a_run_through_a_kill_and_another_world_size_keeps_its_curve(tmp_path):

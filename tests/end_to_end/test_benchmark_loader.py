@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from launch.benchmark import cli
 from micro_trial import micro_trial
-from pretrain.benchmark import cli
 
 
 def test_the_loaders_run_for_real(tmp_path, capsys, repo_root):

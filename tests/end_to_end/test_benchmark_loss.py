@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pretrain.benchmark import cli
-from pretrain.benchmark.loss import trials
+from launch.benchmark import cli
+from launch.benchmark.loss import trials
 from pretrain.config.rules import LOSS_NAMES
 from pretrain.losses import LOSSES
 

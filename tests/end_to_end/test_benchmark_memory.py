@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pretrain.benchmark import cli, memory
-from pretrain.benchmark.memory_trial import MemoryTrial
-from pretrain.benchmark.peak import MALLOC
-from pretrain.benchmark.trainers import run_trial
+from launch.benchmark import cli, memory
+from launch.benchmark.memory_trial import MemoryTrial
+from launch.benchmark.peak import MALLOC
+from launch.benchmark.trainers import run_trial
 
 MODEL = "configs/models/vit_scenes_16.json"
 

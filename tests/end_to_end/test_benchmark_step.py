@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.benchmark import cli, step
-from pretrain.benchmark.step import variant
+from launch.benchmark import cli, step
+from launch.benchmark.step import variant
 
 MODEL = "configs/models/vit_scenes_16.json"
 

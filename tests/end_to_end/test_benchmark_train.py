@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from launch.benchmark.trainers import Trial
 from micro_trial import micro_trial
-from pretrain.benchmark.trainers import Trial
 from ranks import run_ranks
 
 
@@ -20,7 +20,7 @@ def trial(tmp_path_factory) -> Trial:
 
 
 def test_the_cut_text_saves_flops_and_the_tokens_say_why(trial):
-    from pretrain.benchmark.inside import step_flops
+    from launch.benchmark.inside import step_flops
 
     flops = step_flops(trial, 8)
     assert flops["text_tokens"]["open_clip"] == 8 * 24
@@ -29,7 +29,7 @@ def test_the_cut_text_saves_flops_and_the_tokens_say_why(trial):
 
 
 def _loss_curves(rank, world_size, trial):
-    from pretrain.benchmark.inside import loss_curves
+    from launch.benchmark.inside import loss_curves
     from pretrain.process.runtime import start
 
     return loss_curves(trial, start(distributed=True))

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
+from launch.benchmark import cli, environment, report, throughput, train, trainers
+from launch.benchmark.trainers import Layout, Outcome, Trial
 from micro_trial import micro_trial
-from pretrain.benchmark import cli, environment, report, throughput, train, trainers
-from pretrain.benchmark.trainers import Layout, Outcome, Trial
 from pretrain.process import precision
 
 OURS = {name: importlib.metadata.version(name).partition("+")[0] for name in ("torch", "torchvision")}

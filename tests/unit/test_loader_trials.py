@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
+from launch.benchmark import cli, loader, loader_trial
+from launch.benchmark.loader_trial import LoaderTrial
 from micro_trial import micro_trial
-from pretrain.benchmark import cli, loader, loader_trial
-from pretrain.benchmark.loader_trial import LoaderTrial
 
 TRIAL = LoaderTrial("dualstream", ("a.tar",), (0,), 1, images=20, warmup=8, batch=8, size=4, crop_scale=(0.9, 1.0))
 SPIN = "import time; start = time.process_time()\nwhile time.process_time() - start < 0.3: pass"
@@ -46,7 +46,7 @@ def test_a_wrong_picture_ends_the_trial():
 
 def test_cpu_seconds_count_children_that_ended_and_other_sessions_not():
     work = f"import subprocess, sys, os; subprocess.run([sys.executable, '-c', {SPIN!r}])\n"
-    ask = "from pretrain.benchmark.loader_trial import cpu_seconds; print(cpu_seconds(os.getsid(0)))"
+    ask = "from launch.benchmark.loader_trial import cpu_seconds; print(cpu_seconds(os.getsid(0)))"
     before = loader_trial.cpu_seconds(os.getsid(0))
     done = subprocess.run([sys.executable, "-c", work + ask], capture_output=True, text=True, start_new_session=True)
     assert 0.3 <= float(done.stdout) < 3

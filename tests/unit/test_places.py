@@ -80,7 +80,7 @@ for line in sys.stdin.read().splitlines():
 MODULES = {
     "pretrain": "pretrain.cli", "finetune": "pretrain.finetune.cli", "evaluate": "pretrain.evaluate.cli",
     "export": "pretrain.export.cli", "predict": "pretrain.predict.cli", "inspect_batch": "pretrain.plan.cli",
-    "benchmark": "pretrain.benchmark.cli",
+    "benchmark": "launch.benchmark.cli",
 }  # fmt: skip
 
 

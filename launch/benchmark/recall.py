@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from data_tools.shards import Corpus, open_corpus
+from launch.benchmark.throughput import Bench
+from launch.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
 from pretrain.assemble import image_settings
-from pretrain.benchmark.throughput import Bench
-from pretrain.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
 from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate.runner import evaluate_retrieval

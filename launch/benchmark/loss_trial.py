@@ -1,4 +1,4 @@
-"""One measurement of `benchmark.py loss`, a process of its own: `python -m pretrain.benchmark.loss_trial JSON FILE`."""
+"""One measurement of `benchmark.py loss`, a process of its own: `python -m launch.benchmark.loss_trial JSON FILE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark.peak import peak, reset_peak
+from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import LossConfig
 from pretrain.losses import Features, contrastive_loss
 

@@ -188,10 +188,10 @@ def run_logged(name: str, command: list[str], variables: dict[str, str], folder:
 def run_trial(
     module: str, trial: Any, folder: Path, ranks: int = 1, variables: Mapping[str, str] | None = None
 ) -> dict:
-    """The figures of `trial`, a dataclass, from processes of its own that run `pretrain.benchmark.<module>`."""
+    """The figures of `trial`, a dataclass, from processes of its own that run `launch.benchmark.<module>`."""
     folder.mkdir(parents=True)
     result = folder / "result.json"
-    words = ["-m", f"pretrain.benchmark.{module}", json.dumps(dataclasses.asdict(trial)), str(result)]
+    words = ["-m", f"launch.benchmark.{module}", json.dumps(dataclasses.asdict(trial)), str(result)]
     if ranks > 1:
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *words]
     environment = {"PYTHONPATH": str(REPO_ROOT), **(variables or {})}

@@ -1,4 +1,4 @@
-"""One measurement of `benchmark.py memory`, a rank each: `python -m pretrain.benchmark.memory_trial JSON FILE`."""
+"""One measurement of `benchmark.py memory`, a rank each: `python -m launch.benchmark.memory_trial JSON FILE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.benchmark.peak import peak, reset_peak
+from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward

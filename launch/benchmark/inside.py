@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_tools.progress import Progress
 from data_tools.shards import open_corpus
+from launch.benchmark.trainers import Trial
 from pretrain.assemble import image_settings
-from pretrain.benchmark.trainers import Trial
 from pretrain.config.tree import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward

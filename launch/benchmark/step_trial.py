@@ -1,4 +1,4 @@
-"""One measurement of `benchmark.py step`, as a rank of its own: `python -m pretrain.benchmark.step_trial JSON FILE`."""
+"""One measurement of `benchmark.py step`, as a rank of its own: `python -m launch.benchmark.step_trial JSON FILE`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark.memory_trial import micro_batches, warm_up
-from pretrain.benchmark.peak import peak, reset_peak
+from launch.benchmark.memory_trial import micro_batches, warm_up
+from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device

@@ -202,34 +202,34 @@ def _main(arguments: list[str]) -> int:
     if args.kind == "loader":
         _check_positive(args, "workers", "size", "batch", "images", "rounds")
         check_corpus(args.shards)
-        from pretrain.benchmark.loader import run_loader  # late: it imports torch
+        from launch.benchmark.loader import run_loader  # late: it imports torch
 
         return run_loader(args)
     if args.kind == "chaos":
         check_settings(load_config(PretrainConfig, args.config, [*args.overrides, "run.dir=unused"]))
-        from pretrain.benchmark.chaos import check_arguments, run_chaos
+        from launch.benchmark.chaos import check_arguments, run_chaos
 
         check_arguments(args)
         return run_chaos(args)
     if args.kind == "loss":
         _check_positive(args, "dim", "rounds", "pairs", "alone")
-        from pretrain.benchmark.loss import run_loss
+        from launch.benchmark.loss import run_loss
 
         return run_loss(args)
     if args.kind == "step":
         _check_positive(args, "batch", "micro_batch", "steps", "rounds")
         _check_model(args)
-        from pretrain.benchmark.step import run_step
+        from launch.benchmark.step import run_step
 
         return run_step(args)
     if args.kind == "memory":
         _check_positive(args, "pairs", "micro_batch")
         _check_model(args)
-        from pretrain.benchmark.memory import run_memory
+        from launch.benchmark.memory import run_memory
 
         return run_memory(args)
     _check(args)
-    from pretrain.benchmark.train import run_train  # late: it imports torch
+    from launch.benchmark.train import run_train  # late: it imports torch
 
     return run_train(args)
 

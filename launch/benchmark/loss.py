@@ -9,10 +9,10 @@ from importlib.metadata import version
 
 import torch
 
-from pretrain.benchmark.loss_trial import PEERS, LossTrial
-from pretrain.benchmark.report import show_table, spread, write_report
-from pretrain.benchmark.train import announce
-from pretrain.benchmark.trainers import run_trial
+from launch.benchmark.loss_trial import PEERS, LossTrial
+from launch.benchmark.report import show_table, spread, write_report
+from launch.benchmark.train import announce
+from launch.benchmark.trainers import run_trial
 
 _MIB = 2**20
 _DEFINITION = (

@@ -14,10 +14,10 @@ import torch
 
 from data_tools.errors import UserError
 from data_tools.shards import Corpus, ShardReader, open_corpus
-from pretrain.benchmark import throughput
-from pretrain.benchmark.environment import peer_python, peer_versions
-from pretrain.benchmark.report import show_table, write_report
-from pretrain.benchmark.trainers import Layout, Trial
+from launch.benchmark import throughput
+from launch.benchmark.environment import peer_python, peer_versions
+from launch.benchmark.report import show_table, write_report
+from launch.benchmark.trainers import Layout, Trial
 from pretrain.process.precision import AUTO, BF16, FP32, settle
 
 _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
@@ -91,7 +91,7 @@ def _layouts(args: argparse.Namespace, trial: Trial) -> tuple[Layout, list[Layou
 
 
 def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
-    from pretrain.benchmark.inside import step_flops
+    from launch.benchmark.inside import step_flops
 
     ours, candidates = _layouts(args, trial)
     theirs, probes = throughput.fastest_layout(bench, trial, candidates, args.skip_steps)
@@ -114,7 +114,7 @@ def _speed(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> d
 
 
 def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> dict:
-    from pretrain.benchmark.recall import METRICS, compare_recall, mean_recall
+    from launch.benchmark.recall import METRICS, compare_recall, mean_recall
     from pretrain.process.runtime import start
 
     ours, candidates = _layouts(args, trial)
@@ -128,7 +128,7 @@ def _recall(args: argparse.Namespace, bench: throughput.Bench, trial: Trial) -> 
 
 
 def _loss_curve(trial: Trial) -> dict:
-    from pretrain.benchmark.inside import loss_curves
+    from launch.benchmark.inside import loss_curves
     from pretrain.process.runtime import finish, start
 
     curves = loss_curves(trial, start(distributed=True))

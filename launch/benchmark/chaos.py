@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
-from pretrain.benchmark.report import show_table, write_report
-from pretrain.benchmark.train import settled_precision
-from pretrain.benchmark.trainers import REPO_ROOT, free_port
+from launch.benchmark.report import show_table, write_report
+from launch.benchmark.train import settled_precision
+from launch.benchmark.trainers import REPO_ROOT, free_port
 from pretrain.config.reading import load_config
 from pretrain.config.rules import check_world_size
 from pretrain.config.tree import PretrainConfig
@@ -34,7 +34,7 @@ _GRACE = 60.0  # seconds that a launcher gets to end the ranks that are left
 def run_chaos(args: argparse.Namespace) -> int:
     """Disturb one run, leave two alone, compare; returns the exit code."""
     try:  # before anything is run: it needs a package of its own
-        from pretrain.benchmark.chaos_picture import draw
+        from launch.benchmark.chaos_picture import draw
     except ModuleNotFoundError as error:
         remedy = "pip install -e '.[plot]'"
         raise UserError("the picture of this benchmark needs matplotlib", got=str(error), remedy=remedy) from None

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.benchmark.report import spread
-from pretrain.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
+from launch.benchmark.report import spread
+from launch.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
 
 _PROBE_STEPS = 6  # of each layout of the peer, to find its fastest
 

@@ -11,10 +11,10 @@ from importlib.metadata import version
 import torch
 
 from data_tools.errors import UsageError
-from pretrain.benchmark.report import show_table, spread, write_report
-from pretrain.benchmark.step_trial import StepTrial
-from pretrain.benchmark.train import announce, settled_precision
-from pretrain.benchmark.trainers import run_trial
+from launch.benchmark.report import show_table, spread, write_report
+from launch.benchmark.step_trial import StepTrial
+from launch.benchmark.train import announce, settled_precision
+from launch.benchmark.trainers import run_trial
 
 _MIB, _TERA = 2**20, 1e12
 _PEAK_TFLOPS = {  # dense bf16, by the makers' data sheets

@@ -1,6 +1,6 @@
 """One loader, timed in a process of its own: ours, open_clip's own, or plain webdataset.
 
-    python -m pretrain.benchmark.loader_trial JSON_OF_A_TRIAL
+    python -m launch.benchmark.loader_trial JSON_OF_A_TRIAL
 
 It runs in the environment of that loader, so nothing but the standard library is imported before the loader is known.
 The last line that it prints is the result, as JSON.

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.shards import open_corpus
-from pretrain.benchmark.environment import peer_python, peer_versions
-from pretrain.benchmark.loader_trial import LoaderTrial, dump
-from pretrain.benchmark.report import show_table, spread, write_report
-from pretrain.benchmark.train import announce, check_captions
-from pretrain.benchmark.trainers import REPO_ROOT
+from launch.benchmark.environment import peer_python, peer_versions
+from launch.benchmark.loader_trial import LoaderTrial, dump
+from launch.benchmark.report import show_table, spread, write_report
+from launch.benchmark.train import announce, check_captions
+from launch.benchmark.trainers import REPO_ROOT
 
 OURS = "dualstream"
 _WARMUP = 4  # batches of each worker
@@ -94,7 +94,7 @@ def summary(rounds: Sequence[Mapping[str, Result]], workers: int) -> dict:
 def run_trial(trial: LoaderTrial, loader: str, python: Path) -> Result:
     """One loader in a session of its own, whose processes are all gone afterwards."""
     fields = vars(trial) | {"loader": loader}
-    command = [str(python), "-m", "pretrain.benchmark.loader_trial", dump(LoaderTrial(**fields))]
+    command = [str(python), "-m", "launch.benchmark.loader_trial", dump(LoaderTrial(**fields))]
     variables = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

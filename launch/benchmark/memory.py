@@ -10,11 +10,11 @@ import time
 import torch
 
 from data_tools.errors import UsageError
-from pretrain.benchmark.memory_trial import MemoryTrial
-from pretrain.benchmark.peak import MALLOC
-from pretrain.benchmark.report import show_table, write_report
-from pretrain.benchmark.train import announce, settled_precision
-from pretrain.benchmark.trainers import run_trial
+from launch.benchmark.memory_trial import MemoryTrial
+from launch.benchmark.peak import MALLOC
+from launch.benchmark.report import show_table, write_report
+from launch.benchmark.train import announce, settled_precision
+from launch.benchmark.trainers import run_trial
 
 _MIB = 2**20
 _DEFINITION = (
