@@ -16,7 +16,7 @@ from data_tools.progress import Progress
 from data_tools.redaction import redact_source
 
 if TYPE_CHECKING:  # late otherwise: `--help` must answer at once
-    from data_tools.shards.index import Index
+    from data_tools.format.index import Index
 
 EXAMPLES = """examples:
   python -m data_tools index laion/00000.tar
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tars(source: str) -> list[Path] | list[str]:
+    from data_tools.corpus.sources import find
+    from data_tools.format.manifest import read_manifest
     from data_tools.remote.urls import expand_braces, is_remote
-    from data_tools.shards.manifest import read_manifest
-    from data_tools.shards.sources import find
 
     if is_remote(source):
         return expand_braces(source)
@@ -133,8 +133,8 @@ def _index(tar: Path | str, advance: Callable[[int], None]) -> _Result:
 
 def _index_local(tar: Path) -> _Result:
     from data_tools.errors import shown
-    from data_tools.shards.index import index_path, write_index
-    from data_tools.shards.survey import survey_tar
+    from data_tools.format.index import index_path, write_index
+    from data_tools.format.survey import survey_tar
 
     survey = survey_tar(tar)
     result = _found(tar, survey.index)
@@ -146,11 +146,11 @@ def _index_local(tar: Path) -> _Result:
 
 
 def _index_remote(url: str) -> _Result:
+    from data_tools.format.index import index_path, open_index
     from data_tools.remote.cache import Cache
     from data_tools.remote.settings import default_settings
     from data_tools.remote.store import write_bytes
     from data_tools.remote.urls import index_url
-    from data_tools.shards.index import index_path, open_index
 
     settings = default_settings()
     cache = Cache(settings)
@@ -172,7 +172,7 @@ def _found(tar: Path, index: Index) -> _Result:
     """Members by extension, and captions by how many lines they have."""
     import numpy as np
 
-    from data_tools.shards.files import opened
+    from data_tools.format.files import opened
 
     counts = np.bincount(index.members[:, 0], minlength=len(index.extensions)).tolist()
     members = Counter(dict(zip(index.extensions, counts, strict=True)))

@@ -18,8 +18,8 @@ from data_tools.errors import UsageError, shown
 if TYPE_CHECKING:  # late otherwise: `--help` must answer at once
     from PIL.Image import Image as Picture
 
+    from data_tools.corpus import Corpus, Sample
     from data_tools.media.members import Fields
-    from data_tools.shards import Corpus, Sample
 
 EXAMPLES = """examples:
   python -m data_tools preview shards/ preview.png
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--count is too small", got=args.count, expected=">= 1")
     if suffix == ".png" and args.count > _MAX_DRAWN:
         raise UsageError("--count is too large for a .png", got=args.count, expected=f"at most {_MAX_DRAWN}, or .html")
+    from data_tools.corpus import open_corpus
+    from data_tools.format.commit import atomic_write
     from data_tools.redaction import redact_source
-    from data_tools.shards import open_corpus
-    from data_tools.shards.commit import atomic_write
 
     corpus = open_corpus(args.shards)
     cells = _cells(corpus, args.count, args.seed)
@@ -105,9 +105,9 @@ def _cells(corpus: Corpus, count: int, seed: int) -> list[_Cell]:
     import numpy as np
     from PIL import Image
 
+    from data_tools.corpus import ShardReader
+    from data_tools.format.tar import TarDamageError
     from data_tools.media.members import DEFAULT_FIELDS, fitting
-    from data_tools.shards import ShardReader
-    from data_tools.shards.tar import TarDamageError
 
     edges = np.concatenate([[0], np.cumsum(corpus.counts)])
     places = random.Random(seed).sample(range(corpus.num_samples), min(count, corpus.num_samples))

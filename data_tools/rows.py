@@ -86,7 +86,7 @@ def _table(rows: list[dict], columns: list[str]) -> Iterator[str]:
 
 
 def _write(path: Path, columns: list[str], rows: Iterator[dict]) -> int:
-    from data_tools.shards.commit import atomic_write
+    from data_tools.format.commit import atomic_write
 
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}", remedy="make it, or name another file with --output")

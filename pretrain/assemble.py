@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import torch
 
+from data_tools.corpus import Corpus, open_corpus
 from data_tools.errors import UserError
+from data_tools.format.commit import atomic_write
 from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
-from data_tools.shards import Corpus, open_corpus
-from data_tools.shards.commit import atomic_write
 from pretrain.config.reading import dump_config, recorded_precision
 from pretrain.config.rules import local_batch
 from pretrain.config.tree import DataConfig, FinetuneConfig, PretrainConfig, Source

@@ -49,7 +49,7 @@ def check_corpus(urls: str) -> None:
     """Raises UserError where a local corpus is missing: the folder, one of its tars, or what a pattern matches."""
     if is_remote(urls):
         return
-    from data_tools.shards.sources import find, missing  # late: it imports numpy
+    from data_tools.corpus.sources import find, missing  # late: it imports numpy
 
     for tar in (tar for found in find(urls) for tar in found.tars):
         if not tar.exists():

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from data_tools.corpus import Corpus
 from data_tools.errors import UserError
-from data_tools.shards import Corpus
 from pretrain import assemble
 from pretrain.config.rules import local_batch
 from pretrain.config.tree import Phase, PretrainConfig

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.format.writer import write_shard
 from data_tools.remote.retry import Limits
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from data_tools.shards.writer import write_shard
 
 HURRIED = Limits(idle=1.0, deadline=15.0, min_rate=1e9, attempts=4, backoff=0.01, max_backoff=0.05, space=2.0)
 BUCKET = "corpora"

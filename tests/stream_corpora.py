@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_tools.shards import Corpus, open_corpus
-from data_tools.shards.writer import write_shard
+from data_tools.corpus import Corpus, open_corpus
+from data_tools.format.writer import write_shard
 
 CONTEXT = 12
 

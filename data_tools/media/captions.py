@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_tools.corpus.sources import SHARD_COUNT
 from data_tools.media.bad import BadSampleError
-from data_tools.shards.sources import SHARD_COUNT
 
 MAX_TEXT = 1 << 16  # characters; a longer text is no caption and would hold up the tokenizer
 MAX_TEXT_BYTES = 8 * MAX_TEXT  # of a file or member of captions; nothing of a longer one is decoded

@@ -4,8 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from data_tools.format.files import READING, not_regular
 from data_tools.media.bad import BadSampleError
-from data_tools.shards.files import READING, not_regular
 
 MISSING = -1
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from data_tools.corpus import Corpus, Sample
 from data_tools.errors import UsageError
 from data_tools.media import DEFAULT_CAPTIONS
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts, captions_of_text, has_caption_lines, parse_json, usable
 from data_tools.media.image import IMAGE_EXTENSIONS
-from data_tools.shards import Corpus, Sample
 
 Target = Literal["caption", "label"]
 Mapping = TypeVar("Mapping", bound="Fields")

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.format.commit import atomic_write
+from data_tools.format.index import index_header, index_path
+from data_tools.format.manifest import FILE_NAME, ShardRecord, read_manifest
 from data_tools.media.captions import clean
 from data_tools.pack.image import CheckedImage
 from data_tools.pack.rows import Item
-from data_tools.shards.commit import atomic_write
-from data_tools.shards.index import index_header, index_path
-from data_tools.shards.manifest import FILE_NAME, ShardRecord, read_manifest
 
 PACKED, SKIPPED = "packed", "skipped"
 _RECORD = b"dualstream.shard"

@@ -5,13 +5,13 @@ import os
 import re
 from pathlib import Path
 
+from data_tools.corpus.sources import CLASS_NAMES, COMPRESSED, SHARD_COUNT
 from data_tools.errors import UsageError, UserError, shown
+from data_tools.format.manifest import FILE_NAME
 from data_tools.media.image import SUFFIXES as PICTURES
 from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
-from data_tools.shards.manifest import FILE_NAME
-from data_tools.shards.sources import CLASS_NAMES, COMPRESSED, SHARD_COUNT
 
 _ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
 _PATTERN = set("*?[{")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.format import MAX_SHARDS
 from data_tools.pack.image import JPEG_QUALITY, Limits, common_extension
 from data_tools.pack.rows import Item, Source
-from data_tools.remote.urls import MAX_SHARDS
 
 # Raised when the same settings and input come to mean other bytes.
 _LAYOUT = 1

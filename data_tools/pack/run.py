@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.format.commit import atomic_write, remove_temporaries, sync_folder
+from data_tools.format.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, write_manifest
 from data_tools.pack.accounts import SCHEMA, committed_record, remove_orphans
 from data_tools.pack.plan import Plan
 from data_tools.pack.shard import ShardTask, pack_shard
 from data_tools.parallel import run_tasks
 from data_tools.progress import Progress
-from data_tools.shards.commit import atomic_write, remove_temporaries, sync_folder
-from data_tools.shards.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, write_manifest
 
 PLAN_NAME = "pack.json"
 

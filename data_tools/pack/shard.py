@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import shown
+from data_tools.format.manifest import ShardRecord
+from data_tools.format.writer import write_shard
 from data_tools.media.bad import BadSampleError
 from data_tools.media.files import read_file
 from data_tools.pack.accounts import Accounts, Outcome, to_json
 from data_tools.pack.image import CheckedImage, Limits, check_image
 from data_tools.pack.rows import Item, Row
-from data_tools.shards.manifest import ShardRecord
-from data_tools.shards.writer import write_shard
 
 _ADVANCE_EVERY = 32
 _STORED_FIELDS = ("captions", "id", "label", "width", "height", "sha256", "orientation")

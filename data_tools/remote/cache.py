@@ -18,6 +18,9 @@ from typing import NamedTuple
 import xxhash
 
 from data_tools.errors import UserError
+from data_tools.format.commit import atomic_write, sync_folder
+from data_tools.format.index import Index, hash_file
+from data_tools.format.survey import build_index
 from data_tools.redaction import redact
 from data_tools.remote.awake import Patience
 from data_tools.remote.fetch import checked_stat, fetch
@@ -27,9 +30,6 @@ from data_tools.remote.own import commit_file, is_file, open_file, own_folder
 from data_tools.remote.retry import RemoteError
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError, reserve
-from data_tools.shards.commit import atomic_write, sync_folder
-from data_tools.shards.index import Index, hash_file
-from data_tools.shards.survey import build_index
 
 _POLL = 0.1
 _FETCHES = 2  # one fault on the way may alter bytes; twice the same is the object

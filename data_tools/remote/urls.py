@@ -4,10 +4,10 @@ import itertools
 import re
 
 from data_tools.errors import UsageError, UserError
+from data_tools.format import MAX_SHARDS
 from data_tools.redaction import redact_source, redact_text
 
 _RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
-MAX_SHARDS = 10**6  # of one corpus, named by a pattern or by its manifest
 
 
 def is_remote(source: str) -> bool:

@@ -11,13 +11,13 @@ import numpy as np
 import simplejpeg
 
 from data_tools.errors import UserError
+from data_tools.format.commit import atomic_write
 from data_tools.parallel import run_tasks
 from data_tools.progress import Progress
 from data_tools.scenes.captions import captions
 from data_tools.scenes.render import render
 from data_tools.scenes.scene import ATTRIBUTES, COLORS, TEXTURES, Scene, random_group, random_scene, swap
 from data_tools.scenes.shortcuts import ceilings
-from data_tools.shards.commit import atomic_write
 
 RECORD_NAME = "scenes.json"
 KINDS = (*ATTRIBUTES, "relation")

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_tools.corpus.reader import read_sample
 from data_tools.errors import UserError
+from data_tools.format.files import opened
+from data_tools.format.index import Index, index_path, open_index
+from data_tools.format.manifest import ShardRecord
+from data_tools.format.survey import build_index, survey_tar
+from data_tools.format.tar import TarDamageError
 from data_tools.media.members import DEFAULT_FIELDS, Fields
-from data_tools.shards.files import opened
-from data_tools.shards.index import Index, index_path, open_index
-from data_tools.shards.manifest import ShardRecord
-from data_tools.shards.reader import read_sample
-from data_tools.shards.survey import build_index, survey_tar
-from data_tools.shards.tar import TarDamageError
 from data_tools.verify.samples import Findings, faults
 
 _SHOWN = 5

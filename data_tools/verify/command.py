@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _checks(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The shards to check, each once, and what is wrong between folder and manifest."""
+    from data_tools.corpus.sources import find, natural
+    from data_tools.format.manifest import read_manifest, wrong_totals
     from data_tools.media.members import parse_fields
     from data_tools.redaction import redact_source
     from data_tools.remote.urls import is_remote
-    from data_tools.shards.manifest import read_manifest, wrong_totals
-    from data_tools.shards.sources import find, natural
     from data_tools.verify.checks import ShardCheck
 
     for source in filter(is_remote, args.shards):

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from data_tools.corpus.reader import Sample
 from data_tools.errors import shown
 from data_tools.media.bad import BadSampleError
 from data_tools.media.check import check
 from data_tools.media.image import is_image_name
 from data_tools.media.members import Fields, captions_at, label
-from data_tools.shards.reader import Sample
 
 NO_CAPTION, NO_LABEL = "no_caption", "no_label"
 _SHOWN = 5

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_tools.corpus import open_corpus
 from data_tools.progress import Progress
-from data_tools.shards import open_corpus
 from launch.benchmark.trainers import Trial
 from pretrain.assemble import image_settings
 from pretrain.config.tree import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

@@ -17,8 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UsageError, UserError
-from data_tools.shards import open_corpus
 from launch.benchmark.environment import peer_python, peer_versions
 from launch.benchmark.loader_trial import LoaderTrial, dump
 from launch.benchmark.report import show_table, spread, write_report

@@ -80,7 +80,7 @@ def dualstream(trial: LoaderTrial) -> Batches:
     import open_clip
     import torch
 
-    from data_tools.shards import open_corpus
+    from data_tools.corpus import open_corpus
     from pretrain.config.tree import DataConfig
     from pretrain.stream.loader import TrainStream
     from pretrain.stream.transform import ImageSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data_tools.shards import Corpus, open_corpus
+from data_tools.corpus import Corpus, open_corpus
 from launch.benchmark.throughput import Bench
 from launch.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
 from pretrain.assemble import image_settings

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.format.commit import atomic_write
 from data_tools.redaction import redact_source
-from data_tools.shards.commit import atomic_write
 from pretrain.report.provenance import git_commit
 
 _WIDE = 200  # columns

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from data_tools.corpus import Corpus, ShardReader, open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import Corpus, ShardReader, open_corpus
 from launch.benchmark import throughput
 from launch.benchmark.environment import peer_python, peer_versions
 from launch.benchmark.report import show_table, write_report

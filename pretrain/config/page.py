@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from data_tools.shards.commit import atomic_write
+from data_tools.format.commit import atomic_write
 from pretrain.config.limits import LIMITS
 from pretrain.config.rules import CHOICES, DURATIONS
 from pretrain.config.tree import FinetuneConfig, PretrainConfig

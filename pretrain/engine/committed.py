@@ -27,7 +27,7 @@ from pathlib import Path
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.shards.commit import atomic_write, remove_temporaries, sync_folder
+from data_tools.format.commit import atomic_write, remove_temporaries, sync_folder
 from pretrain.towers.files import is_number, read_json
 
 FOLDER, LATEST, BEST, MANIFEST, METRICS = "checkpoints", "latest", "best", "manifest.json", "metrics.json"

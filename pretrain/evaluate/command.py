@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_tools.corpus import Corpus, open_corpus
 from data_tools.errors import UserError
 from data_tools.errors import shown as short
 from data_tools.media.members import parse_fields
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
-from data_tools.shards import Corpus, open_corpus
 from pretrain.assemble import image_settings
 from pretrain.engine.opening import open_model
 from pretrain.engine.weights import load_classifier

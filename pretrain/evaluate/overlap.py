@@ -6,9 +6,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from data_tools.corpus import Corpus, open_corpus
 from data_tools.errors import shown
 from data_tools.remote.urls import is_remote
-from data_tools.shards import Corpus, open_corpus
 from pretrain.engine.committed import SETTINGS
 
 _HASH = 16  # bytes of a shard's in Corpus.hashes

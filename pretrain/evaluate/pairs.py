@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import parse_json
-from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import paired_similarities, require_finite
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data_tools.corpus import Corpus, ShardReader
+from data_tools.format.commit import atomic_write
 from data_tools.media.decode import decode_rgb
 from data_tools.media.lettering import Lettering
 from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting
-from data_tools.shards import Corpus, ShardReader
-from data_tools.shards.commit import atomic_write
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.evaluate.ranking import similarities
 

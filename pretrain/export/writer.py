@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
-from data_tools.shards.commit import sync_folder
+from data_tools.format.commit import sync_folder
 from pretrain.export.card import model_card
 from pretrain.export.formats import Format, formats_of
 from pretrain.export.verify import Verification, verify_export

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.corpus import Corpus, ShardReader
 from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import label
 from data_tools.progress import Progress
-from data_tools.shards import Corpus, ShardReader
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
 from pretrain.process.agree import together

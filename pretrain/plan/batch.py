@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from data_tools.errors import UsageError, printable, shown
+from data_tools.format.commit import atomic_write
 from data_tools.progress import Progress
-from data_tools.shards.commit import atomic_write
 from pretrain import assemble
 from pretrain.config.rules import local_batch
 from pretrain.config.tree import PretrainConfig

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from data_tools.corpus import Corpus, ShardReader, open_corpus
+from data_tools.corpus.sources import holds_shards
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.files import read_file
@@ -20,8 +22,6 @@ from data_tools.pack.folder import read_folder
 from data_tools.pack.records import read_records, table_suffix
 from data_tools.pack.rows import clean
 from data_tools.remote.urls import is_remote
-from data_tools.shards import Corpus, ShardReader, open_corpus
-from data_tools.shards.sources import holds_shards
 from pretrain.stream.batches import read_sample
 from pretrain.stream.members import PLAIN
 from pretrain.stream.transform import ImageTransform

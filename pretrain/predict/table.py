@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from data_tools.errors import UserError
-from data_tools.shards.commit import atomic_write
+from data_tools.format.commit import atomic_write
 
 METADATA = "dualstream"  # the key in a Parquet file's metadata
 

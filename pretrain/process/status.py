@@ -98,7 +98,7 @@ def fail_unbuilt(run_dir: str, reason: str) -> None:
 
 def _replace(path: Path, data: bytes, durable: bool) -> None:
     if durable:
-        from data_tools.shards.commit import atomic_write  # late: the package imports numpy, and `--help` does not
+        from data_tools.format.commit import atomic_write  # late: the package imports numpy, and `--help` does not
 
         with atomic_write(path) as file:
             file.write(data)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from data_tools.errors import printable, shown
+from data_tools.format.commit import atomic_write
 from data_tools.progress import duration
-from data_tools.shards.commit import atomic_write
 from pretrain.report.writes import Writes
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import xxhash
 
+from data_tools.corpus import Sample, ShardReader
 from data_tools.errors import UserError
+from data_tools.format.tar import TarDamageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import Target, describe, label
-from data_tools.shards import Sample, ShardReader
-from data_tools.shards.tar import TarDamageError
 from pretrain.stream.augment import drop_words
 from pretrain.stream.bad import BadSample
 from pretrain.stream.members import Fields

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, label
-from data_tools.shards import Corpus, Sample, ShardReader
 from pretrain.stream.batches import Tokenize, read_sample
 from pretrain.stream.loader import check_first_shard
 from pretrain.stream.transform import ImageSettings, ImageTransform

@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
+from data_tools.corpus import Corpus, ShardReader, join_corpora
 from data_tools.errors import UsageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import Target
-from data_tools.shards import Corpus, ShardReader, join_corpora
 from pretrain.config.rules import check_world_size, parse_duration
 from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad

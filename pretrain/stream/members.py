@@ -3,9 +3,9 @@ sees."""
 
 from dataclasses import dataclass
 
+from data_tools.corpus import Sample
 from data_tools.errors import UsageError
 from data_tools.media import members
-from data_tools.shards import Sample
 from pretrain.stream.sample_rng import Purpose, random_bits
 
 CHOICES = ("random", "first")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_tools.corpus import Corpus
 from data_tools.errors import UserError, shown
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.space import CacheFullError
-from data_tools.shards import Corpus
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.workers import close_at_exit, start_process
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from data_tools.corpus import Corpus
 from data_tools.errors import UserError
+from data_tools.format.index import hash_file
 from data_tools.remote.cache import Cache
 from data_tools.remote.locks import share
-from data_tools.shards import Corpus
-from data_tools.shards.index import hash_file
 from pretrain.stream.workers import close_at_exit, start_process
 
 _AHEAD = 32  # steps before their reading that shards are hashed: they are then in the page cache for the readers

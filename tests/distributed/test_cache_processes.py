@@ -12,9 +12,9 @@ import time
 
 import pytest
 
+from data_tools.corpus import open_corpus
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings, Shard
-from data_tools.shards import open_corpus
 from packing import ROOT
 from remote_servers import HURRIED, http_server, stall, write_shards
 

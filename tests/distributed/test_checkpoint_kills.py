@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 import tiny
-from data_tools.shards import open_corpus
+from data_tools.corpus import open_corpus
 from pretrain import assemble
 from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.engine import committed

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings
-from data_tools.shards import ShardReader, open_corpus
 from packing import ROOT
 from pretrain.stream.prefetch import Prefetcher
 from remote_servers import HURRIED, http_server, status, write_shards
@@ -115,7 +115,7 @@ def test_cache_smaller_than_a_step_is_refused(server, tmp_path):
 SCRIPT = """
     import sys, time
     sys.path[:0] = ["tests", "tests/distributed"]
-    from data_tools.shards import open_corpus
+    from data_tools.corpus import open_corpus
     from data_tools.remote.settings import default_settings
     from pretrain.stream.prefetch import Prefetcher
     from test_prefetch import two_shards

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings
-from data_tools.shards import open_corpus
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from remote_servers import HURRIED, http_server

@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import open_corpus
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
@@ -141,7 +141,7 @@ SCRIPT = """
     import sys
     sys.path[0:1] = [{repository!r}, {tests!r}]
     from itertools import islice
-    from data_tools.shards import open_corpus
+    from data_tools.corpus import open_corpus
     from pretrain.stream.loader import TrainStream
     from pretrain.stream.transform import ImageSettings
     from stream_corpora import characters

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
 from data_tools.remote.settings import CacheSettings
-from data_tools.shards import open_corpus
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
 from pretrain.process.runtime import Runtime
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import TrainStream

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.shards import ShardReader, open_corpus
+from data_tools.corpus import ShardReader, open_corpus
 from packing import ROOT, contents, data_tools, encoded, jpeg, photo_folder, picture, write_jsonl
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from data_tools.__main__ import main
 from data_tools.pack import command, folder, plan, rows, run
-from data_tools.shards import commit, writer
+from data_tools.format import commit, writer
 
 source, work = sys.argv[1], Path(sys.argv[2])
 WRITES_BETWEEN = 7

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from data_tools.errors import SHOWN, UsageError, UserError, shown
-from data_tools.shards.tar import TarDamageError
+from data_tools.format.tar import TarDamageError
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nb\tc\x00\x7f\x9b31m\u202eevil\u2066\ud83d\x85end"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import open_corpus
-from data_tools.shards.writer import write_shard
+from data_tools.format.writer import write_shard
 from evaluate_fakes import FakeReader, FakeTowers, ranks
 from pretrain.evaluate import features as features_module
 from pretrain.evaluate.features import CorpusFeatures, encode_corpus

@@ -13,8 +13,8 @@ import webdataset
 import yaml
 
 import tiny
+from data_tools.corpus import open_corpus
 from data_tools.errors import UsageError, UserError
-from data_tools.shards import open_corpus
 from pretrain.config.reading import load_config
 from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import class_numbers, renumber

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.__main__ import main
+from data_tools.format.writer import write_shard
 from data_tools.media.lettering import Lettering, _has
-from data_tools.shards.writer import write_shard
 from packing import ROOT, encoded, jpeg, picture
 
 CHINESE = "\u4e00\u53ea\u72d7\u5728\u6d77\u6ee9\u4e0a\u5954\u8dd1"  # a dog runs on the beach
@@ -173,7 +173,7 @@ def test_pictures_stand_upright_on_the_page(tmp_path, capsys):
 def test_the_picture_of_retrieval_names_what_it_cannot_draw(tmp_path, capsys):
     import torch
 
-    from data_tools.shards import open_corpus
+    from data_tools.corpus import open_corpus
     from pretrain.evaluate.features import CorpusFeatures
     from pretrain.evaluate.picture import write_retrieval_picture
 

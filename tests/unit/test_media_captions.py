@@ -7,11 +7,11 @@ import json
 import pytest
 
 from data_tools.__main__ import main
+from data_tools.corpus import Sample, ShardReader, open_corpus
+from data_tools.format.writer import write_shard
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import MAX_TEXT, captions_of_text, has_caption_lines
 from data_tools.media.members import parse_fields
-from data_tools.shards import Sample, ShardReader, open_corpus
-from data_tools.shards.writer import write_shard
 from packing import jpeg, photo_folder
 from pretrain import assemble
 from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source

@@ -16,11 +16,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data_tools.__main__ import main
+from data_tools.corpus import ShardReader, open_corpus
+from data_tools.format.writer import write_shard
 from data_tools.media.bad import BadSampleError
 from data_tools.media.check import check
 from data_tools.media.decode import decode_rgb
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.writer import write_shard
 from packing import encoded, jpeg, photo_folder, picture
 from pretrain.stream.members import PLAIN
 from pretrain.stream.transform import ImageSettings, ImageTransform

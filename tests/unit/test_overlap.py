@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from data_tools.shards import open_corpus
+from data_tools.corpus import open_corpus
 from pretrain.evaluate.overlap import remark, training_corpus
 from stream_corpora import write_corpus
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.__main__ import main
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import commit, open_corpus
+from data_tools.format import commit
 from packing import ROOT, contents, jpeg, photo_folder, write_jsonl
 
 

@@ -14,10 +14,10 @@ import xxhash
 from PIL import Image
 
 from data_tools.__main__ import main
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.media.decode import decode_rgb
 from data_tools.media.image import sniff
 from data_tools.pack.image import common_extension
-from data_tools.shards import ShardReader, open_corpus
 from packing import contents, encoded, jpeg, picture
 
 EACH = 7  # more of a format than Hugging Face's reader looks at before it settles on the columns

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import classifier_run
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import open_corpus
 from packing import data_tools, encoded, picture
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import load_classifier

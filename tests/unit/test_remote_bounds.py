@@ -9,11 +9,11 @@ import tracemalloc
 import pytest
 from yarl import URL
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.remote import redirects
 from data_tools.remote.retry import RemoteError
 from data_tools.remote.store import read_bytes, stat
-from data_tools.shards import open_corpus
 from remote_servers import HURRIED, claiming, claiming_whole, http_as_s3, http_server, status, whole
 
 CONTENT = bytes(range(250)) * 1200

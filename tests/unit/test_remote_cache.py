@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.locks import share, try_lock
 from data_tools.remote.settings import CacheSettings, Shard, default_settings
 from data_tools.remote.space import CacheFullError
-from data_tools.shards import open_corpus
 from remote_servers import HURRIED, http_server, in_order, write_shards
 
 SIZE = 51_200  # of each tar: four samples of 10,000 bytes with headers and padding, in records of 10,240

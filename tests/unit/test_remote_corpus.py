@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.format.tar import TarDamageError
 from data_tools.index import run as index_verb
 from data_tools.remote.settings import CacheSettings
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from data_tools.shards.tar import TarDamageError
 from packing import ROOT
 from remote_servers import HURRIED, http_server, s3_server, upload, write_shards
 
@@ -113,7 +113,7 @@ def test_a_damaged_remote_tar_names_what_it_lost_with_an_index_and_without(serve
 
 
 def test_readers_hold_few_remote_shards(server, folder, settings, monkeypatch):
-    monkeypatch.setattr("data_tools.shards.reader.REMOTE_OPEN", 2)
+    monkeypatch.setattr("data_tools.corpus.reader.REMOTE_OPEN", 2)
     corpus = open_corpus(server.url("set"), replace(settings, limit=int(2.2 * 51_200)))
     expected = samples(open_corpus(folder))
     with ShardReader(corpus) as reader:
@@ -189,7 +189,7 @@ def test_bad_remote_sources_are_named(server, settings, folder):
 
 START = """
 import json, pathlib, pickle, re, sys, time
-from data_tools.shards import open_corpus
+from data_tools.corpus import open_corpus
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor

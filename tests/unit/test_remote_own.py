@@ -9,10 +9,10 @@ from itertools import product
 
 import pytest
 
+from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings, Shard
-from data_tools.shards import open_corpus
 from remote_servers import HURRIED, http_server, write_shards
 
 SIZE = 51_200

@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 
+from data_tools.corpus import open_corpus
+from data_tools.corpus import reader as readers
 from data_tools.errors import UserError
-from data_tools.shards import open_corpus
-from data_tools.shards import reader as readers
-from data_tools.shards.index import index_path, open_index
-from data_tools.shards.manifest import Manifest, ShardRecord, read_manifest, write_manifest
-from data_tools.shards.tar import TarDamageError
-from data_tools.shards.writer import write_shard
+from data_tools.format.index import index_path, open_index
+from data_tools.format.manifest import Manifest, ShardRecord, read_manifest, write_manifest
+from data_tools.format.tar import TarDamageError
+from data_tools.format.writer import write_shard
 
 
 def shards(folder, count=3, classes=("cat", "dog"), manifest=True):
@@ -53,8 +53,8 @@ def test_digest_names_content_and_order_not_the_place(tmp_path):
 
 def test_packed_folder_opens_without_touching_tars_or_indexes(tmp_path, monkeypatch):
     folder = shards(tmp_path / "a")
-    monkeypatch.setattr("data_tools.shards.corpus.index_header", lambda path: pytest.fail(f"opened {path}"))
-    monkeypatch.setattr("data_tools.shards.corpus.build_index", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("data_tools.corpus.corpus.index_header", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr("data_tools.corpus.corpus.build_index", lambda path: pytest.fail(f"read {path}"))
     assert open_corpus(folder).num_samples == 6
 
 
@@ -65,7 +65,7 @@ def test_foreign_tar_is_indexed_once(tmp_path, monkeypatch):
     index.unlink()
     assert open_corpus(folder / "s-1.tar").num_samples == 2
     assert index.read_bytes() == before
-    monkeypatch.setattr("data_tools.shards.corpus.build_index", lambda path: pytest.fail("indexed again"))
+    monkeypatch.setattr("data_tools.corpus.corpus.build_index", lambda path: pytest.fail("indexed again"))
     assert open_corpus(folder / "s-1.tar").num_samples == 2
 
 
@@ -90,7 +90,7 @@ def test_unwritable_folder_is_explained(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("data_tools.shards.corpus.write_index", refuse)
+    monkeypatch.setattr("data_tools.corpus.corpus.write_index", refuse)
     with pytest.raises(UserError, match=r"cannot write the index.*Permission denied.*data_tools index"):
         open_corpus(folder / "s-0.tar")
 

@@ -9,12 +9,12 @@ import tarfile
 
 import pytest
 
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.index import index_path
-from data_tools.shards.survey import build_index, survey_tar
-from data_tools.shards.tar import BLOCK, TarDamageError, TarLayoutError
-from data_tools.shards.writer import write_shard
+from data_tools.format.index import index_path
+from data_tools.format.survey import build_index, survey_tar
+from data_tools.format.tar import BLOCK, TarDamageError, TarLayoutError
+from data_tools.format.writer import write_shard
 from packing import data_tools, jpeg, photo_folder
 
 SAMPLES = [(f"key{number}", {"jpg": bytes([number]) * 700, "txt": b"text"}) for number in range(6)]

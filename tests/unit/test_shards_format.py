@@ -15,11 +15,11 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.index import index_path, open_index
-from data_tools.shards.survey import build_index
-from data_tools.shards.writer import write_shard
+from data_tools.format.index import index_path, open_index
+from data_tools.format.survey import build_index
+from data_tools.format.writer import write_shard
 
 SAMPLES = [
     ("a1", {"txt": b"first", "jpg": b"\xff\xd8" + bytes(700), "json": b"{}"}),

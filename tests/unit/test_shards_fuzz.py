@@ -21,13 +21,13 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.index import HEADER_BYTES, index_path, open_index
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from data_tools.shards.survey import Survey, survey_tar
-from data_tools.shards.tar import BLOCK, TarDamageError
-from data_tools.shards.writer import write_shard
+from data_tools.format.index import HEADER_BYTES, index_path, open_index
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.format.survey import Survey, survey_tar
+from data_tools.format.tar import BLOCK, TarDamageError
+from data_tools.format.writer import write_shard
 
 EXAMPLES = int(os.environ.get("DUALSTREAM_FUZZ", "500"))
 MEMORY = 32 << 20  # bytes beside the interpreter; the files here have some ten kilobytes
@@ -326,7 +326,7 @@ def test_any_manifest_is_read_or_refused_in_one_line(shard, changes, copies, at,
 
 
 def test_numbers_of_headers_are_those_of_tarfile():
-    from data_tools.shards.tar import _number
+    from data_tools.format.tar import _number
 
     for field in [*NUMBERS, b"0000017\0", b"  644 \0", b"0000644 ", b"17\0garbage"]:
         try:

@@ -15,13 +15,13 @@ import zipfile
 import pytest
 
 from data_tools.__main__ import main
+from data_tools.corpus import ShardReader, open_corpus
+from data_tools.corpus.sources import find
 from data_tools.errors import UserError
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.index import index_path
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from data_tools.shards.sources import find
-from data_tools.shards.survey import survey_tar
-from data_tools.shards.writer import write_shard
+from data_tools.format.index import index_path
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.format.survey import survey_tar
+from data_tools.format.writer import write_shard
 from packing import jpeg
 
 

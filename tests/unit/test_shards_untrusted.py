@@ -13,14 +13,14 @@ import pytest
 import xxhash
 
 from data_tools.__main__ import main
+from data_tools.corpus import ShardReader, open_corpus
 from data_tools.errors import UserError
-from data_tools.shards import ShardReader, open_corpus
-from data_tools.shards.files import FileBytes, opened
-from data_tools.shards.index import HEADER_BYTES, index_path, open_index
-from data_tools.shards.manifest import Manifest, ShardRecord, write_manifest
-from data_tools.shards.survey import build_index, survey_tar
-from data_tools.shards.tar import BLOCK, TarDamageError, TarLayoutError, walk
-from data_tools.shards.writer import write_shard
+from data_tools.format.files import FileBytes, opened
+from data_tools.format.index import HEADER_BYTES, index_path, open_index
+from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.format.survey import build_index, survey_tar
+from data_tools.format.tar import BLOCK, TarDamageError, TarLayoutError, walk
+from data_tools.format.writer import write_shard
 from packing import jpeg
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from data_tools.corpus import Sample, open_corpus
 from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import label
-from data_tools.shards import Sample, open_corpus
 from pretrain.stream.bad import BadSample, BadSampleAccount, bad_ratio_error, too_many_bad
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.members import PLAIN, Fields

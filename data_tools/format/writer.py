@@ -7,9 +7,9 @@ from typing import BinaryIO
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.shards.commit import atomic_write
-from data_tools.shards.index import Index, IndexBuilder, index_path, write_index
-from data_tools.shards.tar import BLOCK, RECORD, member_header, padding, split_name
+from data_tools.format.commit import atomic_write
+from data_tools.format.index import Index, IndexBuilder, index_path, write_index
+from data_tools.format.tar import BLOCK, RECORD, member_header, padding, split_name
 
 
 class _HashedFile:

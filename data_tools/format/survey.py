@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.errors import UserError
-from data_tools.shards.files import FileBytes, opened
-from data_tools.shards.index import MAX_SPAN, Index, IndexBuilder, hash_file
-from data_tools.shards.tar import (
+from data_tools.format.files import FileBytes, opened
+from data_tools.format.index import MAX_SPAN, Index, IndexBuilder, hash_file
+from data_tools.format.tar import (
     BLOCK,
     EXTENDING,
     MAGIC,

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_tools.corpus.remote_sources import ShardEntry, describe_loss, resolve_url
+from data_tools.corpus.sources import find, missing
 from data_tools.errors import UserError
+from data_tools.format import manifest as manifests
+from data_tools.format.index import IndexHeader, index_header, index_path, open_index, write_index
+from data_tools.format.survey import build_index
 from data_tools.redaction import redact_source
 from data_tools.remote.settings import CacheSettings, Shard, default_settings
 from data_tools.remote.urls import is_remote
-from data_tools.shards import manifest as manifests
-from data_tools.shards.index import IndexHeader, index_header, index_path, open_index, write_index
-from data_tools.shards.remote_sources import ShardEntry, describe_loss, resolve_url
-from data_tools.shards.sources import find, missing
-from data_tools.shards.survey import build_index
 
 
 @dataclass(frozen=True, eq=False)

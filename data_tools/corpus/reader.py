@@ -6,16 +6,14 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from data_tools.corpus.corpus import Corpus
 from data_tools.errors import UserError
-from data_tools.shards.corpus import Corpus
-from data_tools.shards.files import open_regular, read_span
-from data_tools.shards.index import Index, index_path, key_hash, open_index
-from data_tools.shards.tar import TarDamageError, first_name, split_name
-
-if TYPE_CHECKING:
-    from data_tools.remote.cache import Cache
+from data_tools.format.files import open_regular, read_span
+from data_tools.format.index import Index, index_path, key_hash, open_index
+from data_tools.format.tar import TarDamageError, first_name, split_name
+from data_tools.remote.cache import Cache
 
 REMOTE_OPEN = 8
 _INDEX_BYTES = 64 << 20  # of the indexes of open shards, which are held in memory
@@ -144,8 +142,6 @@ class ShardReader:
         if remote is None or corpus.cache is None:
             return _OpenShard(path, Path(path), samples, size)
         if self._cache is None:
-            from data_tools.remote.cache import Cache  # it needs this package
-
             self._cache = Cache(corpus.cache)
         lease = self._cache.lease(remote, self._opened.clear)
         return _OpenShard(path, lease.tar, samples, size, lease.file)

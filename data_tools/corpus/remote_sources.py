@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools.corpus.sources import COMPRESSED
 from data_tools.errors import UserError
+from data_tools.format import manifest as manifests
+from data_tools.format.index import HEADER_BYTES, IndexHeader, index_path, open_index, parse_header
 from data_tools.progress import Progress
 from data_tools.redaction import redact
+from data_tools.remote.cache import Cache
 from data_tools.remote.retry import DeniedError, MissingError
 from data_tools.remote.settings import CacheSettings, Shard
 from data_tools.remote.store import read_bytes
 from data_tools.remote.urls import child, expand_braces, index_url, name_of, parent, split_query
-from data_tools.shards import manifest as manifests
-from data_tools.shards.index import HEADER_BYTES, IndexHeader, index_path, open_index, parse_header
-from data_tools.shards.sources import COMPRESSED
 
 
 def describe_loss(lost: int, samples: int) -> str:
@@ -115,8 +116,6 @@ def _lost(folder: Path, shard: Shard) -> int:
 def _identify(tars: list[str], cache: CacheSettings) -> Iterable[ShardEntry]:
     if not tars:
         return []
-    from data_tools.remote.cache import Cache  # it needs this package
-
     hint = "`python -m data_tools index` writes indexes beside the tars, for good"
     print(f"{len(tars)} remote tars without an index are read whole to count their samples; {hint}", file=sys.stderr)
     opened = Cache(cache)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.errors import UsageError, UserError
-from data_tools.remote.urls import MAX_SHARDS, expand_braces
-from data_tools.shards import manifest as manifests
-from data_tools.shards.files import read_small
+from data_tools.format import MAX_SHARDS
+from data_tools.format import manifest as manifests
+from data_tools.format.files import read_small
+from data_tools.remote.urls import expand_braces
 
 KINDS = "a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of these"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")

@@ -18,9 +18,9 @@ import numpy as np
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.shards.commit import atomic_write
-from data_tools.shards.files import opened, read_span
-from data_tools.shards.tar import BLOCK, MAX_TAR
+from data_tools.format.commit import atomic_write
+from data_tools.format.files import opened, read_span
+from data_tools.format.tar import BLOCK, MAX_TAR
 
 MAGIC = b"DSTRMIDX"
 SOUND, DAMAGED = 1, 2  # versions

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_tools.errors import UserError, shown
-from data_tools.remote.urls import MAX_SHARDS
-from data_tools.shards.commit import atomic_write
-from data_tools.shards.files import read_small
-from data_tools.shards.tar import BLOCK, MAX_TAR
+from data_tools.format import MAX_SHARDS
+from data_tools.format.commit import atomic_write
+from data_tools.format.files import read_small
+from data_tools.format.tar import BLOCK, MAX_TAR
 
 FILE_NAME = "manifest.json"
 FORMAT = "dualstream-shards"
