@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
+from pretrain.towers.buffers import settle_buffers
 from pretrain.towers.compiling import CompiledTowers
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
@@ -41,6 +42,7 @@ class DualEncoder(nn.Module):
         check_sizes(self.clip, spec)
         check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
+        self.tables = settle_buffers(self.clip, spec.name)
         take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
         self.started: list[str] = []  # what build_model loaded, for the user
@@ -97,6 +99,7 @@ class DualEncoder(nn.Module):
         """`state` (default: this module's) under open_clip's native keys, logit scale 0-dim and capped."""
         state = self.state_dict() if state is None else state
         native = {key.removeprefix("clip."): value for key, value in state.items()}
+        native |= {key: self.clip.get_buffer(key) for key in self.tables}
         for key in ("logit_scale", "logit_bias"):
             if key in native:
                 native[key] = native[key].reshape(())

@@ -9,6 +9,7 @@ import torch
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
 from data_tools.errors import UserError
+from pretrain.towers.buffers import take_tables
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.files import few
 from pretrain.towers.weights_file import refuse_non_finite, refuse_quantised
@@ -43,6 +44,7 @@ def initialise(
     state = dict(state)
     if hasattr(model.clip, "text"):
         state = convert_to_custom_text_state_dict(state)
+    take_tables(model.clip, state, source)
     own = model.clip.state_dict()
     before = {key: value.shape for key, value in state.items()}
     for key in ("logit_scale", "logit_bias"):

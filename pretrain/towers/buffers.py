@@ -1,0 +1,47 @@
+"""Buffers of towers. A checkpoint holds parameters alone, so what else a tower remembers must follow from its
+architecture."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data_tools.errors import UserError
+from pretrain.towers.files import few
+
+
+def settle_buffers(clip: nn.Module, name: str) -> tuple[str, ...]:
+    """Take the tables of whole numbers (positions, indices), which are built with the tower, out of the state of
+    `clip`; returns their keys, under which exports have them all the same. `name`: the model's, for messages.
+
+    Raises:
+        UserError: a buffer of other numbers that belongs to the tower's state: a run could not be resumed.
+    """
+    tables, others = [], []
+    for path, module in clip.named_modules():
+        for own, buffer in module._buffers.items():
+            if buffer is None or own in module._non_persistent_buffers_set:
+                continue
+            key = f"{path}.{own}" if path else own
+            if buffer.is_floating_point() or buffer.is_complex():
+                others.append(key)
+                continue
+            module._non_persistent_buffers_set.add(own)
+            tables.append(key)
+    if others:
+        raise UserError(
+            f"model {name} keeps numbers that are no parameters",
+            got=few(others),
+            expected="towers whose checkpoints are their parameters",
+            remedy="use a ViT or ConvNeXt",
+        )
+    return tuple(tables)
+
+
+def take_tables(clip: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Take the tables of whole numbers that `clip` builds itself out of native `state`, weights of `source`: older
+    files have them. Raises UserError where they are not `clip`'s own."""
+    tables = {key: buffer for key, buffer in clip.named_buffers() if not buffer.is_floating_point()}
+    odd = [key for key in tables if key in state and not torch.equal(state.pop(key).cpu(), tables[key].cpu())]
+    if odd:
+        raise UserError(f"the weights of {source} belong to other tables than the model's", got=few(odd))
