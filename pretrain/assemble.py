@@ -36,6 +36,7 @@ from pretrain.stream.members import Fields
 from pretrain.stream.position import Position
 from pretrain.stream.transform import ImageSettings
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.dropout import without_dropout
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
 Config = PretrainConfig | FinetuneConfig
@@ -201,10 +202,10 @@ def open_checkpoint(
     reader = CheckpointReader(found)
     state = reader.state()
     saved = reader.model()
-    if saved != description:
+    if without_dropout(saved) != without_dropout(description):
         raise UserError(
             f"{found} was written by another model",
-            got=_first_difference(saved, description),
+            got=_first_difference(without_dropout(saved), without_dropout(description)),
             remedy="choose another run.dir, or set the model and the loss it was trained with",
         )
     stream.go_on_from(Position.from_dict(state.position))

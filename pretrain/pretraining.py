@@ -58,7 +58,8 @@ class PretrainJob:
         doubt = doubt_bias(config.loss, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
-        if runtime.is_main and (remarks := self._evaluations.remarks(self.stream.corpus)):
+        remarks = [*filter(None, [self.model.silenced]), *self._evaluations.remarks(self.stream.corpus)]
+        if runtime.is_main and remarks:
             print("\n".join(remarks), flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder

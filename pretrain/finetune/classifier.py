@@ -14,6 +14,7 @@ from pretrain.finetune.labels import is_count
 from pretrain.process.runtime import Runtime
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
+from pretrain.towers.dropout import refuse_dropout
 from pretrain.towers.initialise import initialise
 
 
@@ -22,6 +23,7 @@ def build_classifier(
 ) -> tuple[Classifier, list[str]]:
     """The classifier of the settings and lines that say how it was initialised. All ranks must call it."""
     towers, lines = _towers(config)
+    lines += filter(None, [towers.silenced])
     towers.set_grad_checkpointing(config.train.grad_checkpointing)
     towers = towers.to(runtime.device).eval()
     scale = float(towers._scale().detach())
@@ -48,6 +50,8 @@ def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
         model = build_model(config.init, config.seed)
         return model, [f"random initialisation of {config.init}, seed {config.seed}", *model.started]
     trained, report = open_model(config.init, config.init_ema, config.architecture)
+    if config.architecture and config.architecture.endswith(".json"):
+        refuse_dropout(trained.spec, config.architecture, hashed=trained.patch_dropout is not None)
     if config.image_size is None or config.image_size == trained.spec.image_size:
         return trained, [str(report)]
     resized = DualEncoder(_with_size(trained.spec, config.image_size))

@@ -36,7 +36,7 @@ def dry_run(config: PretrainConfig) -> int:
     lines = start_lines(model, config) if reader is None else []
     if runtime.is_main:
         doubt = doubt_bias(config.loss, config.train.global_batch)
-        notes = [*lines, *(note for note in (doubt, *remarks) if note)]
+        notes = [*lines, *(note for note in (doubt, model.silenced, *remarks) if note)]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data_tools.errors import UserError
 from pretrain.towers.buffers import settle_buffers
 from pretrain.towers.compiling import CompiledTowers
+from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
@@ -42,6 +43,7 @@ class DualEncoder(nn.Module):
         check_sizes(self.clip, spec)
         check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
+        self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
         self.tables = settle_buffers(self.clip, spec.name)
         take_other_sizes(self.clip.visual)
         self.cut = TextCut(self.clip)
@@ -120,12 +122,17 @@ def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = 
     text tower of transformers: it takes the weights that lie in its folder. `model.started` says what was loaded.
 
     `logit_bias`: with one, also where the architecture has none.
+
+    Raises:
+        UserError: an architecture that is unknown, cannot be built, or of a JSON that asks for dropout.
     """
     spec = resolve_spec(name)
     if logit_bias and spec.model_cfg.get("init_logit_bias") is None:
         spec.model_cfg["init_logit_bias"] = 0.0  # there is one; where it starts depends on the batch (logits.py)
     torch.manual_seed(seed)
     model = DualEncoder(spec, text_buckets)
+    if name.endswith(".json"):
+        refuse_dropout(spec, name, hashed=model.patch_dropout is not None)
     model.started = _start_towers(model)
     return model
 

@@ -21,7 +21,7 @@ BITS = tiny.patch_bits(7, 3, range(PAIRS))
 # ZeRO stage, precision, micro-batches
 ENGINES = [(0, "fp32", 1), (0, "bf16", 4), (1, "bf16", 1), (2, "fp32", 4), (3, "fp32", 1), (3, "bf16", 4)]
 PATCHES = {"image_size": 32, "patch_size": 8, "patch_dropout": 0.5}
-TIMM = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32, "timm_drop": 0.2}
+TIMM = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
 FULL_TEXT = {"no_causal_mask": True, "pool_type": "last"}  # a tower that is not cut
 
 

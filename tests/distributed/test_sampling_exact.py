@@ -1,4 +1,4 @@
-"""Random numbers inside the towers: patch dropout is the same at any world size, dropout the same cached or not."""
+"""Random numbers inside the towers: patch dropout is the same at any world size, other dropout is off."""
 
 import copy
 from dataclasses import replace
@@ -20,12 +20,16 @@ IDS = np.random.default_rng(0).integers(0, 2**64, PAIRS, dtype=np.uint64)
 TIMM = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
 
 
-def build(vision_cfg):
-    """The tiny towers with another image tower, always of the same weights."""
+def build(vision_cfg, dropout=0.0):
+    """The tiny towers with another image tower, always of the same weights. `dropout`: switched on behind its back."""
     cfg = copy.deepcopy(tiny.MODEL_CFG)
     cfg["vision_cfg"] = vision_cfg if "timm_model_name" in vision_cfg else cfg["vision_cfg"] | vision_cfg
     torch.manual_seed(0)
-    return DualEncoder(replace(tiny.SPEC, model_cfg=cfg), text_buckets=2)
+    model = DualEncoder(replace(tiny.SPEC, model_cfg=cfg), text_buckets=2)
+    for module in model.modules():
+        if dropout and isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    return model
 
 
 def micro_batches(model, rows, size):
@@ -35,7 +39,7 @@ def micro_batches(model, rows, size):
     return [(*part[:2], bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
 
 
-def gradients(rank, world_size, vision_cfg, configurations):
+def gradients(rank, world_size, vision_cfg, configurations, dropout=0.0):
     """Full gradients for every (stage, micro-batch), and of a second forward of the same batch."""
     from deepspeed.utils import safe_get_full_grad
 
@@ -44,7 +48,7 @@ def gradients(rank, world_size, vision_cfg, configurations):
     local = PAIRS // world_size
     rows, results = slice(rank * local, (rank + 1) * local), []
     for stage, micro in configurations:
-        model = build(vision_cfg)
+        model = build(vision_cfg, dropout)
         engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
         torch.manual_seed(100 + rank)  # what the rank's own generator holds must not matter
         contrastive_backward(engine, micro_batches(model, rows, micro or local), infonce)
@@ -85,16 +89,27 @@ def test_patch_dropout_is_the_same_at_any_world_size_and_micro_batch(world_size,
         close(results[0], undropped)
 
 
-def test_dropout_is_exact_under_the_cache():
+DROPPED = {**TIMM, "timm_drop": 0.2, "timm_drop_path": 0.1, "patch_dropout": 0.25}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_dropout_that_a_tower_brings_changes_no_gradient(world_size):
+    (results, *_) = run_ranks(world_size, gradients, DROPPED, [(1, None), (3, 2)])
+    plain = build({**TIMM, "patch_dropout": 0.25})
+    want = whole_batch(plain, micro_batches(plain, slice(None), PAIRS))
+    for got in results:
+        close(got, want)
+
+
+def test_random_numbers_are_replayed_under_the_cache():
     """Exact: the gradients of an uncached forward of the same micro-batches that draws the same random numbers."""
-    vision_cfg = {**TIMM, "timm_drop": 0.2, "timm_drop_path": 0.1, "patch_dropout": 0.25}
-    ((cached, again),) = run_ranks(1, gradients, vision_cfg, [(1, 4), (0, 4)])
-    model = build(vision_cfg)
+    ((cached, again),) = run_ranks(1, gradients, DROPPED, [(1, 4), (0, 4)], 0.2)
+    model = build(DROPPED, 0.2)
     torch.manual_seed(100)
     uncached = whole_batch(model, micro_batches(model, slice(None), 4))
     close(cached, uncached)
     close(again, uncached)
     torch.manual_seed(101)
-    other = whole_batch(model := build(vision_cfg), micro_batches(model, slice(None), 4))
+    other = whole_batch(model := build(DROPPED, 0.2), micro_batches(model, slice(None), 4))
     with pytest.raises(AssertionError, match="is off by"):
         close(cached, other)
