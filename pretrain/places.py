@@ -12,8 +12,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.remote.urls import expand_braces, is_remote
-from pretrain.config.rules import TEMPLATE_NAMES
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.tree import TEMPLATE_NAMES, FinetuneConfig, PretrainConfig
 
 
 def check_settings(config: PretrainConfig | FinetuneConfig) -> None:

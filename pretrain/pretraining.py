@@ -11,7 +11,7 @@ import torch
 from data_tools.corpus import Corpus
 from data_tools.errors import UserError
 from pretrain import assemble
-from pretrain.config.rules import local_batch
+from pretrain.config.batch import local_batch
 from pretrain.config.tree import Phase, PretrainConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine

@@ -14,7 +14,7 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain.assemble import claim_run_dir
-from pretrain.config.rules import ENDLESS, duration_steps
+from pretrain.config.durations import ENDLESS, duration_steps
 from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
 from pretrain.engine.committed import Retention

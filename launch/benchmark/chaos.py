@@ -19,8 +19,8 @@ from data_tools.errors import UsageError, UserError
 from launch.benchmark.report import show_table, write_report
 from launch.benchmark.train import settled_precision
 from launch.benchmark.trainers import REPO_ROOT, free_port
+from pretrain.config.batch import check_world_size
 from pretrain.config.reading import load_config
-from pretrain.config.rules import check_world_size
 from pretrain.config.tree import PretrainConfig
 from pretrain.engine.committed import FOLDER, newest_intact, step_of
 

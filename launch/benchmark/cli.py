@@ -8,8 +8,7 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
-from pretrain.config.rules import LOSS_NAMES, PRECISIONS
-from pretrain.config.tree import PretrainConfig
+from pretrain.config.tree import LOSS_NAMES, PRECISIONS, PretrainConfig
 from pretrain.places import check_architecture, check_corpus, check_output, check_settings
 from pretrain.process.entry import run_entry
 

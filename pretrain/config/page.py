@@ -6,15 +6,15 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from data_tools.format.commit import atomic_write
-from pretrain.config.limits import LIMITS
-from pretrain.config.rules import CHOICES, DURATIONS
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.check import within
+from pretrain.config.declare import rule_of
+from pretrain.config.tree import Config, FinetuneConfig, PretrainConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
 _HEAD = """# Settings
@@ -45,36 +45,38 @@ This page is written by `python -m pretrain.config.page` from `pretrain/config/t
 
 def page() -> str:
     """The whole page, in Markdown."""
-    parts = [_HEAD.rstrip(), *_section("Of pretraining and fine-tuning", PretrainConfig, "")]
-    own = {one.name for one in fields(FinetuneConfig)} - {one.name for one in fields(PretrainConfig)}
-    parts += _section("Of fine-tuning alone", FinetuneConfig, "", own)
+    common = {one.name for one in fields(Config)}
+    parts = [_HEAD.rstrip(), *_section("Of every training", Config, "")]
+    parts += _section("Of pretraining", PretrainConfig, "", common)
+    parts += _section("Of fine-tuning", FinetuneConfig, "", common)
     return "\n".join(parts) + "\n"
 
 
-def _section(title: str, kind: type, prefix: str, only: set[str] | None = None) -> Iterator[str]:
-    """A heading and the table of a dataclass, then those of the dataclasses within it."""
+def _section(title: str, kind: type, prefix: str, without: Collection[str] = ()) -> Iterator[str]:
+    """A heading and the table of a section, then those of the sections within it."""
     hints, comments = get_type_hints(kind), comments_of(kind)
-    shown = [one for one in fields(kind) if only is None or one.name in only]
     about = inspect.cleandoc(kind.__doc__ or "").replace("\n", " ")
     about = re.sub(" +", " ", about)
-    yield f"\n## {title}\n\n{about}\n\n| setting | default | allowed | effect |\n|-|-|-|-|"
-    inside = []
-    for one in shown:
-        hint = hints[one.name]
-        inner = get_args(hint)[0] if get_origin(hint) is list else hint
+    yield f"\n## {title}\n\n{about}"
+    rows, inside = [], []
+    for one in fields(kind):
+        if one.name in without:
+            continue
         name = f"{prefix}{one.name}"
-        if is_dataclass(inner):
-            many = inner is not hint
-            inside.append((f"`{name}{'.0' * many}`", inner, f"{name}.{'*.' * many}"))
-            if not many:
-                continue
-        yield _row(name, hint, _default(one), comments[one.name])
+        inner, step = within(hints[one.name])
+        if inner is not None:
+            inside.append((f"`{name}.{step}`".replace(".`", "`"), inner, f"{name}.{step}"))
+        if inner is None or step:
+            rows.append(_row(name, one, hints[one.name], comments[one.name]))
+    if rows:
+        yield "\n| setting | default | allowed | effect |\n|-|-|-|-|"
+        yield from rows
     for heading, inner, deeper in inside:
         yield from _section(heading, inner, deeper)
 
 
-def _row(name: str, hint: Any, default: str, effect: str) -> str:
-    cells = [f"`{name.replace('*', '0')}`", default, _allowed(name, hint), effect]
+def _row(name: str, one: Field, hint: Any, effect: str) -> str:
+    cells = [f"`{name}`", _default(one), _allowed(one, hint), effect]
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -91,19 +93,23 @@ def _yaml(value: Any) -> str:
     return str(value)
 
 
-def _allowed(name: str, hint: Any) -> str:
-    null = ", null" if type(None) in get_args(hint) else ""
-    if name in CHOICES:
-        return ", ".join(map(str, CHOICES[name]))
-    if name in LIMITS:
-        return f"{LIMITS[name]}".replace(" value ", " x ") + null
-    if name in DURATIONS or name.endswith(".until"):
-        return f"a duration{null}"
+def _allowed(one: Field, hint: Any) -> str:
+    rule, null = rule_of(one), ", null" if type(None) in get_args(hint) else ""
+    if rule is not None:
+        return f"{rule}{null}"
     return "true, false" if hint is bool else f"text{null}" if "str" in str(hint) else ""
 
 
 def comments_of(kind: type) -> dict[str, str]:
     """What stands in the source beside each field of a dataclass, or in the lines above it."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        if is_dataclass(one):
+            found |= _own_comments(one)
+    return found
+
+
+def _own_comments(kind: type) -> dict[str, str]:
     source = inspect.getsource(kind)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}

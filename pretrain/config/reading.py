@@ -8,17 +8,17 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
-from pretrain.config.rules import PRECISIONS, validate
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.check import check, names
+from pretrain.config.tree import PRECISIONS, FinetuneConfig, PretrainConfig
 
 _LARGEST = 1 << 20  # bytes of a config file
 _Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
@@ -34,7 +34,7 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
     path = Path(path)
     _require_file(path)
     config = _build(kind, path, overrides)
-    validate(config)
+    check(config)
     return config
 
 
@@ -175,7 +175,7 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
     key = str(getattr(error, "full_key", "") or "") or _guilty(kind, raw)
     reason = _first_line(error).split(". Did you mean")[0]
     if "not in" in reason:
-        near = _nearest(key, list(_all_keys(kind)))
+        near = _nearest(key, _keys(kind))
         return UsageError(
             f"unknown config key {key!r} in {path} or on the command line",
             remedy=f"did you mean {near!r}?" if near else "configs/README.md has the keys",
@@ -229,10 +229,10 @@ def _nearest(key: str, names: list[str]) -> str | None:
     return found[likeness.index(max(likeness))][1] if found else None
 
 
-def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings; those of a list's items stand under 0."""
-    for name, hint in get_type_hints(kind).items():
-        yield prefix + name
-        inner = get_args(hint)[0] if get_origin(hint) is list else hint
-        if is_dataclass(inner):
-            yield from _all_keys(cast(type, inner), f"{prefix}{name}." + "0." * (inner is not hint))
+def _keys(kind: type) -> list[str]:
+    """Dotted names of all sections and settings; those of a list's items stand under 0."""
+    found: dict[str, None] = {}
+    for name, *_ in names(kind):
+        steps = name.split(".")
+        found |= dict.fromkeys(".".join(steps[: end + 1]) for end, step in enumerate(steps) if step != "0")
+    return list(found)

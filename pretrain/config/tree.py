@@ -1,75 +1,121 @@
-"""The one tree of settings, as frozen dataclasses. Read from YAML by `reading.py`, checked by `rules.py`.
+"""The one tree of settings, as frozen dataclasses. Read from YAML by `reading.py`, checked by `check.py`.
 
-Values that follow from others (steps, the rank's batch, the DeepSpeed JSON) are never stored: they are computed where
-they are used. Nothing here imports torch, so `--help` and config errors answer at once. The comment beside a setting,
-or above it, is what configs/README.md says of it: `python -m pretrain.config.page` writes that page.
+A setting is declared with its default and its rule; what must hold between settings stands in the `check()` of the
+smallest section that has them. Values that follow from others (steps, the rank's batch, the DeepSpeed JSON) are never
+stored: they are computed where they are used. Nothing here imports torch, so `--help` and config errors answer at once.
+The comment beside or above a setting is its text in configs/README.md (`python -m pretrain.config.page`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from data_tools.remote.settings import DEFAULT_GIB
+from pretrain.config.declare import Fault, Parsed, Section, Waiting, break_rule, choice, number, setting, span
+from pretrain.config.durations import FOREVER, parse_duration, parse_steps
+
+PRECISIONS = ("auto", "fp32", "bf16")
+LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # of pretrain/losses
+TEMPLATE_NAMES = ("photo", "simple", "openai")  # of pretrain/evaluate/templates.py
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Section):
     """One corpus of shards: a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of
     these; or the URL of a folder, manifest or tars (braces only).
 
     Several sources are mixed in every global batch: by `weight`, or else by size times `repeat`."""
 
     urls: str = "???"  # where the shards are
-    weight: float | None = None  # share of every global batch, relative to the other sources'; null: by size
-    repeat: float = 1.0  # how often an epoch counts the source
+    # Share of every global batch, relative to the other sources'; null: by size.
+    weight: float | None = number(None, ge=1e-6, le=1e12, remedy="take the source out to switch it off")
+    repeat: float = number(1.0, ge=1e-6, le=1e6)  # how often an epoch counts the source
     image: str | None = None  # extensions of the image member, `;` between; null: any known one
     # Where the texts are, `;` between; the first place that has any is taken: `txt` is a member, whose lines are one
     # caption; `lines` takes each of its lines for one; `json:FIELD` is a field (dots go deeper) with a text or a list.
     captions: str = "json:captions;txt"
-    choose: str = "random"  # which of several captions is used: random (a hash of seed, epoch and sample id) | first
+    # Which of several captions is used: random (a hash of seed, epoch and sample id) | first.
+    choose: str = choice("random", "first")
+
+    def check(self) -> Iterator[Fault]:
+        """A share is given in one way."""
+        if self.weight is not None and self.repeat != 1:
+            yield Fault("repeat", "1 beside a weight", "set one of the two")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """Where the run lives."""
 
     dir: str = "???"  # folder of checkpoints, metrics and status; hosts must share its file system
     # auto: continue from the newest intact checkpoint in run.dir | never: refuse a folder that holds one.
-    resume: str = "auto"
+    resume: str = choice("auto", "never")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The training stream. The crop, `flip`, `color_jitter` and `word_dropout` are drawn by a hash of seed, epoch and
     sample id."""
 
     train: list[Source] = field(default_factory=list)  # at least one: a path, a list of paths, or of sources as below
-    workers: int = 1  # loader processes per rank; 0 decodes in the training process
-    window: int = 16384  # samples of one canonical stream that are shuffled together
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image area that the random crop keeps, from and to
-    flip: float = 0.0  # share of the pictures that are mirrored
-    color_jitter: float = 0.0  # brightness, contrast and saturation times factors up to this far from 1
-    word_dropout: float = 0.0  # share of a caption's words that are left out (pretraining)
+    # Loader processes per rank; 0 decodes in the training process.
+    workers: int = number(1, ge=0, le=512, remedy="0 decodes in the training process; it is per rank")
+    window: int = number(16384, ge=1, le=2**31 - 1)  # samples of one canonical stream that are shuffled together
+    # Share of the image area that the random crop keeps, from and to.
+    crop_scale: tuple[float, float] = number((0.9, 1.0), gt=0, le=1, remedy="two numbers: 0 < low <= high <= 1")
+    # Share of the pictures that are mirrored.
+    flip: float = number(0.0, ge=0, le=1, remedy="0.5 mirrors every other picture")
+    # Brightness, contrast and saturation times factors up to this far from 1.
+    color_jitter: float = number(0.0, ge=0, le=1, remedy="0.4 is usual")
+    word_dropout: float = number(0.0, ge=0, lt=1)  # share of a caption's words that are left out (pretraining)
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
-    max_bad_ratio: float = 0.01  # share of samples that may be bad (replaced and listed); more end the run
+    # Share of samples that may be bad (replaced and listed); more end the run.
+    max_bad_ratio: float = number(0.01, ge=0, lt=1)
     verify_shards: bool = False  # hash each shard once a node as its reading begins; changed-shards-RANK.jsonl has them
     cache_dir: str | None = None  # on a disk of the node, for remote shards in dualstream/shards; null: ~/.cache
-    cache_gib: float = DEFAULT_GIB  # GiB of that cache at most; what was used least recently makes room
+    # GiB of that cache at most; what was used least recently makes room.
+    cache_gib: float = number(
+        DEFAULT_GIB, gt=0, le=1e6, remedy="the shards that the ranks of a node read at a time must fit"
+    )
+
+    def check(self) -> Iterator[Fault]:
+        """There are sources, all weighted or none, and no corpus stands there twice."""
+        if not self.train:
+            yield Fault("train", "at least one source", "data.train=FOLDER")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            yield Fault("crop_scale", "0 < low <= high <= 1")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            rule = "a weight for every source or for none"
+            yield Fault(f"train.{weighted.index(False)}.weight", rule, "without weights sizes and `repeat` decide")
+        read = [(source.urls, source.image, source.captions) for source in self.train]
+        for place, one in enumerate(read):
+            if one in read[:place]:
+                rule = "not the corpus of a source before it"
+                yield Fault(f"train.{place}.urls", rule, "repeat: 2 counts one twice")
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Section):
     """A cheaper beginning of a run: smaller pictures, or patches left out (FLIP, arXiv 2212.00794). null: as the
     architecture has it, and so are all that comes after the last phase, and every evaluation."""
 
-    until: str = "???"  # where the phase ends, counted from the run's start
-    image_size: int | None = None  # pixels, whole patches; position embeddings are interpolated to them
-    patch_dropout: float | None = None  # share of an image's patches
+    until: str = span("???")  # where the phase ends, counted from the run's start
+    # Pixels, whole patches; position embeddings are interpolated to them.
+    image_size: int | None = number(None, ge=1, le=16384)
+    patch_dropout: float | None = number(None, ge=0, lt=1)  # share of an image's patches
+
+    def check(self) -> Iterator[Fault]:
+        """It differs from what comes after it."""
+        if self.image_size is None and self.patch_dropout is None:
+            yield Fault("image_size", "an image_size or a patch_dropout of its own", "take the phase out")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The towers of pretraining."""
 
     name: str = "ViT-B-32"  # an open_clip architecture, or the path of its JSON
@@ -77,135 +123,195 @@ class ModelConfig:
     # Weights to start from: a run, checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or an
     # open_clip weights file; null: random ones, by the seed.
     init: str | None = None
-    locked: str = "none"  # this tower keeps its weights, those of model.init, which may lack the other tower's
-    text_buckets: int = 4  # captions of a micro-batch sorted by length and cut to the longest of each bucket (exact)
+    # This tower keeps its weights, those of model.init, which may lack the other tower's.
+    locked: str = choice("none", "image", "text")
+    # Captions of a micro-batch sorted by length and cut to the longest of each bucket (exact).
+    text_buckets: int = number(4, ge=1, le=1024)
+
+    def check(self) -> Iterator[Fault]:
+        """A tower that never learns has weights from somewhere."""
+        if self.locked != "none" and self.init is None:
+            yield Fault("locked", "none without model.init", "set model.init")
+
+
+# Settings that some losses alone know, and those losses.
+_OF_SOME_LOSSES = {
+    "label_smoothing": ("infonce", "multi_positive"),
+    "margin": ("margin",),
+    "negatives": ("margin",),
+    "temperature": ("infonce", "multi_positive", "sigmoid"),
+    "learn_temperature": ("infonce", "multi_positive", "sigmoid"),
+    "logit_bias": ("sigmoid",),
+}
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Section):
     """The contrastive loss of pretraining. A setting that belongs to some losses alone names them first."""
 
     # infonce (CLIP) | multi_positive (InfoNCE in which pairs that share an image or a text, by hash, are no negatives)
     # | sigmoid (SigLIP) | margin (VSE++).
-    name: str = "infonce"
-    label_smoothing: float = 0.0  # infonce, multi_positive: share of the target that is spread over the batch
-    margin: float = 0.2  # margin: by how much the cosine of a pair must exceed that of its negatives
-    negatives: str = "sum"  # margin: of all negatives | the hardest of each image and of each text
-    temperature: float | None = None  # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1)
+    name: str = choice(*LOSS_NAMES)
+    # infonce, multi_positive: share of the target that is spread over the batch.
+    label_smoothing: float = number(0.0, ge=0, lt=1)
+    # margin: by how much the cosine of a pair must exceed that of its negatives.
+    margin: float = number(0.2, gt=0, le=2, remedy="cosines lie between -1 and 1")
+    negatives: str = choice("sum", "hardest")  # margin: of all negatives | the hardest of each image and of each text
+    # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1).
+    temperature: float | None = number(None, ge=0.01, le=1, remedy="the logit scale stays below 100")
     learn_temperature: bool = True  # all but margin: whether the temperature is trained
-    logit_bias: float | None = None  # sigmoid: at the start; null: model.init's, else -ln(global batch)
+    # sigmoid: at the start; null: model.init's, else -ln(global batch).
+    logit_bias: float | None = number(None, ge=-100, le=0, remedy="null: -ln(global batch)")
+
+    def check(self) -> Iterator[Fault]:
+        """What the loss does not know is left as it is."""
+        for name, losses in _OF_SOME_LOSSES.items():
+            silent = getattr(LossConfig, name)
+            if self.name not in losses and getattr(self, name) != silent:
+                yield Fault(name, f"{'null' if silent is None else silent} at loss.name={self.name}")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """The optimizer, and a schedule keyed on samples seen, so that a change of world size or batch does not move it."""
 
     # adamw | lion (one tensor a parameter where AdamW keeps two; wants betas of about 0.9 and 0.99, a rate 3 to 10
     # times lower than AdamW's and as much more weight decay) | lamb, muon (train.zero_stage=0).
-    name: str = "adamw"
-    lr: float = 5e-4  # peak learning rate
-    betas: tuple[float, float] = (0.9, 0.98)  # decay of the averages of gradients and of their squares
-    eps: float = 1e-6  # adamw, lamb: added to the denominator
-    weight_decay: float = 0.2  # of matrices, times the rate; vectors and scalars do not decay
-    image_lr: float | None = None  # rate of the image tower; null: optim.lr
-    text_lr: float | None = None  # rate of the text tower; null: optim.lr
-    image_weight_decay: float | None = None  # of the image tower; null: optim.weight_decay
-    text_weight_decay: float | None = None  # of the text tower; null: optim.weight_decay
-    layer_decay: float = 1.0  # each layer of a tower learns at this share of the rate of the one above (BEiT)
+    name: str = choice("adamw", "lion", "lamb", "muon")
+    lr: float = number(5e-4, ge=1e-12, le=100)  # peak learning rate
+    # Decay of the averages of gradients and of their squares.
+    betas: tuple[float, float] = number((0.9, 0.98), ge=0, lt=1, remedy="two numbers, such as [0.9, 0.98]")
+    eps: float = number(1e-6, ge=1e-30, le=1)  # adamw, lamb: added to the denominator
+    # Of matrices, times the rate; vectors and scalars do not decay.
+    weight_decay: float = number(0.2, ge=0, le=100)
+    # Rate of the image tower; null: optim.lr.
+    image_lr: float | None = number(None, ge=1e-12, le=100, remedy="model.locked=image stops the tower")
+    # Rate of the text tower; null: optim.lr.
+    text_lr: float | None = number(None, ge=1e-12, le=100, remedy="model.locked=text stops the tower")
+    image_weight_decay: float | None = number(None, ge=0, le=100)  # of the image tower; null: optim.weight_decay
+    text_weight_decay: float | None = number(None, ge=0, le=100)  # of the text tower; null: optim.weight_decay
+    # Each layer of a tower learns at this share of the rate of the one above (BEiT).
+    layer_decay: float = number(1.0, gt=0, le=1, remedy="1.0 gives all layers one rate")
     decay_embeddings: bool = False  # whether position embeddings decay too, as they do in open_clip 3.3
-    schedule: str = "cosine"  # of the rate, after the warmup: cosine (to zero at the end) | constant
-    warmup: str = "0 steps"  # how long the rate rises from zero at the start
-    cooldown: str = "0 steps"  # constant: how long the rate falls to zero at the end (warmup-stable-decay)
-    ema: float | None = None  # decay of a moving average of the weights, evaluated and saved too; null: none
-    grad_clip: float | None = None  # global norm that gradients are cut to; null: no clipping
+    # Of the rate, after the warmup: cosine (to zero at the end) | constant.
+    schedule: str = choice("cosine", "constant")
+    warmup: str = span("0 steps", zero=True)  # how long the rate rises from zero at the start
+    # constant: how long the rate falls to zero at the end (warmup-stable-decay).
+    cooldown: str = span("0 steps", zero=True)
+    # Decay of a moving average of the weights, evaluated and saved too; null: none.
+    ema: float | None = number(None, gt=0, lt=1, remedy="0.9999 averages some 10,000 updates")
+    # Global norm that gradients are cut to; null: no clipping.
+    grad_clip: float | None = number(None, ge=1e-12, le=1e12, remedy="null switches clipping off")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """How long, how large, how precise."""
 
-    duration: str = "1 epoch"  # of the run; or forever, with optim.schedule=constant
-    global_batch: int = 256  # pairs (pictures in fine-tuning) of a step over all ranks, which must divide it
+    duration: str = span("1 epoch", endless=True)  # of the run; or forever, with optim.schedule=constant
+    # Pairs (pictures in fine-tuning) of a step over all ranks, which must divide it.
+    global_batch: int = number(256, ge=1, le=2**30)
     # Pairs of a forward; fewer than the rank's share turn on the gradient cache (GradCache, arXiv 2101.06983): same
     # gradients, less memory. null: the rank's share in one forward.
-    micro_batch: int | None = None
+    micro_batch: int | None = number(None, ge=1, le=2**30)
     # bf16 (autocast over fp32 parameters) | fp32 | auto: as the checkpoint that the run goes on from, else bf16 where
     # all ranks' devices have it in hardware. It is said at the start.
-    precision: str = "auto"
+    precision: str = choice(*PRECISIONS)
     # ZeRO (arXiv 1910.02054): 0 shares nothing among ranks, 1 optimizer states, 2 gradients too, 3 parameters too.
-    zero_stage: int = 1
+    zero_stage: int = choice(0, 1, 2, 3, default=1)
     # Towers whose layers keep their input alone and run again in the backward: same gradients, less memory, up to a
     # third more work.
-    grad_checkpointing: str = "none"
+    grad_checkpointing: str = choice("none", "image", "text", "both")
     # From stage 1: the optimizer's states, its fp32 master and its update live on the host (ZeRO-Offload, arXiv
     # 2101.06840), which frees the memory of GPUs; without GPUs it changes nothing.
     offload_optimizer: bool = False
     # To stage 2: the towers run through torch.compile; the first steps take minutes, and on CPUs it gains nothing.
     compile: bool = False
 
+    def check(self) -> Iterator[Fault]:
+        """The ZeRO stage allows what else is asked for, and there is something to tell a sample apart from."""
+        if self.global_batch < 2:
+            rule = ">= 2: the other samples of a batch are what one is told apart from"
+            yield Fault("global_batch", rule, "without any the loss is 0 and nothing learns")
+        if self.offload_optimizer and self.zero_stage == 0:
+            yield Fault("offload_optimizer", "false at train.zero_stage=0", "set train.zero_stage=1")
+        if self.compile and self.zero_stage == 3:
+            rule = (
+                "0, 1 or 2 beside train.compile: at 3 a layer's weights come and go in hooks that a graph cannot hold"
+            )
+            yield Fault("zero_stage", rule)
+
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section):
     """Evaluation during training."""
 
-    every: str | None = None  # how often; null: only at the end
+    every: str | None = span(None)  # how often; null: only at the end
     retrieval: str | None = None  # a corpus with captions, like data.train.0.urls: recall and loss; null: none
     classification: str | None = None  # a corpus with labels: accuracies; null: none
     captions: str = "json:captions;txt"  # where the texts of `retrieval` are, as in data.train
     templates: str = "photo"  # zero-shot prompts: photo | simple | openai | a file, {c} for the class in each line
-    batch: int = 128  # images per rank and forward
+    batch: int = number(128, ge=1, le=2**20)  # images per rank and forward
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When to save, besides the end and a signal, and which committed checkpoints stay."""
 
-    every: str | None = "1 epoch"  # how often to save; null: only at the end
-    keep: int = 2  # newest checkpoints that stay
-    keep_every: str | None = None  # save at every multiple of this duration too, and never delete those
+    every: str | None = span("1 epoch")  # how often to save; null: only at the end
+    # Newest checkpoints that stay.
+    keep: int = number(2, ge=2, le=10**6, remedy="one spare is needed for the day the newest is damaged")
+    keep_every: str | None = span(None)  # save at every multiple of this duration too, and never delete those
     keep_best: str | None = None  # metric of the evaluation, -NAME where lower is better: save and keep the best one
 
+    def check(self) -> Iterator[Fault]:
+        """A loss is better where it is lower."""
+        best = self.keep_best
+        if best is not None and best.endswith("loss") and not best.startswith("-"):
+            rule = "a metric of which more is better, or - and one of which less is"
+            yield Fault("keep_best", rule, "put a minus before a loss: checkpoint.keep_best=-validation_loss")
+
 
 @dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Section):
     """What is written while a run goes on."""
 
-    every: str = "10 steps"  # how often scalars go to metrics.jsonl and TensorBoard
-    images: int = 4  # captioned pictures in TensorBoard at every evaluation
+    every: str = span("10 steps")  # how often scalars go to metrics.jsonl and TensorBoard
+    images: int = number(4, ge=0, le=1000)  # captioned pictures in TensorBoard at every evaluation
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Section):
     """What a run does about faults."""
 
     # Steps of the whole run whose loss or gradient is not finite that are left out on all ranks and listed in
     # skipped.jsonl; one more ends the run.
-    max_skipped: int = 0
+    max_skipped: int = number(0, ge=0, le=10**9, remedy="0 ends the run at the first")
     # A loss this many deviations above the recent ones is listed in spikes.jsonl and changes nothing; null: no watch.
-    spike: float | None = 6.0
+    spike: float | None = number(6.0, gt=0, le=1e6, remedy="null switches the watch off")
     # A rank that makes no progress for so long (seconds, minutes, hours) prints its stacks and ends the run; null:
     # never.
-    hang_timeout: str | None = "20 minutes"
+    hang_timeout: str | None = setting(
+        "20 minutes", Waiting(1500, "25 minutes", "collectives end by themselves after 30 minutes, without stacks")
+    )
 
 
 @dataclass(frozen=True)
-class ProfileConfig:
+class ProfileConfig(Section):
     """A look at single steps."""
 
     # FIRST-LAST, counted from 1: a profiler trace of these steps on rank 0, and a page on where their time went, in the
     # run folder; null: none.
-    steps: str | None = None
+    steps: str | None = setting(None, Parsed(parse_steps, "a range of steps"))
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of `launch/pretrain.py`."""
+class Config(Section):
+    """What every training has."""
 
-    seed: int = 0  # of the order of the samples, their augmentation and random weights
+    seed: int = number(0, ge=0, le=2**64 - 1)  # of the order of the samples, their augmentation and random weights
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -214,30 +320,81 @@ class PretrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
+    def check(self) -> Iterator[Fault]:
+        """The schedule fits the run, the optimizer the ZeRO stage, and the best checkpoint is told by something."""
+        optim, forever = self.optim, self.train.duration == FOREVER
+        if forever and optim.schedule != "constant":
+            yield Fault("optim.schedule", "constant, because train.duration is forever")
+        if parse_duration(optim.cooldown, "optim.cooldown")[0] > 0 and (optim.schedule != "constant" or forever):
+            rule = "0 steps, unless optim.schedule is constant and train.duration ends"
+            remedy = "a run that went on forever cools down when it is resumed with a duration"
+            yield Fault("optim.cooldown", rule, remedy)
+        if optim.name in ("lamb", "muon") and self.train.zero_stage > 0:
+            rule = f"0 at optim.name={optim.name}, which looks at whole matrices"
+            yield Fault("train.zero_stage", rule, "adamw and lion work at every stage")
+        if self.checkpoint.keep_best is not None and self.eval.retrieval is None and self.eval.classification is None:
+            yield Fault("checkpoint.keep_best", "an evaluation", "set eval.retrieval or eval.classification")
+
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class PretrainConfig(Config):
+    """Settings of `launch/pretrain.py`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def check(self) -> Iterator[Fault]:
+        """A locked tower has no rate of its own."""
+        yield from super().check()
+        for name in (f"optim.{self.model.locked}_lr", f"optim.{self.model.locked}_weight_decay"):
+            if getattr(self.optim, name.removeprefix("optim."), None) is not None:
+                yield Fault(name, "null for a tower that is locked")
+
+
+# Settings that fine-tuning shares with pretraining and would not heed, and their values where nothing is said.
+_NOT_OF_FINETUNING = {
+    "optim.ema": None,
+    "optim.text_lr": None,
+    "optim.text_weight_decay": None,
+    "eval.retrieval": None,
+    "eval.captions": EvalConfig.captions,
+    "eval.templates": EvalConfig.templates,
+    "data.word_dropout": 0.0,
+}
+
+
+def _check_classes(value: Any, name: str) -> None:
+    """YAML reads yes, no and null as other things than names."""
+    many = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int) and not isinstance(one, bool) and str(one).strip() for one in many):
+        remedy = "put quotes around names that YAML takes for something else (yes, no, null)"
+        break_rule(name, value, "a list of names, a file with one a line, a count, or null", remedy)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
     """Settings of `launch/finetune.py`."""
 
-    seed: int = 0  # of the order of the samples, their augmentation and random weights
     # What model.init takes, or an architecture with `random: true`.
     init: str = "???"
     architecture: str | None = None  # of a bare weights file in `init`: an open_clip name or the path of its JSON
     random: bool = False  # start from nothing, for a baseline
     init_ema: bool = False  # from the moving average of its weights (optim.ema)
-    mode: str = "full"  # linear: only the head learns | full: the image tower too
-    image_size: int | None = None  # pixels; null: as pretrained, else position embeddings are interpolated
+    mode: str = choice("linear", "full", default="full")  # linear: only the head learns | full: the image tower too
+    # Pixels; null: as pretrained, else position embeddings are interpolated.
+    image_size: int | None = number(None, ge=1, le=16384)
     zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros
     templates: str = "photo"  # prompts of those class weights: photo | simple | openai | a file
     # Names of the labels 0, 1, ... where the shards carry none (tars of other tools), or other names: a list, a file
     # with one a line, or a count; null: as packed.
-    classes: Any = None
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    classes: Any = setting(None, Parsed(_check_classes, ""))
+
+    def check(self) -> Iterator[Fault]:
+        """What fine-tuning would not heed is left as it is."""
+        yield from super().check()
+        where = "in fine-tuning: labels, one tower, no average"
+        for name, silent in _NOT_OF_FINETUNING.items():
+            if attrgetter(name)(self) != silent:
+                yield Fault(name, f"{'null' if silent is None else silent} {where}")
+        if self.train.grad_checkpointing in ("text", "both"):
+            yield Fault("train.grad_checkpointing", "none or image in fine-tuning")

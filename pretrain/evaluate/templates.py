@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_tools.errors import UserError
-from pretrain.config.rules import TEMPLATE_NAMES
+from pretrain.config.tree import TEMPLATE_NAMES
 
 PHOTO = ("a photo of a {c}.",)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from data_tools.redaction import redact_source
 from pretrain import assemble
-from pretrain.config.rules import local_batch
+from pretrain.config.batch import local_batch
 from pretrain.config.tree import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pretrain import assemble
-from pretrain.config.rules import local_batch
+from pretrain.config.batch import local_batch
 from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import shown
 from pretrain.finetune.job import Prepared

@@ -17,7 +17,7 @@ from data_tools.errors import UsageError, printable, shown
 from data_tools.format.commit import atomic_write
 from data_tools.progress import Progress
 from pretrain import assemble
-from pretrain.config.rules import local_batch
+from pretrain.config.batch import local_batch
 from pretrain.config.tree import PretrainConfig
 from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
 from pretrain.process.runtime import Runtime

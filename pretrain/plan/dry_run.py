@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from pretrain import assemble
+from pretrain.config.durations import ENDLESS
 from pretrain.config.reading import dump_config
-from pretrain.config.rules import ENDLESS
 from pretrain.config.tree import PretrainConfig
 from pretrain.engine.weights import describe
 from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much

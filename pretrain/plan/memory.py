@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pretrain import assemble
-from pretrain.config.rules import local_batch
+from pretrain.config.batch import local_batch
 from pretrain.config.tree import OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of

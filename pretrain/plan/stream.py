@@ -13,7 +13,7 @@ import numpy as np
 
 from data_tools.errors import UsageError
 from pretrain import assemble
-from pretrain.config.rules import check_world_size
+from pretrain.config.batch import check_world_size
 from pretrain.config.tree import PretrainConfig
 from pretrain.stream.loader import StreamSource, make_mixture
 from pretrain.stream.order import Order

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
-from pretrain.config.rules import PRECISIONS
+from pretrain.config.tree import PRECISIONS
 from pretrain.places import check_model, check_output, check_present
 from pretrain.process.entry import refuse_ranks, run_entry
 

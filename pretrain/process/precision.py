@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.config.rules import PRECISIONS
+from pretrain.config.tree import PRECISIONS
 from pretrain.process.agree import gather
 
 AUTO, FP32, BF16 = PRECISIONS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.config.rules import parse_seconds
+from pretrain.config.durations import parse_seconds
 from pretrain.process.entry import reason_of
 from pretrain.process.peers import HANGS, Peers
 from pretrain.process.runtime import Runtime

@@ -17,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pretrain.config.rules import parse_steps
+from pretrain.config.durations import parse_steps
 from pretrain.process.runtime import Runtime
 from pretrain.report.writes import Writes
 

@@ -13,7 +13,8 @@ from data_tools.corpus import Corpus, ShardReader, join_corpora
 from data_tools.errors import UsageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import Target
-from pretrain.config.rules import check_world_size, parse_duration
+from pretrain.config.batch import check_world_size
+from pretrain.config.durations import parse_duration
 from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools.errors import UserError
-from pretrain.config.rules import check_world_size
+from pretrain.config.batch import check_world_size
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor
 

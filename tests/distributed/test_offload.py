@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from data_tools.errors import UsageError
-from pretrain.config.rules import validate
+from pretrain.config.check import check
 from pretrain.config.tree import DataConfig, PretrainConfig, Source, TrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
@@ -87,7 +87,7 @@ def test_offloaded_steps_and_checkpoints_are_the_same_bit_for_bit(tmp_path):
 def test_stage_0_has_nothing_to_offload():
     config = PretrainConfig(data=DataConfig([Source("s")]), train=TrainConfig(zero_stage=0, offload_optimizer=True))
     with pytest.raises(UsageError, match=r"train\.offload_optimizer"):
-        validate(config)
+        check(config)
 
 
 def clamped(rank, world_size):

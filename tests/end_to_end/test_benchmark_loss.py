@@ -6,7 +6,7 @@ import pytest
 
 from launch.benchmark import cli
 from launch.benchmark.loss import trials
-from pretrain.config.rules import LOSS_NAMES
+from pretrain.config.tree import LOSS_NAMES
 from pretrain.losses import LOSSES
 
 

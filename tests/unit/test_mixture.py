@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import UserError
-from pretrain.config.rules import ENDLESS
+from pretrain.config.durations import ENDLESS
 from pretrain.stream.loader import StreamSource, TrainStream, source_streams
 from pretrain.stream.mixture import PERIOD, Mixture, Quotas, largest_remainders
 from pretrain.stream.order import Order

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import UserError
-from pretrain.config.rules import check_world_size
+from pretrain.config.batch import check_world_size
 from pretrain.stream import order as order_module
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError
+from pretrain.config.check import check
 from pretrain.config.reading import load_config
-from pretrain.config.rules import validate
 from pretrain.config.tree import DataConfig, ModelConfig, Phase, PretrainConfig, RunConfig, Source
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
@@ -96,7 +96,7 @@ def test_phases_end_one_after_the_other(corpus, second):
 )
 def test_a_phase_keeps_its_rules(phase, message):
     with pytest.raises(UsageError, match=message):
-        validate(PretrainConfig(run=RunConfig("x"), data=DataConfig([Source("x")]), model=ModelConfig(phases=[phase])))
+        check(PretrainConfig(run=RunConfig("x"), data=DataConfig([Source("x")]), model=ModelConfig(phases=[phase])))
 
 
 def test_a_list_is_given_whole(tmp_path):

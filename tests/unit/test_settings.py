@@ -6,8 +6,9 @@ import re
 import pytest
 
 from data_tools.errors import UsageError
+from pretrain.config.batch import local_batch
+from pretrain.config.durations import duration_steps, parse_duration, parse_seconds
 from pretrain.config.reading import dump_config, load_config
-from pretrain.config.rules import duration_steps, local_batch, parse_duration, parse_seconds
 from pretrain.config.tree import FinetuneConfig, PretrainConfig
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
@@ -69,7 +70,7 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "data.train=[{urls: a, weight: 0}]", ("data.train.0.weight", "1e-06 <= value", "take the source out")),
         (BASE, "data.train=[{urls: a, weight: 1, repeat: 2}]", ("data.train.0.repeat", "1 beside a weight")),
         (BASE, "data.train.0.repeat=-1", ("data.train.0.repeat", "1e-06 <= value")),
-        (BASE, "data.train.0.choose=last", ("data.train.0.choose", "random or first")),
+        (BASE, "data.train.0.choose=last", ("data.train.0.choose", "random, first")),
         (BASE, "train.duration=forever", ("optim.schedule", "constant")),
         (BASE, "optim.warmup=forever", ("optim.warmup", "epochs, steps, samples")),
         (BASE, "optim.cooldown=10 steps", ("optim.cooldown", "unless optim.schedule is constant")),

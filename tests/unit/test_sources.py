@@ -6,8 +6,7 @@ import pytest
 
 from data_tools.errors import UsageError
 from pretrain.config.reading import dump_config, load_config
-from pretrain.config.rules import LOSS_NAMES
-from pretrain.config.tree import FinetuneConfig, PretrainConfig, Source
+from pretrain.config.tree import LOSS_NAMES, FinetuneConfig, PretrainConfig, Source
 
 PLAIN = "run: {dir: runs/a}\n"
 ONE = PLAIN + "data: {train: [{urls: shards, captions: txt}]}\n"

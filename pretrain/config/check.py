@@ -1,0 +1,81 @@
+"""Every setting of a tree, walked over: its rule, then from the bottom up the rules between settings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+from pretrain.config.declare import Rule, Section, break_rule, check_text, rule_of
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def check(section: Section, prefix: str = "") -> None:
+    """Raises UsageError for the first setting that breaks a rule, by its dotted name, which begins with `prefix`."""
+    for one in fields(section):
+        name, value = prefix + one.name, getattr(section, one.name)
+        inner = dict(sections(value, f"{name}."))
+        for below, item in inner.items():
+            check(item, below)
+        if not inner:
+            _check_setting(name, value, _hints(cast(Any, type(section)))[one.name], rule_of(one))
+    for fault in section.check():
+        break_rule(prefix + fault.field, value_at(section, fault.field), fault.rule, fault.remedy)
+
+
+def sections(value: Any, prefix: str = "") -> Iterator[tuple[str, Section]]:
+    """The sections in a value, itself or of a list, with how the names of their settings begin."""
+    if isinstance(value, Section):
+        yield prefix, value
+    elif isinstance(value, list):
+        yield from ((f"{prefix}{place}.", item) for place, item in enumerate(value) if isinstance(item, Section))
+
+
+def value_at(node: Any, name: str) -> Any:
+    """The value at a dotted name below a section. Raises AttributeError, IndexError or KeyError where none is there."""
+    for step in name.split("."):
+        node = node[int(step)] if isinstance(node, list) else getattr(node, step)
+    return node
+
+
+def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every setting of a tree."""
+    for one in fields(section):
+        value = getattr(section, one.name)
+        inner = list(sections(value, f"{prefix}{one.name}."))
+        for below, item in inner:
+            yield from leaves(item, below)
+        if not inner:
+            yield prefix + one.name, value
+
+
+def names(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
+    """Dotted name, field and type of every setting that a tree of `kind` can have; a place in a list is 0."""
+    for one in fields(kind):
+        name, hint = prefix + one.name, _hints(cast(Any, kind))[one.name]
+        inner, step = within(hint)
+        if inner is not None:
+            yield from names(inner, f"{name}.{step}")
+        else:
+            yield name, one, hint
+
+
+def within(hint: Any) -> tuple[type | None, str]:
+    """The section that a setting of this type holds, or None, and the step between their names."""
+    inner = get_args(hint)[0] if get_origin(hint) is list else hint
+    return (cast(type, inner), "0." * (inner is not hint)) if is_dataclass(inner) else (None, "")
+
+
+def _check_setting(name: str, value: Any, hint: Any, rule: Rule | None) -> None:
+    if isinstance(value, tuple) and len(value) != len(get_args(hint)):
+        break_rule(name, value, f"{len(get_args(hint))} values")
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, str):
+            check_text(name, one)
+    if value is not None and rule is not None:
+        rule.check(name, value, type(None) in get_args(hint))
