@@ -29,11 +29,11 @@ from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
 from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.batches import Batch
+from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.eval_reader import EvalReader
 from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.members import Fields
 from pretrain.stream.position import Position
-from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.stream.transform import ImageSettings
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.dropout import without_dropout
@@ -237,8 +237,8 @@ def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | N
     """What the towers draw the kept patches of each sample from, int64 `[b]` on the host; None where they drop none."""
     if towers.patch_dropout is None or not towers.patch_dropout.prob:
         return None
-    bits = sample_bits(seed, batch.slots.epochs, batch.ids, Purpose.PATCHES)
-    return torch.from_numpy(bits)
+    samples = zip(batch.slots.epochs.tolist(), batch.ids.tolist(), strict=True)
+    return torch.tensor([Draw(seed, *sample).signed(Purpose.PATCHES) for sample in samples])
 
 
 def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from pretrain.config.tree import OptimConfig, TrainConfig
+from pretrain.stream.draw import Draw, Purpose
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.spec import ModelSpec
 
@@ -53,6 +55,11 @@ def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor
         (images[i : i + size], model.cut(tokens[i : i + size], model.text_buckets), None)
         for i in range(0, len(images), size)
     ]
+
+
+def patch_bits(seed: int, epoch: int, ids: Iterable[int]) -> torch.Tensor:
+    """What the kept patches of each sample follow from, int64 `[n]`."""
+    return torch.tensor([Draw(seed, epoch, int(id)).signed(Purpose.PATCHES) for id in ids])
 
 
 def settings(pairs: int, stage: int, precision: str = "fp32", **optim) -> tuple[OptimConfig, TrainConfig]:

@@ -17,6 +17,7 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.members import Target, describe, label
 from pretrain.stream.augment import drop_words
 from pretrain.stream.bad import BadSample
+from pretrain.stream.draw import Draw
 from pretrain.stream.members import Fields
 from pretrain.stream.mixture import Mixture, Place, Slots
 from pretrain.stream.transform import ImageTransform
@@ -127,19 +128,20 @@ class BatchBuilder:
         """Fills `picture`, uint8 [3, size, size]. Raises BadSampleError, its `key` set once the sample was read."""
         shard = self.shard(place)
         sample = read_sample(self.reader, shard, place.index)
-        fields, seed = self.fields[place.source], self.mixture.orders[place.source].seed
+        fields = self.fields[place.source]
+        draw = Draw(self.mixture.orders[place.source].seed, place.epoch, sample.id)
         try:
             if shard not in self._checked and self.reader.corpus.counts[shard] >= _TELLING:
                 refuse_foreign_shard(self.reader, shard, sample, fields, self.target)
                 self._checked.add(shard)
             caption, number = "", -1
             if self.target == "caption":
-                caption = fields.training_caption(sample, seed, place.epoch)
-                caption = drop_words(caption, self.word_dropout, seed, place.epoch, sample.id)
+                caption = fields.training_caption(sample, draw)
+                caption = drop_words(caption, self.word_dropout, draw)
             else:
                 number = label(sample, len(self.reader.corpus.classes))
             data = fields.image_bytes(sample)
-            pixels = transform.train(data, seed, place.epoch, sample.id)
+            pixels = transform.train(data, draw)
             picture[:] = pixels.transpose(2, 0, 1)
         except BadSampleError as error:
             error.key = sample.key

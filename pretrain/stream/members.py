@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from data_tools.corpus import Sample
 from data_tools.errors import UsageError
 from data_tools.media import members
-from pretrain.stream.sample_rng import Purpose, random_bits
+from pretrain.stream.draw import Draw, Purpose
 
 CHOICES = ("random", "first")
 
@@ -27,12 +27,12 @@ class Fields(members.Fields):
         if self.choose not in CHOICES:
             raise UsageError("unknown rule to choose a caption", got=self.choose, expected=" or ".join(CHOICES))
 
-    def training_caption(self, sample: Sample, seed: int, epoch: int) -> str:
+    def training_caption(self, sample: Sample, draw: Draw) -> str:
         """The caption of this epoch. Raises BadSampleError as `all_captions` does."""
         captions = self.all_captions(sample)
         if self.choose == "first":
             return captions[0]
-        return captions[random_bits(seed, epoch, sample.id, Purpose.CAPTION) % len(captions)]
+        return captions[draw.bits(Purpose.CAPTION) % len(captions)]
 
 
 PLAIN = Fields()

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from data_tools.errors import UserError
-from pretrain.stream.sample_rng import Purpose, random_bits
+from pretrain.stream.draw import Draw, Purpose
 
 MAX_STREAMS = 64
 ATTEMPTS_IN_WINDOW = 16
@@ -177,7 +177,7 @@ class Order:
         """
         line = self._line(epoch)
         position = line.position(shard, index)
-        bits = random_bits(self.seed, epoch, position, Purpose.SUBSTITUTE, attempt)
+        bits = Draw(self.seed, epoch, position).bits(Purpose.SUBSTITUTE, attempt)
         stream, place = divmod(position, self.stream_length)
         window = place // self.window
         first, n = stream * self.stream_length + window * self.window, self._window_length(window)

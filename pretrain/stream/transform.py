@@ -25,7 +25,7 @@ from data_tools.media.decode import (
 )
 from data_tools.media.image import jpeg_orientation, jpeg_size
 from pretrain.stream.augment import jitter_colors, mirror
-from pretrain.stream.sample_rng import Purpose, random_pair
+from pretrain.stream.draw import Draw, Purpose
 
 CROP_ATTEMPTS = 10
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -75,11 +75,11 @@ class ImageTransform:
     def __init__(self, settings: ImageSettings):
         self.settings = settings
 
-    def train(self, data: bytes, seed: int, epoch: int, sample_id: int) -> np.ndarray:
-        """The random resized crop, perhaps mirrored and recoloured: a function of (seed, epoch, sample id)."""
-        pixels = self._resized(self._random_crop(data, seed, epoch, sample_id))
-        pixels = mirror(pixels, self.settings.flip, seed, epoch, sample_id)
-        return jitter_colors(pixels, self.settings.color_jitter, seed, epoch, sample_id)
+    def train(self, data: bytes, draw: Draw) -> np.ndarray:
+        """The random resized crop, perhaps mirrored and recoloured: a function of the draw."""
+        pixels = self._resized(self._random_crop(data, draw))
+        pixels = mirror(pixels, self.settings.flip, draw)
+        return jitter_colors(pixels, self.settings.color_jitter, draw)
 
     def _resized(self, crop: np.ndarray) -> np.ndarray:
         """The crop at `size`. One of the right size is not resampled.
@@ -94,12 +94,12 @@ class ImageTransform:
         resized = F.interpolate(planes, size, mode=self.settings.interpolation, antialias=True)
         return resized[0].permute(1, 2, 0).numpy()
 
-    def _random_crop(self, data: bytes, seed: int, epoch: int, sample_id: int) -> np.ndarray:
+    def _random_crop(self, data: bytes, draw: Draw) -> np.ndarray:
         """The crop, drawn on the upright picture in full size, cut from it or from the smaller one that suffices."""
         size = jpeg_size(data) if self.settings.scaled_decode else None
         pixels, orientation = (None, jpeg_orientation(data)) if size else decode_stored(data)
         width, height = size or (pixels.shape[1], pixels.shape[0])  # as stored
-        box = random_crop_box(*upright_size(width, height, orientation), self.settings, seed, epoch, sample_id)
+        box = random_crop_box(*upright_size(width, height, orientation), self.settings, draw)
         box = stored_box(box, width, height, orientation)
         if pixels is None:
             eighths = sufficient_scale(box, self.settings.size)
@@ -154,7 +154,7 @@ def scale_box(box: Box, eighths: int) -> Box:
     return left, top, right, bottom
 
 
-def random_crop_box(width: int, height: int, settings: ImageSettings, seed: int, epoch: int, sample_id: int) -> Box:
+def random_crop_box(width: int, height: int, settings: ImageSettings, draw: Draw) -> Box:
     """The crop of Inception training: area uniform in `crop_scale`, aspect log-uniform in `crop_ratio`, place uniform.
 
     Where no drawn shape fits, it is the largest centred crop whose aspect lies in the range.
@@ -162,12 +162,12 @@ def random_crop_box(width: int, height: int, settings: ImageSettings, seed: int,
     low, high = settings.crop_scale
     log_low, log_high = (math.log(ratio) for ratio in settings.crop_ratio)
     for attempt in range(CROP_ATTEMPTS):
-        area, aspect = random_pair(seed, epoch, sample_id, Purpose.CROP, 2 * attempt)
+        area, aspect = draw.pair(Purpose.CROP, 2 * attempt)
         area = (low + area * (high - low)) * width * height
         ratio = math.exp(log_low + aspect * (log_high - log_low))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            x, y = random_pair(seed, epoch, sample_id, Purpose.CROP, 2 * attempt + 1)
+            x, y = draw.pair(Purpose.CROP, 2 * attempt + 1)
             left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
     narrowest, widest = settings.crop_ratio

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,12 +13,11 @@ from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
 from pretrain.plan.memory import activation_bytes
 from pretrain.process.runtime import start
-from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.towers.build import DualEncoder, attention_kernel
 from ranks import run_ranks
 
 PAIRS = 16
-BITS = torch.from_numpy(sample_bits(7, 3, np.arange(PAIRS, dtype=np.uint64), Purpose.PATCHES))
+BITS = tiny.patch_bits(7, 3, range(PAIRS))
 # ZeRO stage, precision, micro-batches
 ENGINES = [(0, "fp32", 1), (0, "bf16", 4), (1, "bf16", 1), (2, "fp32", 4), (3, "fp32", 1), (3, "bf16", 4)]
 PATCHES = {"image_size": 32, "patch_size": 8, "patch_dropout": 0.5}

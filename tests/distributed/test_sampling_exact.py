@@ -12,7 +12,6 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.losses.contrastive import infonce
 from pretrain.process.runtime import start
-from pretrain.stream.sample_rng import Purpose, sample_bits
 from pretrain.towers.build import DualEncoder
 from ranks import run_ranks
 
@@ -35,7 +34,7 @@ def build(vision_cfg, dropout=0.0):
 
 def micro_batches(model, rows, size):
     images, tokens = tiny.batch(model, PAIRS)
-    bits = torch.from_numpy(sample_bits(7, 3, IDS, Purpose.PATCHES))[rows]
+    bits = tiny.patch_bits(7, 3, IDS)[rows]
     parts = tiny.micro_batches(model, images[rows], tokens[rows], size)
     return [(*part[:2], bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
 

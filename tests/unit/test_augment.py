@@ -18,8 +18,8 @@ from pretrain import assemble
 from pretrain.config.tree import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
 from pretrain.process.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
+from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.loader import TrainStream
-from pretrain.stream.sample_rng import Purpose, random_pair
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import characters, write_corpus
@@ -30,7 +30,7 @@ ALL = {"image": ImageSettings(16, flip=0.5, color_jitter=0.4), "word_dropout": 0
 
 
 def test_a_share_of_the_pictures_is_mirrored():
-    drawn = [mirror(PICTURE, 0.3, 1, epoch, 9) for epoch in range(2000)]
+    drawn = [mirror(PICTURE, 0.3, Draw(1, epoch, 9)) for epoch in range(2000)]
     mirrored = sum(np.array_equal(pixels, PICTURE[:, ::-1]) for pixels in drawn)
     assert 0.25 < mirrored / 2000 < 0.35
     assert sum(np.array_equal(pixels, PICTURE) for pixels in drawn) == 2000 - mirrored
@@ -38,40 +38,42 @@ def test_a_share_of_the_pictures_is_mirrored():
 
 @pytest.mark.parametrize("sample", range(8))
 def test_colours_change_as_torchvision_changes_them(sample):
-    brightness, contrast = (1 + 0.4 * (2 * u - 1) for u in random_pair(1, 2, sample, Purpose.COLORS))
-    saturation = 1 + 0.4 * (2 * random_pair(1, 2, sample, Purpose.COLORS, 1)[0] - 1)
+    draw = Draw(1, 2, sample)
+    brightness, contrast = (1 + 0.4 * (2 * u - 1) for u in draw.pair(Purpose.COLORS))
+    saturation = 1 + 0.4 * (2 * draw.pair(Purpose.COLORS, 1)[0] - 1)
     planes = torch.from_numpy(PICTURE).permute(2, 0, 1)
     planes = reference.adjust_brightness(planes, brightness)
     planes = reference.adjust_contrast(planes, contrast)
     expected = reference.adjust_saturation(planes, saturation).permute(1, 2, 0).numpy()
-    pixels = jitter_colors(PICTURE, 0.4, 1, 2, sample)
+    pixels = jitter_colors(PICTURE, 0.4, draw)
     assert np.abs(pixels.astype(int) - expected).max() <= 2  # grey levels: three roundings
     assert np.abs(pixels.astype(int) - PICTURE).max() > 8
 
 
 def test_a_share_of_the_words_is_left_out():
-    drawn = [drop_words(CAPTION, 0.2, 1, epoch, 9).split() for epoch in range(2000)]
+    drawn = [drop_words(CAPTION, 0.2, Draw(1, epoch, 9)).split() for epoch in range(2000)]
     assert all(words == [word for word in CAPTION.split() if word in words] for words in drawn)  # order kept
     for word in CAPTION.split():
         assert 0.16 < sum(word not in words for words in drawn) / 2000 < 0.24
 
 
 def test_a_caption_keeps_a_word():
-    assert {drop_words("two words", 0.99, 1, epoch, 9) for epoch in range(2000)} == {"two", "words"}
-    assert drop_words("", 0.5, 1, 2, 3) == ""
+    assert {drop_words("two words", 0.99, Draw(1, epoch, 9)) for epoch in range(2000)} == {"two", "words"}
+    assert drop_words("", 0.5, Draw(1, 2, 3)) == ""
 
 
 def test_nothing_changes_unasked():
-    assert mirror(PICTURE, 0, 1, 2, 3) is PICTURE
-    assert jitter_colors(PICTURE, 0, 1, 2, 3) is PICTURE
-    assert drop_words("  as  it is ", 0, 1, 2, 3) == "  as  it is "
+    assert mirror(PICTURE, 0, Draw(1, 2, 3)) is PICTURE
+    assert jitter_colors(PICTURE, 0, Draw(1, 2, 3)) is PICTURE
+    assert drop_words("  as  it is ", 0, Draw(1, 2, 3)) == "  as  it is "
 
 
 def test_the_draws_are_frozen():
     """A change would alter the training data of every run that uses them."""
-    pixels = [jitter_colors(mirror(PICTURE, 0.5, 1, 2, i), 0.4, 1, 2, i) for i in range(20)]
+    draws = [Draw(1, 2, i) for i in range(20)]
+    pixels = [jitter_colors(mirror(PICTURE, 0.5, draw), 0.4, draw) for draw in draws]
     assert xxhash.xxh3_64_hexdigest(np.ascontiguousarray(pixels)) == "5fc7f4e3d99a8a9e"
-    assert [drop_words("a b c d e", 0.5, 1, 2, i) for i in range(4)] == ["c e", "a b e", "b c e", "a b"]
+    assert [drop_words("a b c d e", 0.5, draw) for draw in draws[:4]] == ["c e", "a b e", "b c e", "a b"]
 
 
 def test_evaluation_is_left_alone():
@@ -79,7 +81,7 @@ def test_evaluation_is_left_alone():
     Image.fromarray(PICTURE).save(buffer, "PNG")
     plain, changed = (ImageTransform(settings) for settings in (ImageSettings(16), ALL["image"]))
     assert np.array_equal(plain.evaluate(buffer.getvalue()), changed.evaluate(buffer.getvalue()))
-    assert not np.array_equal(plain.train(buffer.getvalue(), 1, 2, 3), changed.train(buffer.getvalue(), 1, 2, 3))
+    assert not np.array_equal(*(pictures.train(buffer.getvalue(), Draw(1, 2, 3)) for pictures in (plain, changed)))
 
 
 def test_ranks_and_workers_do_not_enter(tmp_path):

@@ -16,6 +16,7 @@ from packing import jpeg, photo_folder
 from pretrain import assemble
 from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
 from pretrain.process.runtime import Runtime
+from pretrain.stream.draw import Draw
 from pretrain.stream.members import Fields
 from pretrain.towers.spec import resolve_spec
 
@@ -62,7 +63,7 @@ def training_texts(tar, places: str) -> set[str]:
     (source,) = assemble.train_sources(DataConfig(train=[Source(urls=str(tar), captions=places)]))
     with ShardReader(source.corpus) as reader:
         sample = reader.read(0, 0)
-    return {source.fields.training_caption(sample, 0, epoch) for epoch in range(50)}
+    return {source.fields.training_caption(sample, Draw(0, epoch, sample.id)) for epoch in range(50)}
 
 
 def evaluation_texts(tar, places: str) -> list[str]:

@@ -22,6 +22,7 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.check import check
 from data_tools.media.decode import decode_rgb
 from packing import encoded, jpeg, photo_folder, picture
+from pretrain.stream.draw import Draw
 from pretrain.stream.members import PLAIN
 from pretrain.stream.transform import ImageSettings, ImageTransform
 
@@ -104,8 +105,8 @@ def bad_in_training(tar) -> dict[str, str]:
         for index in range(corpus.num_samples):
             sample = reader.read(0, index)
             try:
-                transform.train(PLAIN.image_bytes(sample), 0, 0, sample.id)
-                PLAIN.training_caption(sample, 0, 0)
+                transform.train(PLAIN.image_bytes(sample), Draw(0, 0, sample.id))
+                PLAIN.training_caption(sample, Draw(0, 0, sample.id))
             except BadSampleError as error:
                 found[sample.key.replace("_", " ")] = error.kind
     return found

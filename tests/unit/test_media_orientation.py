@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, features
 from data_tools.media.decode import decode_rgb, stored_box, thumbnail, turn, upright_size
 from data_tools.pack.image import Limits, check_image
 from packing import ORIENTATION, encoded
+from pretrain.stream.draw import Draw
 from pretrain.stream.transform import ImageSettings, ImageTransform
 
 SAVED_AS = {
@@ -98,14 +99,16 @@ def test_training_and_evaluation_see_the_upright_picture(kind, orientation):
     whole = ImageTransform(ImageSettings(32, crop_scale=(0.2, 0.8), scaled_decode=False, flip=0.5))
     assert np.array_equal(whole.evaluate(data), whole.evaluate(upright))
     for sample in range(5):
-        assert np.array_equal(whole.train(data, 0, 0, sample), whole.train(upright, 0, 0, sample))
+        assert np.array_equal(whole.train(data, Draw(0, 0, sample)), whole.train(upright, Draw(0, 0, sample)))
 
 
 def change_by_scaling(data: bytes) -> float:
     """Mean difference between crops of the scaled and of the whole picture; a wrong region differs far more."""
     upright = encoded(Image.fromarray(reference(data)), "PPM")
     scaled = ImageTransform(ImageSettings(32, crop_scale=(0.3, 1.0)))
-    crops = [[scaled.train(bytes_, 0, 0, sample).astype(int) for sample in range(8)] for bytes_ in (data, upright)]
+    crops = [
+        [scaled.train(bytes_, Draw(0, 0, sample)).astype(int) for sample in range(8)] for bytes_ in (data, upright)
+    ]
     assert np.abs(crops[0][0] - crops[1][0][:, ::-1]).mean() > 15  # the measure tells pictures apart
     return float(np.abs(np.array(crops[0]) - np.array(crops[1])).mean())
 

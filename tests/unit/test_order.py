@@ -10,16 +10,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import UserError
 from pretrain.config.batch import check_world_size
 from pretrain.stream import order as order_module
+from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled
 from pretrain.stream.position import Anchor, Position
-from pretrain.stream.sample_rng import Purpose, random_bits, random_pair
 
 COUNTS = np.array([5, 11, 2, 30, 7])
 
@@ -54,9 +55,9 @@ def test_frozen_permutation():
 
 
 def test_frozen_hash():
-    assert random_bits(7, 2, 0, Purpose.CAPTION) == 17337544884009685000
-    assert random_bits(7, 2, 2**64 - 1, Purpose.CAPTION) == 1665485951479054106
-    assert random_bits(1, 0, 5, Purpose.SUBSTITUTE, 3) == 14892249000200408725
+    assert Draw(7, 2, 0).bits(Purpose.CAPTION) == 17337544884009685000
+    assert Draw(7, 2, 2**64 - 1).bits(Purpose.CAPTION) == 1665485951479054106
+    assert Draw(1, 0, 5).bits(Purpose.SUBSTITUTE, 3) == 14892249000200408725
 
 
 def test_frozen_order():
@@ -246,8 +247,14 @@ def test_memory_is_bounded_by_the_windows():
         assert order._block.nbytes <= 64 * 1000 * 4
 
 
+def test_a_view_enters_the_hash_only_where_it_is_not_the_first():
+    words = np.array([7, 2, 9, Purpose.CROP, 1, 4], dtype="<u8").tobytes()
+    assert Draw(7, 2, 9, view=4).bits(Purpose.CROP, 1) == xxhash.xxh3_64_intdigest(words)
+    assert Draw(7, 2, 9, view=0).bits(Purpose.CROP, 1) == xxhash.xxh3_64_intdigest(words[:40])
+
+
 def test_random_pair_is_uniform():
-    values = np.array([random_pair(0, 0, sample, Purpose.CROP) for sample in range(20_000)])
+    values = np.array([Draw(0, 0, sample).pair(Purpose.CROP) for sample in range(20_000)])
     assert np.abs(values.mean(0) - 0.5).max() < 0.01
     assert abs(np.corrcoef(values.T)[0, 1]) < 0.03
     assert values.min() >= 0

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import tiny
-from pretrain.stream.sample_rng import Purpose, random_bits, sample_bits
+from pretrain.stream.draw import Draw, Purpose
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.patch_dropout import PatchDropout, kept_patches
 
-IDS = np.arange(4000, dtype=np.uint64)
-BITS = torch.from_numpy(sample_bits(1, 0, IDS, Purpose.PATCHES))
+BITS = tiny.patch_bits(1, 0, range(4000))
 
 
 def test_every_patch_is_kept_as_often_and_pairs_are_independent():
@@ -33,11 +32,11 @@ def test_the_hash_is_frozen():
     assert kept_patches(BITS[:2], 16, 0.5).tolist() == [[0, 4, 6, 7, 9, 10, 12, 13], [0, 6, 7, 8, 10, 12, 13, 14]]
 
 
-def test_epochs_and_seeds_differ_and_may_be_given_by_sample():
-    assert not torch.equal(BITS, torch.from_numpy(sample_bits(1, 1, IDS, Purpose.PATCHES)))
-    assert not torch.equal(BITS, torch.from_numpy(sample_bits(2, 0, IDS, Purpose.PATCHES)))
-    mixed = sample_bits(1, np.array([0, 5]), IDS[:2], Purpose.PATCHES).view(np.uint64).tolist()
-    assert mixed == [random_bits(1, 0, 0, Purpose.PATCHES), random_bits(1, 5, 1, Purpose.PATCHES)]
+def test_epochs_and_seeds_differ_and_bits_fit_a_tensor():
+    for other in ((1, 1), (2, 0)):
+        assert not torch.equal(BITS, tiny.patch_bits(*other, range(4000)))
+    unsigned = [Draw(1, 0, number).bits(Purpose.PATCHES) for number in range(4000)]
+    assert BITS.numpy().view(np.uint64).tolist() == unsigned
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pretrain.config.reading import dump_config
 from pretrain.config.tree import DataConfig, PretrainConfig, RunConfig, TrainConfig
 from pretrain.process.runtime import Runtime
 from pretrain.stream import transform
+from pretrain.stream.draw import Draw
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import write_corpus
@@ -42,7 +43,7 @@ def jpeg(image: Image.Image, mode: str = "RGB", **options) -> bytes:
 def outcome(pictures: ImageTransform, data: bytes, sample: int = 1) -> np.ndarray | tuple[str, str]:
     """Pixels, or the kind and reason of the bad sample."""
     try:
-        return pictures.train(data, 0, 0, sample)
+        return pictures.train(data, Draw(0, 0, sample))
     except BadSampleError as error:
         return error.kind, error.reason
 
@@ -53,7 +54,7 @@ def outcome(pictures: ImageTransform, data: bytes, sample: int = 1) -> np.ndarra
     low=st.floats(0.01, 1.0), sample=st.integers(0, 2**64 - 1),
 )  # fmt: skip
 def test_a_scaled_crop_is_large_enough_and_a_larger_scale_would_be_waste(width, height, size, low, sample):
-    box = random_crop_box(width, height, ImageSettings(size, crop_scale=(low, 1.0)), 0, 0, sample)
+    box = random_crop_box(width, height, ImageSettings(size, crop_scale=(low, 1.0)), Draw(0, 0, sample))
     sides = box[2] - box[0], box[3] - box[1]
     eighths = sufficient_scale(box, size)
     left, top, right, bottom = scale_box(box, eighths)
@@ -114,8 +115,8 @@ def test_the_resize_never_enlarges_what_full_decoding_reduces(shape, scale, monk
     ours = ImageSettings(size, crop_scale=scale)
     for sample in range(40):
         resized.clear()
-        left, top, right, bottom = random_crop_box(*shape, ours, 0, 0, sample)
-        assert ImageTransform(ours).train(data, 0, 0, sample).shape == (size, size, 3)
+        left, top, right, bottom = random_crop_box(*shape, ours, Draw(0, 0, sample))
+        assert ImageTransform(ours).train(data, Draw(0, 0, sample)).shape == (size, size, 3)
         height, width = resized[0] if resized else (size, size)
         if min(height, width) < size:
             assert (height, width) == (bottom - top, right - left)  # all pixels that there are
@@ -131,7 +132,7 @@ def test_the_crop_shows_the_same_region(kind):
         scaled = ImageTransform(ImageSettings(64, crop_scale=scale))
         exact = ImageTransform(ImageSettings(64, crop_scale=scale, scaled_decode=False))
         for sample in range(12):
-            ours, theirs = (pictures.train(data, 2, 1, sample).astype(int) for pictures in (scaled, exact))
+            ours, theirs = (pictures.train(data, Draw(2, 1, sample)).astype(int) for pictures in (scaled, exact))
             assert not np.array_equal(ours, theirs)
             assert np.abs(ours - theirs).mean() < bound
             assert np.abs(ours[:, 1:] - theirs[:, :-1]).mean() > 1.5 * np.abs(ours - theirs).mean()
@@ -144,15 +145,15 @@ def test_the_exact_mode_is_full_decoding(kind):
     exact = ImageSettings(32, crop_scale=(0.3, 0.9), scaled_decode=False)
     whole = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)[None]
     for sample in range(4):
-        left, top, right, bottom = random_crop_box(300, 200, exact, 0, 0, sample)
+        left, top, right, bottom = random_crop_box(300, 200, exact, Draw(0, 0, sample))
         crop = whole[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
         expected = torch.nn.functional.interpolate(crop, (32, 32), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-        assert np.array_equal(ImageTransform(exact).train(data, 0, 0, sample), expected.numpy())
+        assert np.array_equal(ImageTransform(exact).train(data, Draw(0, 0, sample)), expected.numpy())
 
 
 def test_a_scaled_crop_is_repeatable():
     data = jpeg(blobs(300, 200))
-    first, second = (ImageTransform(ImageSettings(32)).train(data, 3, 1, 7) for _ in range(2))
+    first, second = (ImageTransform(ImageSettings(32)).train(data, Draw(3, 1, 7)) for _ in range(2))
     assert np.array_equal(first, second)
 
 
@@ -202,7 +203,9 @@ def test_photos_differ_little_from_full_decoding(shared_data):
     scaled, exact = (ImageTransform(ImageSettings(112, scaled_decode=flag)) for flag in (True, False))
     gaps = []
     for sample, file in enumerate(files):
-        ours, theirs = (pictures.train(file.read_bytes(), 0, 0, sample).astype(int) for pictures in (scaled, exact))
+        ours, theirs = (
+            pictures.train(file.read_bytes(), Draw(0, 0, sample)).astype(int) for pictures in (scaled, exact)
+        )
         gaps.append(np.abs(ours - theirs).mean())
     assert max(gaps) > 0
     assert np.mean(gaps) < 5

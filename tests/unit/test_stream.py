@@ -15,6 +15,7 @@ from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import label
 from pretrain.stream.bad import BadSample, BadSampleAccount, bad_ratio_error, too_many_bad
+from pretrain.stream.draw import Draw
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.members import PLAIN, Fields
 from pretrain.stream.transform import ImageSettings
@@ -245,8 +246,7 @@ def test_an_account_settles_every_step_once():
 
 
 def test_a_later_shard_of_another_kind_fails_at_once_with_its_keys(tmp_path):
-    change = {"jpg": None, "avif": b"x"}
-    corpus = write_corpus(tmp_path, [20, 20], dict.fromkeys(range(20, 40), change))
+    corpus = write_corpus(tmp_path, [20, 20], {n: {"jpg": None, "avif": b"x"} for n in range(20, 40)})
     with pytest.raises(UserError, match=r"no sample of .*s-000001\.tar has the expected image .*got members avif, cls"):
         batches(corpus, steps=2)
     write_corpus(tmp_path, [20, 20], {n: {"txt": None, "json": b'{"alt": "a", "url": 3}'} for n in range(20, 40)})
@@ -312,7 +312,7 @@ def test_a_corpus_of_another_kind_fails_at_once(tmp_path, change, target, messag
 
 def test_a_text_is_one_caption_where_the_json_has_none():
     sample = Sample("k", 1, {"txt": b"two\nlines ", "json": b'{"width": 3}'})
-    assert PLAIN.training_caption(sample, 0, 0) == "two lines"
+    assert PLAIN.training_caption(sample, Draw(0, 0, 1)) == "two lines"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_key_mapping_names_the_caption(captions, expected):
     content = {"captions": ["a", "b"], "title": "title", "meta": {"alt": ["deep"]}}
     sample = Sample("k", 1, {"txt": b"plain", "empty.txt": b" ", "json": json.dumps(content).encode()})
     fields = Fields(captions=tuple(captions.split(";")), choose="first")
-    assert fields.training_caption(sample, 0, 0) == expected
+    assert fields.training_caption(sample, Draw(0, 0, 1)) == expected
     assert fields.missing(sample, None) is not None  # no image member
 
 
@@ -350,12 +350,12 @@ def test_a_key_mapping_names_the_image():
 )
 def test_texts_that_are_no_captions(members, kind):
     with pytest.raises(BadSampleError) as caught:
-        PLAIN.training_caption(Sample("k", 1, members), 0, 0)
+        PLAIN.training_caption(Sample("k", 1, members), Draw(0, 0, 1))
     assert caught.value.kind == kind
 
 
 def test_captions_are_chosen_evenly():
-    choices = [PLAIN.training_caption(Sample("k", n, members(7)), 0, 0) for n in range(3000)]
+    choices = [PLAIN.training_caption(Sample("k", n, members(7)), Draw(0, 0, n)) for n in range(3000)]
     assert all(900 < choices.count(caption) < 1100 for caption in set(choices))
     assert len(set(choices)) == 3
 

@@ -16,6 +16,7 @@ from data_tools.errors import UsageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.decode import decode_rgb
 from pretrain.stream import transform
+from pretrain.stream.draw import Draw
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box
 
 
@@ -167,11 +168,11 @@ def test_training_crop_equals_pillows(scale, interpolation):
     image = textured(320, 240)
     settings = ImageSettings(64, crop_scale=scale, interpolation=interpolation)
     for sample in range(8):
-        crop = image.crop(random_crop_box(320, 240, settings, 3, 1, sample))
+        crop = image.crop(random_crop_box(320, 240, settings, Draw(3, 1, sample)))
         resample = Image.Resampling[interpolation.upper()]
         # the passes one by one, because newer versions of Pillow choose their order, which moves clipped grey levels
         expected = np.asarray(crop.resize((64, crop.height), resample).resize((64, 64), resample)).astype(int)
-        ours = ImageTransform(settings).train(encode(image), 3, 1, sample).astype(int)
+        ours = ImageTransform(settings).train(encode(image), Draw(3, 1, sample)).astype(int)
         assert np.abs(ours - expected).max() <= 1
 
 
@@ -192,7 +193,7 @@ def test_real_photos_equal_open_clip(shared_data):
 def test_crops_stay_inside_and_in_range():
     settings = ImageSettings(32, crop_scale=(0.3, 0.9))
     for sample in range(2000):
-        left, top, right, bottom = random_crop_box(120, 90, settings, 0, 0, sample)
+        left, top, right, bottom = random_crop_box(120, 90, settings, Draw(0, 0, sample))
         w, h = right - left, bottom - top
         assert 0 <= left < right <= 120
         assert 0 <= top < bottom <= 90
@@ -208,21 +209,21 @@ def test_crops_are_spread_like_torchvisions():
     image = Image.new("L", (120, 90))
     theirs = [RandomResizedCrop.get_params(image, [0.3, 0.9], [3 / 4, 4 / 3]) for _ in range(4000)]
     theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in theirs])
-    ours = np.array([random_crop_box(120, 90, settings, 0, 0, sample) for sample in range(4000)])
+    ours = np.array([random_crop_box(120, 90, settings, Draw(0, 0, sample)) for sample in range(4000)])
     assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 1.5
     assert np.abs(ours.std(0) - theirs.std(0)).max() < 1.5
 
 
 def test_crop_depends_on_seed_epoch_and_sample_only():
     settings = ImageSettings(32, crop_scale=(0.3, 0.9))
-    boxes = {random_crop_box(120, 90, settings, *key) for key in [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]}
+    boxes = {random_crop_box(120, 90, settings, Draw(*key)) for key in [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]}
     assert len(boxes) == 4
-    assert random_crop_box(120, 90, settings, 0, 0, 1) == random_crop_box(120, 90, settings, 0, 0, 1)
+    assert random_crop_box(120, 90, settings, Draw(0, 0, 1)) == random_crop_box(120, 90, settings, Draw(0, 0, 1))
 
 
 def test_crop_is_frozen():
     settings = ImageSettings(224)
-    boxes = [random_crop_box(500, 375, settings, 7, 2, sample) for sample in (1, 2**64 - 1)]
+    boxes = [random_crop_box(500, 375, settings, Draw(7, 2, sample)) for sample in (1, 2**64 - 1)]
     assert boxes == [(36, 7, 499, 372), (1, 0, 469, 370)]
 
 
@@ -230,7 +231,7 @@ def test_crop_is_frozen():
 def test_one_pixel_high_picture(shape):
     pictures = ImageTransform(ImageSettings(16))
     data = encode(textured(*shape))
-    assert pictures.train(data, 0, 0, 5).shape == (16, 16, 3)
+    assert pictures.train(data, Draw(0, 0, 5)).shape == (16, 16, 3)
     assert pictures.evaluate(data).shape == (16, 16, 3)
 
 
@@ -239,17 +240,19 @@ def test_whole_crop_of_a_fitting_picture_is_not_resampled(monkeypatch):
     monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: pytest.fail("resampled"))
     monkeypatch.setattr(transform.F, "interpolate", lambda *a, **k: pytest.fail("resampled"))
     pictures = ImageTransform(ImageSettings(32, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)))
-    assert np.array_equal(pictures.train(encode(image), 0, 0, 1), np.asarray(image))
+    assert np.array_equal(pictures.train(encode(image), Draw(0, 0, 1)), np.asarray(image))
     assert np.array_equal(pictures.evaluate(encode(image)), np.asarray(image))
     monkeypatch.undo()
-    assert pictures.train(encode(textured(33, 33)), 0, 0, 1).shape == (32, 32, 3)
+    assert pictures.train(encode(textured(33, 33)), Draw(0, 0, 1)).shape == (32, 32, 3)
 
 
 def test_training_pixels_are_frozen():
     """Also across processors: integer arithmetic, with or without vector instructions."""
     noise = np.random.default_rng(0).integers(0, 256, (61, 97, 3)).astype(np.uint8)
     settings = ImageSettings(48, crop_scale=(0.2, 0.9))
-    pixels = [ImageTransform(settings).train(encode(Image.fromarray(noise)), 1, 2, sample) for sample in range(20)]
+    pixels = [
+        ImageTransform(settings).train(encode(Image.fromarray(noise)), Draw(1, 2, sample)) for sample in range(20)
+    ]
     assert xxhash.xxh3_64_hexdigest(np.ascontiguousarray(pixels)) == "7ea92ff609b4a229"
 
 
