@@ -22,7 +22,7 @@ from pretrain.evaluate.features import Encode, encoder
 from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
-from pretrain.losses import Features, contrastive_loss
+from pretrain.objectives import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.towers.build import DualEncoder, build_model

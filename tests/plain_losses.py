@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 def plain_loss(settings, image, text, scale, bias=None, identity=None):
-    """The loss of pairs `[B, d]` in one process; arguments as in `pretrain.losses.Features`."""
+    """The loss of pairs `[B, d]` in one process; arguments as in `pretrain.objectives.Features`."""
     pairs, cosine = len(image), image @ text.T
     if settings.name == "margin":
         return _ranking(cosine, settings.margin, settings.negatives).mean()

@@ -18,7 +18,7 @@ from pretrain.config.tree import DataConfig, LossConfig, ModelConfig, OptimConfi
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule
-from pretrain.losses import Features, contrastive_loss
+from pretrain.objectives import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import LossConfig
-from pretrain.losses import Features, contrastive_loss
+from pretrain.objectives import Features, contrastive_loss
 
 PEERS = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}  # open_clip's, by ours
 _WARM_PAIRS = 256

@@ -14,7 +14,7 @@ from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
-from pretrain.losses import Features, contrastive_loss
+from pretrain.objectives import Features, contrastive_loss
 from pretrain.plan.memory import memory
 from pretrain.pretraining import make_model
 from pretrain.process.agree import gather

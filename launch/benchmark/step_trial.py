@@ -22,7 +22,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.losses import Features, contrastive_loss
+from pretrain.objectives import Features, contrastive_loss
 from pretrain.pretraining import make_model
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, finish, start

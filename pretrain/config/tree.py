@@ -18,7 +18,7 @@ from pretrain.config.declare import Fault, Parsed, Section, Waiting, break_rule,
 from pretrain.config.durations import FOREVER, parse_duration, parse_steps
 
 PRECISIONS = ("auto", "fp32", "bf16")
-LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # of pretrain/losses
+LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # of pretrain/objectives
 TEMPLATE_NAMES = ("photo", "simple", "openai")  # of pretrain/evaluate/templates.py
 
 

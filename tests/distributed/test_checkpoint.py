@@ -18,7 +18,7 @@ from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.agree import agree, gather
 from pretrain.process.runtime import start
 from ranks import run_ranks

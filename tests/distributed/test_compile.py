@@ -9,7 +9,7 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers import compiling
 from ranks import run_ranks

@@ -11,7 +11,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, load_trained, restore_optimizer
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers.parts import lock, tower_of
 from ranks import run_ranks

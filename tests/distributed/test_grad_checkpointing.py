@@ -10,7 +10,7 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.plan.memory import activation_bytes
 from pretrain.process.runtime import start
 from pretrain.towers.build import DualEncoder, attention_kernel

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from plain_losses import SETTINGS, identities, plain_loss
 from pretrain.config.tree import LossConfig
-from pretrain.losses import LOSSES, Features, contrastive_loss, tiles
+from pretrain.objectives import LOSSES, Features, contrastive_loss, tiles
 from ranks import run_ranks
 
 PAIRS, IN, OUT = 160, 24, 16  # three column tiles of the smallest width, the last one ragged

@@ -13,7 +13,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.groups import parameter_groups
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers.parts import lock, tower_of
 from ranks import run_ranks

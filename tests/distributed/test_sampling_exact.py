@@ -10,7 +10,7 @@ import torch
 import tiny
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers.build import DualEncoder
 from ranks import run_ranks

@@ -8,7 +8,7 @@ import tiny
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
-from pretrain.losses.contrastive import infonce
+from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from ranks import run_ranks
 

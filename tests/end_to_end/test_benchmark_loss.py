@@ -7,7 +7,7 @@ import pytest
 from launch.benchmark import cli
 from launch.benchmark.loss import trials
 from pretrain.config.tree import LOSS_NAMES
-from pretrain.losses import LOSSES
+from pretrain.objectives import LOSSES
 
 
 def test_the_command_measures_both_on_the_same_pairs(tmp_path, capsys):

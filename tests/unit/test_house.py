@@ -32,7 +32,7 @@ FLOORS = (
     ("config",),
     ("process",),
     ("report",),
-    ("losses", "towers"),
+    ("objectives", "towers"),
     ("engine", "stream"),
     ("assemble", "loop", "places"),
     ("evaluate",),

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from plain_losses import SETTINGS
 from pretrain.config.tree import LossConfig
-from pretrain.losses import Features, contrastive_loss, tiles
-from pretrain.losses.contrastive import infonce
-from pretrain.losses.multi_positive import multi_positive
+from pretrain.objectives import Features, contrastive_loss, tiles
+from pretrain.objectives.infonce import infonce
+from pretrain.objectives.multi_positive import multi_positive
 from pretrain.towers.build import MAX_LOGIT_SCALE
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
 

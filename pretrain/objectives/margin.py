@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.losses.tiles import (
+from pretrain.objectives.tiles import (
     gather_rows,
     merge_arg_max,
     of_pairs,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pretrain.losses.tiles import gather_rows, of_pairs, own_pairs, pull_back, similarity_tiles, through_scale
+from pretrain.objectives.tiles import gather_rows, of_pairs, own_pairs, pull_back, similarity_tiles, through_scale
 
 
 def sigmoid(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain.losses.tiles import (
+from pretrain.objectives.tiles import (
     gather_rows,
     mean_over_ranks,
     merge_log_sum_exp,

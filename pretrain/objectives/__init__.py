@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 
 from pretrain.config.tree import LossConfig
-from pretrain.losses.contrastive import infonce
-from pretrain.losses.margin import margin_ranking
-from pretrain.losses.multi_positive import multi_positive
-from pretrain.losses.sigmoid import sigmoid
+from pretrain.objectives.infonce import infonce
+from pretrain.objectives.margin import margin_ranking
+from pretrain.objectives.multi_positive import multi_positive
+from pretrain.objectives.sigmoid import sigmoid
 
 
 class Features(NamedTuple):

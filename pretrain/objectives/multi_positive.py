@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.losses.contrastive import (
+from pretrain.objectives.infonce import (
     Smoothing,
     log_sum_exps,
     softmax_weights,
 )
-from pretrain.losses.tiles import column_tiles, gather_rows, of_pairs, own_columns, pull_back, through_scale
+from pretrain.objectives.tiles import column_tiles, gather_rows, of_pairs, own_columns, pull_back, through_scale
 
 
 def multi_positive(
