@@ -92,7 +92,7 @@ class PretrainJob:
         bits = assemble.patch_bits(self.model, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            texts = self.model.cut(batch.texts[rows], self.model.text_buckets)
+            texts = self.model.rule(batch.texts[rows])
             yield batch.images[rows], texts, None if bits is None else bits[rows]
 
 
@@ -174,7 +174,7 @@ class Evaluations:
             encode = encoder(self.model, self.runtime.device, forward=engine)
             values = self._evaluate(encode, engine.logit_scale())
             if values and engine.ema is not None:
-                average = DualEncoder(self.model.spec, self.model.text_buckets)
+                average = DualEncoder(self.model.spec, self.model.rule.buckets)
                 average.load_state_dict(engine.ema.gathered())
                 average.to(self.runtime.device).eval()
                 encode = encoder(average, self.runtime.device, self.config.train.precision)

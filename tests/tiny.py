@@ -51,10 +51,7 @@ def batch(model: DualEncoder, pairs: int, seed: int = 0) -> tuple[torch.Tensor, 
 
 def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list:
     """The rank's batch as `contrastive_backward` takes it."""
-    return [
-        (images[i : i + size], model.cut(tokens[i : i + size], model.text_buckets), None)
-        for i in range(0, len(images), size)
-    ]
+    return [(images[i : i + size], model.rule(tokens[i : i + size]), None) for i in range(0, len(images), size)]
 
 
 def patch_bits(seed: int, epoch: int, ids: Iterable[int]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder, build_model
+from pretrain.towers.cut import parts_of
 
 _BUCKETS = ModelConfig.text_buckets
 
@@ -100,7 +101,7 @@ def step_flops(trial: Trial, pairs: int) -> dict:
         "dualstream": ours,
         "open_clip": theirs,
         "ratio": theirs / ours,
-        "text_tokens": {"dualstream": parts.num_tokens, "open_clip": texts.numel()},
+        "text_tokens": {"dualstream": sum(part.numel() for part in parts_of(parts)), "open_clip": texts.numel()},
     }
 
 

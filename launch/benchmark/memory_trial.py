@@ -88,7 +88,7 @@ def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor
     """What the towers' forward takes of `images` `[n, 3, h, w]` and `tokens` `[n, context]`, `size` pairs at a time."""
     bits = torch.arange(len(images))  # what patch dropout draws from, where the towers have it
     rows = [slice(first, first + size) for first in range(0, len(images), size)]
-    return [(images[r], model.cut(tokens[r], model.text_buckets), bits[r]) for r in rows]
+    return [(images[r], model.rule(tokens[r]), bits[r]) for r in rows]
 
 
 def main() -> None:

@@ -14,10 +14,9 @@ import torch
 
 from pretrain.engine.engine import Engine
 from pretrain.report.profiling import part
-from pretrain.towers.text import TextParts
 
 Loss = Callable[..., torch.Tensor]  # of what the towers' forward gives: images, texts, and a scalar or two
-MicroBatch = tuple[torch.Tensor, TextParts, torch.Tensor | None]  # what the towers' forward takes
+MicroBatch = tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]  # what the towers' forward takes
 
 
 def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], loss_fn: Loss) -> torch.Tensor:
@@ -69,7 +68,8 @@ def on_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The same on `device`; copies overlap with computation where the host memory is pinned."""
     images, texts, bits = micro_batch
     bits = None if bits is None else bits.to(device, non_blocking=True)
-    return images.to(device, non_blocking=True), texts.to(device), bits
+    texts = {name: row.to(device, non_blocking=True) for name, row in texts.items()}
+    return images.to(device, non_blocking=True), texts, bits
 
 
 def _rng_state(device: torch.device) -> tuple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -135,7 +136,7 @@ def _run_task(
                 print(f"the data name no classes: labels are taken for the model's, 0 for {shown(model.classes[:1])}")
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=is_bf16(options.precision)):
                 return evaluate_classifier(model, reader, model.classes, runtime, numbers, progress)
-        model.text_buckets = _TEXT_BUCKETS
+        model.rule = replace(model.rule, buckets=_TEXT_BUCKETS)
         encode = encoder(model, runtime.device, options.precision)
         if options.task == "retrieval":
             scale = math.exp(model.export_state()["logit_scale"])

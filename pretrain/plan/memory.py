@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -105,7 +106,7 @@ def activation_bytes(model: DualEncoder, bf16: bool) -> int:
         images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
         tokens = torch.zeros(pairs, context, dtype=torch.long)
         tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
-        return model(images, model.cut(tokens, 1), torch.arange(pairs))
+        return model(images, replace(model.rule, buckets=1)(tokens), torch.arange(pairs))
 
     return bytes_of_one(forward, bf16)
 

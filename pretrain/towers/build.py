@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data_tools.errors import UserError
 from pretrain.towers.buffers import settle_buffers
 from pretrain.towers.compiling import CompiledTowers
+from pretrain.towers.cut import LENGTHS, Rows, text_rule
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
@@ -21,7 +23,7 @@ from pretrain.towers.hf_text import allowed_folder, load_text_weights
 from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
-from pretrain.towers.text import TextCut, TextParts, text_features
+from pretrain.towers.text import text_features
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
 
@@ -37,7 +39,6 @@ class DualEncoder(nn.Module):
     def __init__(self, spec: ModelSpec, text_buckets: int = 1):
         super().__init__()
         self.spec = spec
-        self.text_buckets = text_buckets
         self.tokenize = tokenizer_of(spec)
         self.clip = _build_clip(spec)
         check_sizes(self.clip, spec)
@@ -46,7 +47,7 @@ class DualEncoder(nn.Module):
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
         self.tables = settle_buffers(self.clip, spec.name)
         take_other_sizes(self.clip.visual)
-        self.cut = TextCut(self.clip)
+        self.rule = text_rule(self.clip, text_buckets)
         self.started: list[str] = []  # what build_model loaded, for the user
         self._compiled: CompiledTowers | None = None
         for name in ("mean", "std"):
@@ -54,7 +55,7 @@ class DualEncoder(nn.Module):
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
 
     def forward(
-        self, images: torch.Tensor | None, texts: TextParts | None, bits: torch.Tensor | None = None
+        self, images: torch.Tensor | None, texts: Rows | None, bits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, ...]:
         """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, the logit scale `[1]`, and
         the logit bias `[1]` if the model has one.
@@ -68,7 +69,7 @@ class DualEncoder(nn.Module):
             compiled = self._compiled if self.training else None
             encode_image, text_forward = (compiled.image, compiled.text) if compiled else (self.clip.encode_image, None)
             image = None if images is None else _unit(encode_image(self._pixels(images)))
-            text = None if texts is None else _unit(text_features(self.clip, texts, self.cut, text_forward))
+            text = None if texts is None else _unit(text_features(self.clip, texts, self.rule, text_forward))
         bias = getattr(self.clip, "logit_bias", None)
         # A copy: under ZeRO-3 the parameter itself is empty after the forward.
         return (image, text, self._scale(), *(() if bias is None else (bias.float().clone(),)))
@@ -83,7 +84,8 @@ class DualEncoder(nn.Module):
         Raises:
             UserError: this machine has no compiler.
         """
-        self._compiled = CompiledTowers(self.clip, self.cut)
+        self.rule = replace(self.rule, multiple=LENGTHS)
+        self._compiled = CompiledTowers(self.clip, self.rule)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""
@@ -93,9 +95,10 @@ class DualEncoder(nn.Module):
         """Unit-norm fp32 features `[n, d]` of `tokens` `[n, context]`."""
         return self(None, self.parts(tokens))[1]
 
-    def parts(self, tokens: torch.Tensor) -> TextParts:
+    def parts(self, tokens: torch.Tensor) -> Rows:
         """`tokens` `[n, context]` (CPU), sorted into buckets and cut, on the model's device."""
-        return self.cut(tokens.cpu(), self.text_buckets).to(self.pixel_mean.device)
+        device = self.pixel_mean.device
+        return {name: row.to(device, non_blocking=True) for name, row in self.rule(tokens.cpu()).items()}
 
     def export_state(self, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """`state` (default: this module's) under open_clip's native keys, logit scale 0-dim and capped."""

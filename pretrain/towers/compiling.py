@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.towers.text import LENGTHS, TextCut, text_forward
+from pretrain.towers.cut import TextRule
+from pretrain.towers.text import text_forward
 
 _COMPILERS = ("g++", "clang++", "gcc", "clang")  # of the C++ that Inductor writes for CPUs, of Triton's C for GPUs
 _GRAPHS = 64  # of a tower: lengths of texts, one or two sizes of buckets, with and without gradients
@@ -23,7 +24,7 @@ class CompiledTowers:
         UserError: this machine has no compiler.
     """
 
-    def __init__(self, clip: nn.Module, cut: TextCut):
+    def __init__(self, clip: nn.Module, rule: TextRule):
         if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
             raise UserError(
                 "train.compile needs a compiler on every host",
@@ -33,5 +34,4 @@ class CompiledTowers:
         torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
         compiled = functools.partial(torch.compile, dynamic=False, options={"fallback_random": True})
         self.image = compiled(clip.encode_image)
-        self.text = compiled(functools.partial(text_forward, clip, cut))
-        cut.multiple = LENGTHS
+        self.text = compiled(functools.partial(text_forward, clip, rule))

@@ -66,8 +66,8 @@ def test_texts_come_in_few_lengths_and_evaluation_stays_plain(monkeypatch):
         tokens[row, length - 1] = 49407
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
-        got = [model(images, model.cut(tokens, 3)), model.eval()(images, model.cut(tokens, 3))]
-        want = plain(images, plain.cut(tokens, 3))
+        got = [model(images, model.rule(tokens)), model.eval()(images, model.rule(tokens))]
+        want = plain(images, plain.rule(tokens))
     assert seen == [(2, 3, 32, 32), (3, 16), (3, 32), (3, 40)]
     for outputs in got:
         torch.testing.assert_close(outputs[0], want[0])

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -13,6 +14,7 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.towers import spec
 from pretrain.towers.build import DualEncoder, build_model
+from pretrain.towers.cut import TextRule, parts_of
 from pretrain.towers.initialise import initialise
 from pretrain.towers.spec import ModelSpec, resolve_spec
 from pretrain.towers.text import text_features
@@ -38,9 +40,9 @@ def custom(**text_cfg):
 def test_cut_text_equals_open_clip_at_full_length(buckets):
     model = build_model("configs/models/vit_micro_32.json", seed=0, text_buckets=buckets).eval()
     tokens = model.tokenize(CAPTIONS)
-    parts = model.parts(tokens)
-    assert parts.num_tokens < 0.3 * tokens.numel()
-    assert len(parts.parts) == min(buckets, len(CAPTIONS))
+    parts = parts_of(model.parts(tokens))
+    assert sum(part.numel() for part in parts) < 0.3 * tokens.numel()
+    assert len(parts) == min(buckets, len(CAPTIONS))
     want = model.clip.encode_text(tokens, normalize=True)
     assert (model.encode_text(tokens) - want).abs().max() < 1e-6
 
@@ -50,7 +52,7 @@ def test_cut_text_is_exact_in_fp64():
     model = tiny.build(text_buckets=4).double().eval()
     tokens = model.tokenize(CAPTIONS)
     want = model.clip.encode_text(tokens, normalize=True)
-    got = text_features(model.clip, model.cut(tokens, 4), model.cut)
+    got = text_features(model.clip, model.rule(tokens), model.rule)
     assert (torch.nn.functional.normalize(got, dim=-1) - want).abs().max() < 1e-14
 
 
@@ -67,16 +69,29 @@ def test_cut_text_is_exact_in_fp64():
 def test_a_tower_is_cut_only_where_that_is_exact(text_cfg, cuts):
     model = custom(**text_cfg)
     tokens = model.tokenize(CAPTIONS)
-    assert (model.parts(tokens).num_tokens < tokens.numel()) == cuts
+    assert (sum(part.numel() for part in parts_of(model.parts(tokens))) < tokens.numel()) == cuts
     want = model.clip.encode_text(tokens, normalize=True)
     assert (model.encode_text(tokens) - want).abs().max() < 1e-6
+
+
+def test_a_rule_sorts_and_cuts_without_a_tower():
+    tokens = torch.tensor([[5, 9, 0, 0, 0, 0], [5, 6, 7, 9, 0, 0], [5, 6, 9, 0, 0, 0], [9, 0, 0, 0, 0, 0]])
+    rule = pickle.loads(pickle.dumps(TextRule(causal=True, eos=9, buckets=2)))
+    rows = rule(tokens)
+    assert {name: row.tolist() for name, row in rows.items()} == {
+        "tokens.0": [[9, 0], [5, 9]], "tokens.1": [[5, 6, 9, 0], [5, 6, 7, 9]], "restore": [1, 3, 2, 0]
+    }  # fmt: skip
+    assert [part.shape[1] for part in parts_of(replace(rule, multiple=3)(tokens))] == [3, 6]
+    assert [part.shape[1] for part in parts_of(TextRule(pad=0, buckets=9)(tokens))] == [1, 2, 3, 4]
+    assert torch.equal(parts_of(TextRule()(tokens))[0], tokens)
+    assert parts_of({"tokens": tokens}) == [tokens]
 
 
 @torch.no_grad()
 def test_a_text_longer_than_the_context_keeps_its_end():
     model = tiny.build().eval()
     tokens = model.tokenize(["tree " * 100])
-    assert model.cut(tokens, 1).parts[0].shape == (1, 16)
+    assert model.rule(tokens)["tokens.0"].shape == (1, 16)
     assert (model.encode_text(tokens) - model.clip.encode_text(tokens, normalize=True)).abs().max() < 1e-6
 
 
