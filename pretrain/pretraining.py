@@ -97,7 +97,7 @@ class PretrainJob:
 
 
 def make_model(config: PretrainConfig) -> DualEncoder:
-    """The towers of the settings, freshly initialised from the seed; a locked one does not learn."""
+    """The towers of the settings, freshly initialised from the seed; locked ones do not learn."""
     model = build_model(config.model.name, config.seed, config.model.text_buckets, config.loss.name == "sigmoid")
     start_logits(model, config.loss, config.train.global_batch)
     lock(model, config.model.locked)
@@ -143,9 +143,9 @@ def patch_dropouts(model: DualEncoder, phases: Sequence[Phase]) -> list[float]:
 
 
 def _may_miss(model: DualEncoder, config: PretrainConfig) -> list[str]:
-    """Tensors that model.init need not have: the bias of the sigmoid loss, and beside a locked tower all others."""
-    names = [] if config.model.locked == "none" else list(model.clip.state_dict())
-    free = [name for name in names if tower_of(f"clip.{name}") != config.model.locked]
+    """Tensors that model.init need not have: the bias of the sigmoid loss, and beside locked parts all others."""
+    names = list(model.clip.state_dict()) if config.model.locked else []
+    free = [name for name in names if tower_of(f"clip.{name}") not in config.model.locked]
     return free + ["logit_bias"] * (config.loss.name == "sigmoid")
 
 

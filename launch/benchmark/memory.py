@@ -53,7 +53,7 @@ def trials(args: argparse.Namespace) -> list[MemoryTrial]:
         world_size=args.world_sizes[0],
         pairs=args.pairs,
         micro_batch=None,
-        grad_checkpointing="none",
+        grad_checkpointing=(),
         precision=args.precision,
     )
     states = [
@@ -61,7 +61,8 @@ def trials(args: argparse.Namespace) -> list[MemoryTrial]:
         for size in args.world_sizes
         for stage in args.zero_stages
     ]
-    savings = [(None, "image"), (None, "text"), (None, "both"), (args.micro_batch, "none"), (args.micro_batch, "both")]
+    both, size = ("image", "text"), args.micro_batch
+    savings = [(None, ("image",)), (None, ("text",)), (None, both), (size, ()), (size, both)]
     return states + [
         dataclasses.replace(whole, micro_batch=micro, grad_checkpointing=towers) for micro, towers in savings
     ]
@@ -69,7 +70,7 @@ def trials(args: argparse.Namespace) -> list[MemoryTrial]:
 
 def _place(row: dict) -> tuple[str, ...]:
     ranks, micro_batch = row["world_size"], row["micro_batch"] or "whole"
-    return f"ZeRO-{row['zero_stage']}", str(ranks), str(micro_batch), row["grad_checkpointing"]
+    return f"ZeRO-{row['zero_stage']}", str(ranks), str(micro_batch), "+".join(row["grad_checkpointing"]) or "none"
 
 
 def _figures(row: dict) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class MemoryTrial:
     world_size: int
     pairs: int
     micro_batch: int | None
-    grad_checkpointing: str
+    grad_checkpointing: Sequence[str]
     precision: str
 
     def config(self) -> PretrainConfig:
@@ -43,7 +44,7 @@ class MemoryTrial:
             micro_batch=self.micro_batch,
             precision=self.precision,
             zero_stage=self.zero_stage,
-            grad_checkpointing=self.grad_checkpointing,
+            grad_checkpointing=list(self.grad_checkpointing),
         )
         return PretrainConfig(model=ModelConfig(self.model), train=train)
 

@@ -62,7 +62,7 @@ def variant(name: str, args: argparse.Namespace) -> StepTrial:
     levers: dict[str, dict] = {
         "one-bucket": {"text_buckets": 1},
         "cached": {"micro_batch": args.micro_batch},
-        "checkpointed": {"grad_checkpointing": "both"},
+        "checkpointed": {"grad_checkpointing": ("image", "text")},
         "compiled": {"compile": True},
         **{f"zero{stage}": {"zero_stage": stage} for stage in range(4)},
     }

@@ -7,7 +7,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class StepTrial:
     zero_stage: int = 1
     micro_batch: int | None = None
     text_buckets: int = 4
-    grad_checkpointing: str = "none"
+    grad_checkpointing: Sequence[str] = ()
     compile: bool = False
 
     def config(self) -> PretrainConfig:
@@ -58,7 +58,7 @@ class StepTrial:
             micro_batch=self.micro_batch,
             precision=self.precision,
             zero_stage=self.zero_stage,
-            grad_checkpointing=self.grad_checkpointing,
+            grad_checkpointing=list(self.grad_checkpointing),
             compile=self.compile,
         )
         return PretrainConfig(model=ModelConfig(self.model, text_buckets=self.text_buckets), train=train)
@@ -85,7 +85,7 @@ def measure(trial: StepTrial) -> dict:
 def _flops(trial: StepTrial, device: torch.device) -> int:
     """FLOPs that the mathematics of a step takes: forward and backward once, whatever runs again."""
     who = "open_clip" if trial.who == "open_clip" else "bare"
-    plain = replace(trial, who=who, micro_batch=None, grad_checkpointing="none", compile=False)
+    plain = replace(trial, who=who, micro_batch=None, grad_checkpointing=(), compile=False)
     _, forward = _FORWARDS[who](plain, device)
     with FlopCounterMode(display=False) as counter:
         forward().backward()

@@ -25,21 +25,26 @@ def check(section: Section, prefix: str = "") -> None:
         if not inner:
             _check_setting(name, value, _hints(cast(Any, type(section)))[one.name], rule_of(one))
     for fault in section.check():
-        break_rule(prefix + fault.field, value_at(section, fault.field), fault.rule, fault.remedy)
+        found = value_at(section, fault.field)
+        break_rule(prefix + fault.field, list(found) if isinstance(found, dict) else found, fault.rule, fault.remedy)
 
 
 def sections(value: Any, prefix: str = "") -> Iterator[tuple[str, Section]]:
-    """The sections in a value, itself or of a list, with how the names of their settings begin."""
+    """The sections in a value, itself or of a list or map, with how the names of their settings begin."""
     if isinstance(value, Section):
         yield prefix, value
-    elif isinstance(value, list):
-        yield from ((f"{prefix}{place}.", item) for place, item in enumerate(value) if isinstance(item, Section))
+    elif isinstance(value, list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        yield from ((f"{prefix}{key}.", item) for key, item in items if isinstance(item, Section))
 
 
 def value_at(node: Any, name: str) -> Any:
     """The value at a dotted name below a section. Raises AttributeError, IndexError or KeyError where none is there."""
     for step in name.split("."):
-        node = node[int(step)] if isinstance(node, list) else getattr(node, step)
+        if isinstance(node, list):
+            node = node[int(step)]
+        else:
+            node = node[step] if isinstance(node, dict) else getattr(node, step)
     return node
 
 
@@ -55,7 +60,8 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def names(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
-    """Dotted name, field and type of every setting that a tree of `kind` can have; a place in a list is 0."""
+    """Dotted name, field and type of every setting that a tree of `kind` can have; a place in a list is 0, a
+    key of a map NAME."""
     for one in fields(kind):
         name, hint = prefix + one.name, _hints(cast(Any, kind))[one.name]
         inner, step = within(hint)
@@ -67,8 +73,9 @@ def names(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
 
 def within(hint: Any) -> tuple[type | None, str]:
     """The section that a setting of this type holds, or None, and the step between their names."""
-    inner = get_args(hint)[0] if get_origin(hint) is list else hint
-    return (cast(type, inner), "0." * (inner is not hint)) if is_dataclass(inner) else (None, "")
+    step = {list: "0.", dict: "NAME."}.get(cast(Any, get_origin(hint)), "")
+    inner = get_args(hint)[-1] if step else hint
+    return (cast(type, inner), step) if is_dataclass(inner) else (None, "")
 
 
 def _check_setting(name: str, value: Any, hint: Any, rule: Rule | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
@@ -148,6 +148,28 @@ class Parsed:
 
     def __str__(self) -> str:
         return self.allowed
+
+
+@dataclass(frozen=True)
+class PartNames:
+    """Names of parts of the model, each once; which ones there are the task knows (`unknown_parts`)."""
+
+    def check(self, name: str, value: Any, optional: bool) -> None:
+        """Raises UsageError where a name stands twice."""
+        if len(set(value)) < len(value):
+            break_rule(name, value, "each name once")
+
+    def __str__(self) -> str:
+        return "a list of parts"
+
+
+def unknown_parts(field: str, named: Collection[str], parts: Sequence[str]) -> Iterator[Fault]:
+    """The fault where a setting names what is no part of the model."""
+    for name in named:
+        if name not in parts:
+            near = difflib.get_close_matches(name, parts, 1)
+            rule = f"parts of the model: {', '.join(parts)}"
+            yield Fault(field, rule, f"did you mean {near[0]!r}?" if near else None)
 
 
 def setting(default: Any, rule: Rule) -> Any:

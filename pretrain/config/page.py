@@ -37,7 +37,7 @@ python launch/pretrain.py --config configs/quickstart.yaml --dry-run optim.lr=5e
 | [templates/](templates) | zero-shot prompts, one a line |
 
 A duration is a number and `epochs`, `steps` or `samples` (`"2 epochs"`, `"1e6 samples"`). `null` is no value. A list in
-YAML is `[a, b]`. A setting without a default must be given. `x` stands for the value.
+YAML is `[a, b]`; `NAME` stands for a key of a map. A setting without a default must be given. `x` stands for the value.
 
 This page is written by `python -m pretrain.config.page` from `pretrain/config/tree.py`; a test keeps it up to date.
 """
@@ -94,6 +94,9 @@ def _yaml(value: Any) -> str:
 
 
 def _allowed(one: Field, hint: Any) -> str:
+    inner, step = within(hint)
+    if inner is not None:
+        return "a map, as below" if step == "NAME." else "a list, as below"
     rule, null = rule_of(one), ", null" if type(None) in get_args(hint) else ""
     if rule is not None:
         return f"{rule}{null}"

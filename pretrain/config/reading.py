@@ -7,7 +7,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -60,11 +60,11 @@ def _require_file(path: Path) -> None:
 
 
 def _build(kind: type[_Config], path: Path, overrides: Sequence[str]) -> _Config:
-    raw = _read_yaml(path)
+    raw, maps = _read_yaml(path), _maps(cast(Any, kind))
     try:
         _name_sources(raw)
         for word in overrides:
-            _override(raw, word)
+            _override(raw, word, maps)
             _name_sources(raw)
         tree = OmegaConf.merge(_defaults(cast(type, kind)), raw)
         return cast(_Config, OmegaConf.to_object(tree))
@@ -116,7 +116,8 @@ def recorded_precision(path: Path) -> str | None:
     return value if value in PRECISIONS[1:] else None
 
 
-def _override(raw, word: str) -> None:
+def _override(raw, word: str, maps: Collection[str]) -> None:
+    """Set what the word says. A map that is given whole replaces the file's; a section is changed where it says so."""
     key, equals, _ = word.partition("=")
     if not equals or not key:
         raise UsageError(
@@ -124,7 +125,7 @@ def _override(raw, word: str) -> None:
         )
     value = _value(key, word.partition("=")[2], word)
     try:
-        OmegaConf.update(raw, key, value, force_add=True)
+        OmegaConf.update(raw, key, value, merge=key not in maps, force_add=True)
     except (OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
         raise UsageError(f"override {word!r} names no place in the settings", got=_first_line(error)) from None
 
@@ -175,7 +176,7 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
     key = str(getattr(error, "full_key", "") or "") or _guilty(kind, raw)
     reason = _first_line(error).split(". Did you mean")[0]
     if "not in" in reason:
-        near = _nearest(key, _keys(kind))
+        near = _nearest(key, [_filled(name, key) for name in _keys(kind)])
         return UsageError(
             f"unknown config key {key!r} in {path} or on the command line",
             remedy=f"did you mean {near!r}?" if near else "configs/README.md has the keys",
@@ -185,6 +186,8 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
     if isinstance(error, RecursionError):
         return UsageError(f"config value {key!r} refers to itself, or is nested too deep")
     remedy = None
+    if "not a ListConfig" in reason:
+        reason, remedy = "what is not a list", f"{key}=[{OmegaConf.select(raw, key)}]"
     if isinstance(error, TypeError):  # OmegaConf's word for a list that an override took for a mapping
         remedy = "a list that the file lacks is given whole: model.phases='[{until: 2 epochs, image_size: 160}]'"
     return UsageError(f"config value {key!r} is wrong", got=reason, remedy=remedy)
@@ -221,7 +224,7 @@ def _nested(key: str, value: object) -> dict:
 
 def _nearest(key: str, names: list[str]) -> str | None:
     """The known key most like `key`, by its whole path or by its last word (all that is known of a key in a list)."""
-    in_lists_last = sorted(names, key=lambda name: ".0." in name)
+    in_lists_last = sorted(names, key=lambda name: (".0." in name) - (".NAME." in name))
     leaves = {name.rsplit(".", 1)[-1]: name for name in in_lists_last}
     found = [(word, word) for word in difflib.get_close_matches(key, names, 1)]
     found += [(leaf, leaves[leaf]) for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), 1)]
@@ -230,9 +233,22 @@ def _nearest(key: str, names: list[str]) -> str | None:
 
 
 def _keys(kind: type) -> list[str]:
-    """Dotted names of all sections and settings; those of a list's items stand under 0."""
+    """Dotted names of all sections and settings; those of a list's items stand under 0, of a map's under NAME."""
     found: dict[str, None] = {}
     for name, *_ in names(kind):
         steps = name.split(".")
-        found |= dict.fromkeys(".".join(steps[: end + 1]) for end, step in enumerate(steps) if step != "0")
+        ends = (end for end, step in enumerate(steps) if step not in ("0", "NAME"))
+        found |= dict.fromkeys(".".join(steps[: end + 1]) for end in ends)
     return list(found)
+
+
+@functools.cache
+def _maps(kind: Any) -> set[str]:
+    return {name.partition(".NAME.")[0] for name, *_ in names(kind) if ".NAME." in name}
+
+
+def _filled(name: str, key: str) -> str:
+    """`name` with what `key` calls an item of the same map."""
+    before, found, after = name.partition(".NAME.")
+    inside = key.removeprefix(f"{before}.").partition(".")[0] if found and key.startswith(f"{before}.") else ""
+    return f"{before}.{inside}.{after}" if inside else name

@@ -11,11 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from data_tools.remote.settings import DEFAULT_GIB
-from pretrain.config.declare import Fault, Parsed, Section, Waiting, break_rule, choice, number, setting, span
-from pretrain.config.durations import FOREVER, parse_duration, parse_steps
+from pretrain.config.declare import (
+    Fault,
+    Parsed,
+    PartNames,
+    Section,
+    break_rule,
+    choice,
+    number,
+    setting,
+    span,
+    unknown_parts,
+)
+from pretrain.config.durations import FOREVER, parse_duration
+from pretrain.config.running import CheckpointConfig, GuardConfig, LogConfig, ProfileConfig, RunConfig
 
 PRECISIONS = ("auto", "fp32", "bf16")
 LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # of pretrain/objectives
@@ -44,15 +56,6 @@ class Source(Section):
         """A share is given in one way."""
         if self.weight is not None and self.repeat != 1:
             yield Fault("repeat", "1 beside a weight", "set one of the two")
-
-
-@dataclass(frozen=True)
-class RunConfig(Section):
-    """Where the run lives."""
-
-    dir: str = "???"  # folder of checkpoints, metrics and status; hosts must share its file system
-    # auto: continue from the newest intact checkpoint in run.dir | never: refuse a folder that holds one.
-    resume: str = choice("auto", "never")
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,14 @@ class ModelConfig(Section):
     # Weights to start from: a run, checkpoint or export folder, a folder of open_clip or of transformers' CLIP, or an
     # open_clip weights file; null: random ones, by the seed.
     init: str | None = None
-    # This tower keeps its weights, those of model.init, which may lack the other tower's.
-    locked: str = choice("none", "image", "text")
+    # Parts (image, text) that keep their weights, those of model.init, which may lack the rest (LiT, arXiv 2111.07991).
+    locked: list[str] = setting([], PartNames())
     # Captions of a micro-batch sorted by length and cut to the longest of each bucket (exact).
     text_buckets: int = number(4, ge=1, le=1024)
 
     def check(self) -> Iterator[Fault]:
-        """A tower that never learns has weights from somewhere."""
-        if self.locked != "none" and self.init is None:
+        """A part that never learns has weights from somewhere."""
+        if self.locked and self.init is None:
             yield Fault("locked", "none without model.init", "set model.init")
 
 
@@ -172,6 +175,15 @@ class LossConfig(Section):
 
 
 @dataclass(frozen=True)
+class PartConfig(Section):
+    """How one part of the model learns where it differs from the others: `optim.parts.text.lr=1e-4`."""
+
+    # Rate of the part; null: optim.lr.
+    lr: float | None = number(None, ge=1e-12, le=100, remedy="model.locked stops a part")
+    weight_decay: float | None = number(None, ge=0, le=100)  # of the part; null: optim.weight_decay
+
+
+@dataclass(frozen=True)
 class OptimConfig(Section):
     """The optimizer, and a schedule keyed on samples seen, so that a change of world size or batch does not move it."""
 
@@ -184,12 +196,8 @@ class OptimConfig(Section):
     eps: float = number(1e-6, ge=1e-30, le=1)  # adamw, lamb: added to the denominator
     # Of matrices, times the rate; vectors and scalars do not decay.
     weight_decay: float = number(0.2, ge=0, le=100)
-    # Rate of the image tower; null: optim.lr.
-    image_lr: float | None = number(None, ge=1e-12, le=100, remedy="model.locked=image stops the tower")
-    # Rate of the text tower; null: optim.lr.
-    text_lr: float | None = number(None, ge=1e-12, le=100, remedy="model.locked=text stops the tower")
-    image_weight_decay: float | None = number(None, ge=0, le=100)  # of the image tower; null: optim.weight_decay
-    text_weight_decay: float | None = number(None, ge=0, le=100)  # of the text tower; null: optim.weight_decay
+    # What single parts have of their own: image and text, or image and head in fine-tuning.
+    parts: dict[str, PartConfig] = field(default_factory=dict)
     # Each layer of a tower learns at this share of the rate of the one above (BEiT).
     layer_decay: float = number(1.0, gt=0, le=1, remedy="1.0 gives all layers one rate")
     decay_embeddings: bool = False  # whether position embeddings decay too, as they do in open_clip 3.3
@@ -219,9 +227,9 @@ class TrainConfig(Section):
     precision: str = choice(*PRECISIONS)
     # ZeRO (arXiv 1910.02054): 0 shares nothing among ranks, 1 optimizer states, 2 gradients too, 3 parameters too.
     zero_stage: int = choice(0, 1, 2, 3, default=1)
-    # Towers whose layers keep their input alone and run again in the backward: same gradients, less memory, up to a
-    # third more work.
-    grad_checkpointing: str = choice("none", "image", "text", "both")
+    # Towers (image, text) whose layers keep their input alone and run again in the backward: same gradients, less
+    # memory, up to a third more work.
+    grad_checkpointing: list[str] = setting([], PartNames())
     # From stage 1: the optimizer's states, its fp32 master and its update live on the host (ZeRO-Offload, arXiv
     # 2101.06840), which frees the memory of GPUs; without GPUs it changes nothing.
     offload_optimizer: bool = False
@@ -255,57 +263,6 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
-class CheckpointConfig(Section):
-    """When to save, besides the end and a signal, and which committed checkpoints stay."""
-
-    every: str | None = span("1 epoch")  # how often to save; null: only at the end
-    # Newest checkpoints that stay.
-    keep: int = number(2, ge=2, le=10**6, remedy="one spare is needed for the day the newest is damaged")
-    keep_every: str | None = span(None)  # save at every multiple of this duration too, and never delete those
-    keep_best: str | None = None  # metric of the evaluation, -NAME where lower is better: save and keep the best one
-
-    def check(self) -> Iterator[Fault]:
-        """A loss is better where it is lower."""
-        best = self.keep_best
-        if best is not None and best.endswith("loss") and not best.startswith("-"):
-            rule = "a metric of which more is better, or - and one of which less is"
-            yield Fault("keep_best", rule, "put a minus before a loss: checkpoint.keep_best=-validation_loss")
-
-
-@dataclass(frozen=True)
-class LogConfig(Section):
-    """What is written while a run goes on."""
-
-    every: str = span("10 steps")  # how often scalars go to metrics.jsonl and TensorBoard
-    images: int = number(4, ge=0, le=1000)  # captioned pictures in TensorBoard at every evaluation
-
-
-@dataclass(frozen=True)
-class GuardConfig(Section):
-    """What a run does about faults."""
-
-    # Steps of the whole run whose loss or gradient is not finite that are left out on all ranks and listed in
-    # skipped.jsonl; one more ends the run.
-    max_skipped: int = number(0, ge=0, le=10**9, remedy="0 ends the run at the first")
-    # A loss this many deviations above the recent ones is listed in spikes.jsonl and changes nothing; null: no watch.
-    spike: float | None = number(6.0, gt=0, le=1e6, remedy="null switches the watch off")
-    # A rank that makes no progress for so long (seconds, minutes, hours) prints its stacks and ends the run; null:
-    # never.
-    hang_timeout: str | None = setting(
-        "20 minutes", Waiting(1500, "25 minutes", "collectives end by themselves after 30 minutes, without stacks")
-    )
-
-
-@dataclass(frozen=True)
-class ProfileConfig(Section):
-    """A look at single steps."""
-
-    # FIRST-LAST, counted from 1: a profiler trace of these steps on rank 0, and a page on where their time went, in the
-    # run folder; null: none.
-    steps: str | None = setting(None, Parsed(parse_steps, "a range of steps"))
-
-
-@dataclass(frozen=True)
 class Config(Section):
     """What every training has."""
 
@@ -320,8 +277,14 @@ class Config(Section):
     guard: GuardConfig = field(default_factory=GuardConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
+    PARTS: ClassVar[tuple[str, ...]] = ()  # what optim.parts may name
+    TOWERS: ClassVar[tuple[str, ...]] = ()  # those of them that can checkpoint their activations
+
     def check(self) -> Iterator[Fault]:
-        """The schedule fits the run, the optimizer the ZeRO stage, and the best checkpoint is told by something."""
+        """The schedule fits the run, the optimizer the ZeRO stage, parts are the model's, and the best checkpoint is
+        told by something."""
+        yield from unknown_parts("optim.parts", self.optim.parts, self.PARTS)
+        yield from unknown_parts("train.grad_checkpointing", self.train.grad_checkpointing, self.TOWERS)
         optim, forever = self.optim, self.train.duration == FOREVER
         if forever and optim.schedule != "constant":
             yield Fault("optim.schedule", "constant, because train.duration is forever")
@@ -343,19 +306,21 @@ class PretrainConfig(Config):
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
+    PARTS = TOWERS = ("image", "text")
+
     def check(self) -> Iterator[Fault]:
-        """A locked tower has no rate of its own."""
+        """Something learns, and what is locked has no rate."""
         yield from super().check()
-        for name in (f"optim.{self.model.locked}_lr", f"optim.{self.model.locked}_weight_decay"):
-            if getattr(self.optim, name.removeprefix("optim."), None) is not None:
-                yield Fault(name, "null for a tower that is locked")
+        yield from unknown_parts("model.locked", self.model.locked, self.TOWERS)
+        if set(self.TOWERS) <= set(self.model.locked):
+            yield Fault("model.locked", "a list that leaves a part to learn")
+        if locked := [name for name in self.optim.parts if name in self.model.locked]:
+            yield Fault("optim.parts", f"parts that learn, and {', '.join(locked)} is locked", "leave it out")
 
 
 # Settings that fine-tuning shares with pretraining and would not heed, and their values where nothing is said.
 _NOT_OF_FINETUNING = {
     "optim.ema": None,
-    "optim.text_lr": None,
-    "optim.text_weight_decay": None,
     "eval.retrieval": None,
     "eval.captions": EvalConfig.captions,
     "eval.templates": EvalConfig.templates,
@@ -389,6 +354,8 @@ class FinetuneConfig(Config):
     # with one a line, or a count; null: as packed.
     classes: Any = setting(None, Parsed(_check_classes, ""))
 
+    PARTS, TOWERS = ("image", "head"), ("image",)
+
     def check(self) -> Iterator[Fault]:
         """What fine-tuning would not heed is left as it is."""
         yield from super().check()
@@ -396,5 +363,5 @@ class FinetuneConfig(Config):
         for name, silent in _NOT_OF_FINETUNING.items():
             if attrgetter(name)(self) != silent:
                 yield Fault(name, f"{'null' if silent is None else silent} {where}")
-        if self.train.grad_checkpointing in ("text", "both"):
-            yield Fault("train.grad_checkpointing", "none or image in fine-tuning")
+        if self.mode == "linear" and "image" in self.optim.parts:
+            yield Fault("optim.parts", "head alone at mode=linear")

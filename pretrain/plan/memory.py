@@ -29,7 +29,7 @@ def too_much(total: int, runtime: Runtime) -> str:
     free = torch.cuda.mem_get_info(runtime.device)[0] if on_gpu else free_bytes()
     if free is None or needed <= free:
         return ""
-    remedy = "a smaller train.micro_batch, train.grad_checkpointing=both, or train.zero_stage with more ranks"
+    remedy = "a smaller train.micro_batch, train.grad_checkpointing=[image,text], or train.zero_stage with more ranks"
     return (
         f"warning:  {needed / GIB:.1f} GiB are more than the {free / GIB:.1f} GiB that are free here; remedy: {remedy}"
     )

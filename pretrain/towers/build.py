@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -74,8 +75,8 @@ class DualEncoder(nn.Module):
         # A copy: under ZeRO-3 the parameter itself is empty after the forward.
         return (image, text, self._scale(), *(() if bias is None else (bias.float().clone(),)))
 
-    def set_grad_checkpointing(self, towers: str) -> None:
-        """Make layers of `towers` (none, image, text or both) keep their input alone and run again in the backward."""
+    def set_grad_checkpointing(self, towers: Iterable[str]) -> None:
+        """Make layers of `towers` (image, text) keep their input alone and run again in the backward."""
         set_grad_checkpointing(self.clip, towers)
 
     def compile_towers(self) -> None:

@@ -6,6 +6,8 @@ autocast. Patch dropout stands before the layers, so that nothing of it is drawn
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from data_tools.errors import UserError
@@ -13,25 +15,34 @@ from data_tools.errors import UserError
 _FLAGS = ("grad_checkpointing", "gradient_checkpointing")  # as open_clip and timm, and as transformers call it
 
 
-def set_grad_checkpointing(clip: nn.Module, towers: str) -> None:
-    """Switch it on in `towers`: none, image, text or both.
+def set_grad_checkpointing(clip: nn.Module, towers: Iterable[str]) -> None:
+    """Switch it on in `towers`, by their names.
 
     Raises:
         UserError: such a tower cannot do it.
     """
-    if towers in ("image", "both"):
-        trunk = getattr(clip.visual, "trunk", clip.visual)  # timm's: open_clip's wrapper only warns where it fails
-        _switch_on(trunk, lambda: trunk.set_grad_checkpointing(True), "image")
-    if towers in ("text", "both"):
-        tower = getattr(clip, "text", clip)
-        if hasattr(tower, "config"):  # transformers: its reentrant kind would not see the gradients of ZeRO-3
-            kind = {"use_reentrant": False}
-            enable = tower.transformer.gradient_checkpointing_enable
-            _switch_on(tower.transformer, lambda: enable(gradient_checkpointing_kwargs=kind), "text")
-        elif hasattr(tower, "visual"):  # open_clip.CLIP: its own switch is for both towers
-            tower.transformer.grad_checkpointing = True
-        else:
-            _switch_on(tower, lambda: tower.set_grad_checkpointing(True), "text")
+    for name in towers:
+        _SWITCHES[name](clip)
+
+
+def _image(clip: nn.Module) -> None:
+    trunk = getattr(clip.visual, "trunk", clip.visual)  # timm's: open_clip's wrapper only warns where it fails
+    _switch_on(trunk, lambda: trunk.set_grad_checkpointing(True), "image")
+
+
+def _text(clip: nn.Module) -> None:
+    tower = getattr(clip, "text", clip)
+    if hasattr(tower, "config"):  # transformers: its reentrant kind would not see the gradients of ZeRO-3
+        kind = {"use_reentrant": False}
+        enable = tower.transformer.gradient_checkpointing_enable
+        _switch_on(tower.transformer, lambda: enable(gradient_checkpointing_kwargs=kind), "text")
+    elif hasattr(tower, "visual"):  # open_clip.CLIP: its own switch is for both towers
+        tower.transformer.grad_checkpointing = True
+    else:
+        _switch_on(tower, lambda: tower.set_grad_checkpointing(True), "text")
+
+
+_SWITCHES = {"image": _image, "text": _text}
 
 
 def _switch_on(tower: nn.Module, enable, which: str) -> None:

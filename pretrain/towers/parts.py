@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from torch import nn
 
@@ -11,6 +12,8 @@ from data_tools.errors import UserError
 _BLOCK = re.compile(r"^(.*?\.(?:resblocks|blocks?|layers?))\.(\d+)\.(.*)$")
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _STEM = re.compile(r"embed|\.conv1\.|\.ln_pre\.|\.norm_pre\.|_token$")
+
+_OF_NO_TOWER = {"logits", "head"}
 
 
 def tower_of(name: str) -> str:
@@ -21,10 +24,10 @@ def tower_of(name: str) -> str:
     return "image" if native.startswith("visual.") else "logits" if native.startswith("logit_") else "text"
 
 
-def lock(model: nn.Module, tower: str) -> None:
-    """Stop `tower` (none, image or text) from learning: LiT, arXiv 2111.07991."""
+def lock(model: nn.Module, parts: Collection[str]) -> None:
+    """Stop parts, as `tower_of` names them, from learning: LiT, arXiv 2111.07991."""
     for name, parameter in model.named_parameters():
-        if tower_of(name) == tower:
+        if tower_of(name) in parts:
             parameter.requires_grad_(False)
 
 
@@ -41,11 +44,11 @@ def layers_above(names: list[str]) -> dict[str, int]:
         UserError: a tower whose blocks are not one numbered row.
     """
     above = dict.fromkeys(names, 0)
-    for tower in ("image", "text"):
+    for tower in sorted(set(map(tower_of, names)) - _OF_NO_TOWER):
         inside = [name for name in names if tower_of(name) == tower]
         found = {name: match for name in inside if (match := _BLOCK.match(name))}
         rows = {match[1] for match in found.values()}
-        if inside and (len(rows) != 1 or any(_NUMBERED.search(match[3]) for match in found.values())):
+        if len(rows) != 1 or any(_NUMBERED.search(match[3]) for match in found.values()):
             raise UserError(
                 f"optim.layer_decay cannot number the layers of the {tower} tower",
                 got=", ".join(sorted(rows)) or f"no blocks beside {inside[0]}",

@@ -13,7 +13,7 @@ MODEL = "configs/models/vit_scenes_16.json"
 
 
 def test_a_step_takes_what_the_formula_says(tmp_path):
-    step = {"zero_stage": 1, "world_size": 1, "pairs": 48, "micro_batch": None, "grad_checkpointing": "none"}
+    step = {"zero_stage": 1, "world_size": 1, "pairs": 48, "micro_batch": None, "grad_checkpointing": ()}
     trial = MemoryTrial(model=MODEL, **step, precision="fp32")
     figures = run_trial("memory_trial", trial, tmp_path / "0", variables=MALLOC)
     assert figures["measured"] == pytest.approx(figures["formula"]["total"], rel=0.25)
@@ -28,9 +28,9 @@ def test_the_command_measures_stages_ranks_and_savings(tmp_path, monkeypatch, ca
     rows = json.loads(path.read_text())["rows"]
     keys = ("zero_stage", "world_size", "micro_batch", "grad_checkpointing")
     assert [tuple(row[key] for key in keys) for row in rows] == [
-        *[(stage, size, None, "none") for size in (1, 2) for stage in (1, 3)],
-        *[(1, 1, None, towers) for towers in ("image", "text", "both")],
-        *[(1, 1, 8, towers) for towers in ("none", "both")],
+        *[(stage, size, None, []) for size in (1, 2) for stage in (1, 3)],
+        *[(1, 1, None, towers) for towers in (["image"], ["text"], ["image", "text"])],
+        *[(1, 1, 8, towers) for towers in ([], ["image", "text"])],
     ]
     table = capsys.readouterr().out
     assert "ZeRO-3" in table

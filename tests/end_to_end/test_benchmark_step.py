@@ -66,7 +66,7 @@ def test_each_variant_is_the_plain_step_but_for_its_name():
         "open_clip": {"who": "open_clip"},
         "one-bucket": {"text_buckets": 1},
         "cached": {"micro_batch": 16},
-        "checkpointed": {"grad_checkpointing": "both"},
+        "checkpointed": {"grad_checkpointing": ("image", "text")},
         "compiled": {"compile": True},
     }
 

@@ -41,7 +41,7 @@ def test_a_locked_tower_keeps_its_weights_until_it_is_unlocked(workspace, tmp_pa
     assert export_cli.main([str(tmp_path / "first"), str(out), "--formats", "open_clip"]) == 0
     before = load_file(next(out.glob("open_clip*.safetensors")))
     words = [f"run.dir={run}", f"model.init={next(out.glob('open_clip*.safetensors'))}", "optim.warmup=0 steps"]
-    run_ranks(1, trained, config, [*words, "train.duration=2 steps", "model.locked=image", "train.zero_stage=1"])
+    run_ranks(1, trained, config, [*words, "train.duration=2 steps", "model.locked=[image]", "train.zero_stage=1"])
     assert changed(run, before) == {"text", "logits"}
     run_ranks(2, trained, config, [*words, "train.duration=4 steps", "train.zero_stage=3"])
     assert changed(run, before) == {"image", "text", "logits"}

@@ -22,7 +22,7 @@ BASE = {
     FinetuneConfig: "run: {dir: a}\ndata: {train: [{urls: s}]}\ninit: b\n",
 }
 OWN = {name for name, *_ in names(FinetuneConfig)} - {name for name, *_ in names(PretrainConfig)} - {"classes"}
-FIELDS = [(PretrainConfig, name, hint) for name, _, hint in names(PretrainConfig)]
+FIELDS = [(PretrainConfig, name.replace("NAME", "image"), hint) for name, _, hint in names(PretrainConfig)]
 FIELDS += [(FinetuneConfig, name, hint) for name, _, hint in names(FinetuneConfig) if name in OWN]
 EVERYWHERE = ["''", "???", "[]", "${nothing.here}"]
 NUMBERS = [".inf", ".nan", "-1", "1e308", "1e-320", str(10**23), "9" * 400]
@@ -109,7 +109,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("optim: [1]", "optim"),
         ("optim.lr: 5", "optim.lr"),
         ("seed: ${seed}", "'seed' is wrong; got Recursive interpolation"),
-        ("optim: {lr: '${optim.image_lr}', image_lr: '${optim.lr}'}", "'optim.lr' is wrong; got Recursive"),
+        ("optim: {lr: '${optim.eps}', eps: '${optim.lr}'}", "'optim.lr' is wrong; got Recursive"),
         ("#" * (1 << 21), "no file of settings"),
     ],
 )

@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config.tree import OptimConfig
+from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.schedule import Schedule
 from pretrain.towers.parts import layers_above, lock, tower_of
@@ -55,9 +56,19 @@ def test_matrices_decay_and_vectors_do_not():
     }
 
 
+PARTS = {"image": PartConfig(weight_decay=0.05), "text": PartConfig(lr=5e-4), "head": PartConfig(lr=2e-3)}
+
+
+def test_a_head_has_a_rate_of_its_own():
+    model = torch.nn.ModuleDict({"towers": tiny.build(), "head": torch.nn.Linear(2, 2)})
+    groups = parameter_groups(model, OptimConfig(lr=1e-3, parts=PARTS))
+    of_head = [group for group in groups if any(p is model["head"].weight for p in group["params"])]
+    assert [(group["lr_scale"], group["weight_decay"], len(group["params"])) for group in of_head] == [(2, 0.2, 1)]
+
+
 def test_rates_differ_by_tower_and_layer():
     model = tiny.build()
-    optim = OptimConfig(lr=1e-3, text_lr=5e-4, image_weight_decay=0.05, layer_decay=0.5)
+    optim = OptimConfig(lr=1e-3, parts=PARTS, layer_decay=0.5)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {}
     for group in parameter_groups(model, optim):
@@ -104,7 +115,7 @@ def test_layers_that_are_not_one_row_are_refused(names):
 
 def test_a_locked_tower_has_no_group():
     model = tiny.build()
-    lock(model, "text")
+    lock(model, ["text"])
     learning = {id(p) for group in parameter_groups(model, OptimConfig()) for p in group["params"]}
     towers = {tower_of(name) for name, p in model.named_parameters() if id(p) in learning}
     assert towers == {"image", "logits"}

@@ -9,7 +9,7 @@ from data_tools.errors import UsageError
 from pretrain.config.batch import local_batch
 from pretrain.config.durations import duration_steps, parse_duration, parse_seconds
 from pretrain.config.reading import dump_config, load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.tree import FinetuneConfig, PartConfig, PretrainConfig
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
 
@@ -80,7 +80,15 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "checkpoint.keep_best=validation_loss", ("checkpoint.keep_best", "=-validation_loss")),
         (BASE, "checkpoint.keep_best=text_to_image_recall@10", ("checkpoint.keep_best", "set eval.retrieval")),
         (BASE, "optim.layer_decay=0", ("optim.layer_decay", "0 < value <= 1")),
-        (BASE, "model.locked=image", ("model.locked", "none without model.init")),
+        (BASE, "model.locked=[image]", ("model.locked", "none without model.init")),
+        (BASE, "model={init: w.pt, locked: [text, image]}", ("model.locked", "leaves a part to learn")),
+        (BASE, "model={init: w.pt, locked: [txt]}", ("model.locked", "parts of the model: image, text", "'text'?")),
+        (BASE, "optim.parts.imag.lr=1e-3", ("optim.parts", "['imag']", "did you mean 'image'")),
+        (BASE, "optim.parts.text.lr=0", ("optim.parts.text.lr", "1e-12 <= value", "model.locked stops a part")),
+        (BASE, "optim.parts.text.lrr=1", ("'optim.parts.text.lrr'", "did you mean 'optim.parts.text.lr'")),
+        (BASE, "train.grad_checkpointing=[both]", ("train.grad_checkpointing", "parts of the model: image, text")),
+        (BASE, "train.grad_checkpointing=[text,text]", ("train.grad_checkpointing", "each name once")),
+        (BASE, "train.grad_checkpointing=image", ("train.grad_checkpointing", "a list", "=[image]")),
         (BASE, "profile.steps=9-3", ("profile.steps", "FIRST-LAST")),
         (BASE, "optim.ema=1", ("optim.ema", "0 < value < 1, or null")),
         (BASE, "optim.grad_clip=0", ("optim.grad_clip", "null")),
@@ -93,9 +101,9 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "loss={name: margin, learn_temperature: false}", ("loss.learn_temperature", "True at loss.name=margin")),
         (BASE, "loss={name: sigmoid, logit_bias: 5}", ("loss.logit_bias", "-100 <= value <= 0")),
         (
-            BASE + "model: {locked: image, init: w.pt}\n",
-            "optim.image_lr=1e-4",
-            ("optim.image_lr", "tower that is locked"),
+            BASE + "model: {locked: [image], init: w.pt}\n",
+            "optim.parts.image.lr=1e-4",
+            ("optim.parts", "parts that learn, and image is locked"),
         ),
         (BASE, "profile.steps=1-1000", ("profile.steps", "100 steps at most")),
         (BASE, "loss={name: margin, negatives: all}", ("loss.negatives", "sum, hardest")),
@@ -120,12 +128,35 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
 
 @pytest.mark.parametrize(
     "word",
-    ["optim.ema=0.9", "data.word_dropout=0.1", "eval.retrieval=data/val", "eval.templates=openai",
-     "train.grad_checkpointing=both"],
+    ["optim.ema=0.9", "data.word_dropout=0.1", "eval.retrieval=data/val", "eval.templates=openai"],
 )  # fmt: skip
 def test_fine_tuning_refuses_what_it_would_not_heed(load, word):
     with pytest.raises(UsageError, match=rf"{re.escape(word.partition('=')[0])} breaks its rule.*in fine-tuning"):
         load(BASE + "init: runs/a\n", word, kind=FinetuneConfig)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.grad_checkpointing=[image,text]"], "train.grad_checkpointing.*parts of the model: image$"),
+        (["optim.parts.text.lr=1"], "optim.parts.*'text'.*parts of the model: image, head"),
+        (["mode=linear", "optim.parts.image.lr=1"], "optim.parts.*head alone at mode=linear"),
+    ],
+)
+def test_fine_tuning_has_parts_of_its_own(load, words, said):
+    with pytest.raises(UsageError, match=said):
+        load(BASE + "init: runs/a\n", *words, kind=FinetuneConfig)
+    tuned = load(BASE + "init: runs/a\n", "optim.parts.head.lr=1e-2", kind=FinetuneConfig)
+    assert tuned.optim.parts == {"head": PartConfig(lr=1e-2)}
+
+
+def test_maps_and_lists_of_parts_are_given_whole_or_by_name(load):
+    given = BASE + "optim: {parts: {image: {lr: 1e-4}}}\ntrain: {grad_checkpointing: [text]}\n"
+    config = load(given, "optim.parts.image.weight_decay=0.1", "train.grad_checkpointing=[image,text]")
+    assert config.optim.parts == {"image": PartConfig(lr=1e-4, weight_decay=0.1)}
+    assert config.train.grad_checkpointing == ["image", "text"]
+    assert load(given, "optim.parts={text: {lr: 1e-4}}").optim.parts == {"text": PartConfig(lr=1e-4)}
+    assert load(dump_config(config)) == config
 
 
 def test_a_dump_holds_no_credentials(load):

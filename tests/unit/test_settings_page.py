@@ -17,12 +17,12 @@ def test_every_setting_stands_there_once_with_what_it_does():
     rows = re.findall(r"^\| `([\w.]+)` \|([^\n]*)\|$", page(), flags=re.M)
     settings = [name for name, _ in rows]
     wanted = {name for kind in (PretrainConfig, FinetuneConfig) for name, *_ in names(kind)}
-    assert set(settings) == wanted | {"data.train", "model.phases"}
+    assert set(settings) == wanted | {"data.train", "model.phases", "optim.parts"}
     assert len(settings) == len(set(settings))
     for name, rest in rows:
         default, allowed, effect = (cell.strip() for cell in re.split(r"(?<!\\)\|", rest))
         assert effect, name
-        assert allowed or name in ("data.train", "model.phases", "classes"), name
+        assert allowed or name == "classes", name
         assert default or name in ("run.dir", "init", "data.train.0.urls", "model.phases.0.until")
 
 
