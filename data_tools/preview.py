@@ -102,25 +102,23 @@ def _counts(corpus: Corpus, cells: list[_Cell], seed: int) -> str:
 
 
 def _cells(corpus: Corpus, count: int, seed: int) -> list[_Cell]:
-    import numpy as np
     from PIL import Image
 
     from data_tools.corpus import ShardReader
     from data_tools.format.tar import TarDamageError
     from data_tools.media.members import DEFAULT_FIELDS, fitting
 
-    edges = np.concatenate([[0], np.cumsum(corpus.counts)])
     places = random.Random(seed).sample(range(corpus.num_samples), min(count, corpus.num_samples))
     fields = fitting(DEFAULT_FIELDS, corpus)
     cells = []
     with ShardReader(corpus) as reader:
         for place in places:
-            shard = int(np.searchsorted(edges, place, "right")) - 1
+            shard, index = corpus.locate(place)
             try:
-                cells.append(_cell(reader.read(shard, int(place - edges[shard])), fields, corpus.classes))
+                cells.append(_cell(reader.read(shard, index), fields, corpus.classes))
             except TarDamageError as error:
                 grey = Image.new("RGB", (_CELL, _CELL), "grey")
-                cells.append(_Cell(grey, f"number {place - edges[shard]}", faults=[f"damaged: {shown(error)}"]))
+                cells.append(_Cell(grey, f"number {index}", faults=[f"damaged: {shown(error)}"]))
     return cells
 
 

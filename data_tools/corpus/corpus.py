@@ -4,6 +4,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ class Corpus:
     def num_samples(self) -> int:
         """Samples of all shards together."""
         return int(self.counts.sum())
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.counts)])  # [shards + 1]
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(shard, number within it) of the sample at `position`, shards one after the other. Raises IndexError."""
+        if not 0 <= position < self._edges[-1]:
+            raise IndexError(f"sample {position} of {self._edges[-1]}")
+        shard = int(np.searchsorted(self._edges, position, "right")) - 1
+        return shard, int(position - self._edges[shard])
 
     def tar_hash(self, shard: int) -> bytes:
         """The xxh3-128 that the tar of a shard should have."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -90,6 +89,4 @@ def _strip(
 
 
 def _sample(reader: ShardReader, position: int):
-    edges = np.concatenate([[0], np.cumsum(reader.corpus.counts)])
-    shard = int(np.searchsorted(edges, position, side="right")) - 1
-    return reader.read(shard, position - int(edges[shard]))
+    return reader.read(*reader.corpus.locate(position))

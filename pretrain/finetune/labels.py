@@ -145,9 +145,7 @@ def _distinct(labels: Iterator[int], bar: Progress | None = None) -> set[int]:
 
 def _labels(corpus: Corpus, positions: Sequence[int]) -> Iterator[int]:
     """Labels at the positions of the corpus; those that cannot be read are left out."""
-    edges = np.concatenate([[0], np.cumsum(corpus.counts)])
     with ShardReader(corpus) as reader:
         for position in positions:
-            shard = int(np.searchsorted(edges, position, side="right")) - 1
             with suppress(BadSampleError):
-                yield label(read_sample(reader, shard, position - int(edges[shard])))
+                yield label(read_sample(reader, *corpus.locate(position)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from data_tools.corpus import Corpus, ShardReader, open_corpus
@@ -72,15 +71,13 @@ class Shards:
 
     def __init__(self, corpus: Corpus):
         self.reader = ShardReader(corpus)
-        self._edges = np.concatenate([[0], np.cumsum(corpus.counts)])
 
     def __len__(self) -> int:
-        return int(self._edges[-1])
+        return self.reader.corpus.num_samples
 
     def read(self, number: int) -> tuple[str, Callable[[], bytes]]:
         """See `Pictures`."""
-        shard = int(np.searchsorted(self._edges, number, side="right")) - 1
-        index = number - int(self._edges[shard])
+        shard, index = self.reader.corpus.locate(number)
         try:
             sample = read_sample(self.reader, shard, index)
         except BadSampleError as error:

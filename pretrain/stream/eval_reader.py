@@ -97,13 +97,10 @@ class _EvalBuilder:
     first: int
     share: int
 
-    def __post_init__(self) -> None:
-        self.edges = np.concatenate([[0], np.cumsum(self.reader.corpus.counts)])
-
     def __call__(self, number: int) -> EvalBatch:
         start = self.first + number * self.batch
         positions = np.arange(start, min(start + self.batch, self.first + self.share))
-        positions[positions >= self.edges[-1]] = PADDING
+        positions[positions >= self.reader.corpus.num_samples] = PADDING
         size = self.transform.settings.size
         images = torch.zeros((len(positions), 3, size, size), dtype=torch.uint8)
         labels = torch.full((len(positions),), PADDING)
@@ -128,8 +125,8 @@ class _EvalBuilder:
         )
 
     def _load(self, position: int, picture: np.ndarray) -> tuple[Sample, list[str], int]:
-        shard = int(np.searchsorted(self.edges, position, side="right")) - 1
-        sample = _read(self.reader, shard, position - int(self.edges[shard]))
+        shard, index = self.reader.corpus.locate(position)
+        sample = _read(self.reader, shard, index)
         try:
             picture[:] = self.transform.evaluate(self.fields.image_bytes(sample)).transpose(2, 0, 1)
             texts = self.fields.all_captions(sample) if self.tokenize else []

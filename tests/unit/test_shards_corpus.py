@@ -29,6 +29,21 @@ def shards(folder, count=3, classes=("cat", "dog"), manifest=True):
     return folder
 
 
+def test_a_position_is_a_place_in_a_shard(tmp_path):
+    """As webdataset reads the same tars, one after the other."""
+    import webdataset as wds
+
+    folder = shards(tmp_path / "a", count=4)
+    corpus = open_corpus(folder)
+    keys = [sample["__key__"] for sample in wds.WebDataset(f"{folder}/s-{{0..3}}.tar", shardshuffle=False)]
+    with readers.ShardReader(corpus) as reader:
+        assert [reader.read(*corpus.locate(position)).key for position in range(corpus.num_samples)] == keys
+    assert len(keys) == 10
+    for outside in (-1, 10):
+        with pytest.raises(IndexError):
+            corpus.locate(outside)
+
+
 def test_folder_manifest_pattern_and_list_name_the_same_corpus(tmp_path):
     folder = shards(tmp_path / "a")
     sources = [folder, folder / "manifest.json", f"{folder}/s-{{0..2}}.tar", [f"{folder}/s-{n}.tar" for n in range(3)]]
