@@ -21,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from pretrain.config.reading import load_config
-    from pretrain.config.tree import PretrainConfig  # late: only this verb knows of training
+    from pretrain.config.reading import load_task  # late: only this verb knows of training
     from pretrain.places import check_corpus
+    from pretrain.tasks import TASKS
 
-    config = load_config(PretrainConfig, args.config, args.overrides)
+    config = load_task(TASKS, args.config, args.overrides, "contrastive")
     for source in config.data.train:
         check_corpus(source.urls)
     from pretrain.plan.stream import plan_stream  # later still: it imports torch

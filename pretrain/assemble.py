@@ -18,7 +18,7 @@ from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from pretrain.config.batch import local_batch
 from pretrain.config.reading import dump_config, recorded_precision
-from pretrain.config.tree import DataConfig, FinetuneConfig, PretrainConfig, Source
+from pretrain.config.tree import Config, ImageDataConfig, ImageSource
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed
 from pretrain.engine.state import TrainState
@@ -35,39 +35,39 @@ from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.members import Fields
 from pretrain.stream.position import Position
 from pretrain.stream.transform import ImageSettings
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.dropout import without_dropout
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
-Config = PretrainConfig | FinetuneConfig
-_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
+_Config = TypeVar("_Config", bound=Config)
 
 
-def train_sources(data: DataConfig) -> list[StreamSource]:
+def train_sources(data: ImageDataConfig) -> list[StreamSource]:
     """The sources of `data.train` with their shares of a global batch: `weight`, or else size times `repeat`."""
     return [_source(source, open_corpus(source.urls, cache_settings(data))) for source in data.train]
 
 
-def eval_corpus(urls: str, data: DataConfig) -> Corpus:
+def eval_corpus(urls: str, data: ImageDataConfig) -> Corpus:
     """A corpus to evaluate on; remote shards share the cache of the training ones."""
     return open_corpus(urls, cache_settings(data))
 
 
-def cache_settings(data: DataConfig) -> CacheSettings:
+def cache_settings(data: ImageDataConfig) -> CacheSettings:
     """Where remote shards are kept."""
     return default_settings(data.cache_dir, data.cache_gib)
 
 
-def _source(source: Source, corpus: Corpus) -> StreamSource:
+def _source(source: ImageSource, corpus: Corpus) -> StreamSource:
     places = parse_fields(source.image, source.captions)
     fields = fitting(Fields(places.image, places.captions, source.choose), corpus)
     weight = corpus.num_samples * source.repeat if source.weight is None else source.weight
     return StreamSource(corpus, fields, weight, source.repeat)
 
 
-def image_settings(spec: ModelSpec, data: DataConfig | None = None) -> ImageSettings:
+def image_settings(spec: ModelSpec, data: ImageDataConfig | None = None) -> ImageSettings:
     """Picture size, interpolation and evaluation resize as the architecture has them; training as `data` says."""
-    data = data or DataConfig()
+    data = data or ImageDataConfig()
     low, high = data.crop_scale
     return ImageSettings(
         size=spec.image_size,
@@ -97,7 +97,7 @@ def train_stream(
         global_batch=config.train.global_batch,
         window=config.data.window,
         image=image_settings(spec, config.data),
-        phases=config.model.phases if isinstance(config, PretrainConfig) else (),
+        phases=config.model.phases if isinstance(config, ContrastiveConfig) else (),
         word_dropout=config.data.word_dropout,
         tokenize=tokenizer_of(spec) if target == "caption" else None,
         target=target,
@@ -121,7 +121,7 @@ def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool,
         runtime.rank,
         runtime.world_size,
         config.data.workers,
-        parse_fields(None, config.eval.captions),
+        parse_fields(None, config.eval.captions if captions else None),
     )
 
 

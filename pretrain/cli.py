@@ -1,27 +1,20 @@
-"""`launch/pretrain.py`: contrastive pretraining. Imports torch only once the settings are known to be good."""
+"""`launch/pretrain.py`: trainings. Imports torch only once the settings are known to be good."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.config.reading import find_run_dir, load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.reading import find_run_dir, load_task
+from pretrain.config.registry import load
+from pretrain.config.tree import Config
 from pretrain.places import check_settings
 from pretrain.process.entry import refuse_bare_world, run_entry
 from pretrain.process.lifeline import Lifeline
 from pretrain.process.status import fail_unbuilt
-
-if TYPE_CHECKING:
-    from pretrain.process.runtime import Runtime
-    from pretrain.train import Job
-
-_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
+from pretrain.tasks import TASKS
 
 _EXAMPLES = """examples:
   deepspeed launch/pretrain.py --config configs/quickstart.yaml
@@ -51,31 +44,27 @@ def parser(job: str, description: str, examples: str) -> Parser:
     return words
 
 
-def run_training(
-    kind: type[_Config],
-    options: argparse.Namespace,
-    dry_run: Callable[[_Config], int],
-    build: Callable[[_Config, Runtime], Job],
-) -> int:
-    """Do what a training's command line asks for; returns the exit code. `dry_run` and `build` import torch."""
+def run_training(options: argparse.Namespace, default: str) -> int:
+    """Do what a training's command line asks for; returns the exit code. `default`: the task where the settings name
+    none. What the task builds imports torch."""
     if options.dry_run:
-        config = load_config(kind, options.config, options.overrides)
+        config = load_task(TASKS, options.config, options.overrides, default)
         check_settings(config)
-        return dry_run(config)
+        return load(TASKS[config.task].plan)(config)
     refuse_bare_world()
-    config = _read_settings(kind, options)
+    config = _read_settings(options, default)
     with Lifeline(config.run.dir) as life:
         check_settings(config)
         from pretrain.train import launch
 
-        return launch(life, functools.partial(build, config))
+        return launch(life, lambda runtime: TASKS[config.task].load()(config, runtime))
 
 
-def _read_settings(kind: type[_Config], options: argparse.Namespace) -> _Config:
+def _read_settings(options: argparse.Namespace, default: str) -> Config:
     """The settings of a training's command line. Where they are no good, an earlier run that they would have gone on
     with is failed by its status.json too, lest a scheduler start it for ever."""
     try:
-        return load_config(kind, options.config, options.overrides)
+        return load_task(TASKS, options.config, options.overrides, default)
     except UsageError as error:
         folder = find_run_dir(options.config, options.overrides)
         if folder is not None and os.environ.get("RANK", "0") == "0":
@@ -91,16 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Contrastive pretraining of an image-text dual encoder under DeepSpeed."
     options = parser("pretrain", about, _EXAMPLES).parse_intermixed_args(arguments)
-    return run_training(PretrainConfig, options, _dry_run, _job)
-
-
-def _dry_run(config: PretrainConfig) -> int:
-    from pretrain.plan.dry_run import dry_run
-
-    return dry_run(config)
-
-
-def _job(config: PretrainConfig, runtime: Runtime) -> Job:
-    from pretrain.pretraining import PretrainJob
-
-    return PretrainJob(config, runtime)
+    return run_training(options, "contrastive")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.remote.urls import expand_braces, is_remote
-from pretrain.config.tree import TEMPLATE_NAMES, FinetuneConfig, PretrainConfig
+from pretrain.config.tree import TEMPLATE_NAMES, Config
+from pretrain.tasks import ContrastiveConfig
 
 
-def check_settings(config: PretrainConfig | FinetuneConfig) -> None:
+def check_settings(config: Config) -> None:
     """Look at every path that a training reads. Ranks of several hosts see different disks: there it is left to those
     who open them, after the ranks have met, so that the fault of one host ends all.
 
@@ -29,7 +30,7 @@ def check_settings(config: PretrainConfig | FinetuneConfig) -> None:
     evaluated = [config.eval.retrieval, config.eval.classification]
     for urls in filter(None, evaluated):
         check_corpus(urls)
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, ContrastiveConfig):
         check_architecture(config.model.name)
         if config.model.init is not None:
             check_model(config.model.init)

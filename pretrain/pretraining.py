@@ -12,7 +12,7 @@ from data_tools.corpus import Corpus
 from data_tools.errors import UserError
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import Phase, PretrainConfig
+from pretrain.config.tree import Phase
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
@@ -22,9 +22,11 @@ from pretrain.evaluate.features import Encode, encoder
 from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives import SigmoidConfig
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
@@ -35,7 +37,7 @@ from pretrain.towers.resolution import check_image_size
 class PretrainJob:
     """See `pretrain.train.Job`. All ranks must build it."""
 
-    def __init__(self, config: PretrainConfig, runtime: Runtime):
+    def __init__(self, config: ContrastiveConfig, runtime: Runtime):
         config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
@@ -55,7 +57,7 @@ class PretrainJob:
             lines = start_lines(self.model, config)
             if lines and runtime.is_main:
                 print("\n".join(lines), flush=True)
-        doubt = doubt_bias(config.loss, config.train.global_batch)
+        doubt = doubt_bias(config.objective, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
         remarks = [*filter(None, [self.model.silenced]), *self._evaluations.remarks(self.stream.corpus)]
@@ -71,7 +73,7 @@ class PretrainJob:
         identity = batch.identity.to(self.runtime.device, non_blocking=True)
 
         def loss(*outputs: torch.Tensor) -> torch.Tensor:
-            return contrastive_loss(Features(*outputs, identity=identity), self.config.loss)
+            return contrastive_loss(Features(*outputs, identity=identity), self.config.objective)
 
         return contrastive_backward(self.engine, list(self._micro_batches(batch)), loss)
 
@@ -96,30 +98,31 @@ class PretrainJob:
             yield batch.images[rows], texts, None if bits is None else bits[rows]
 
 
-def make_model(config: PretrainConfig) -> DualEncoder:
+def make_model(config: ContrastiveConfig) -> DualEncoder:
     """The towers of the settings, freshly initialised from the seed; locked ones do not learn."""
-    model = build_model(config.model.name, config.seed, config.model.text_buckets, config.loss.name == "sigmoid")
-    start_logits(model, config.loss, config.train.global_batch)
+    biased = isinstance(config.objective, SigmoidConfig)
+    model = build_model(config.model.name, config.seed, config.model.text_buckets, biased)
+    start_logits(model, config.objective, config.train.global_batch)
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
 
 
-def start_lines(model: DualEncoder, config: PretrainConfig) -> list[str]:
+def start_lines(model: DualEncoder, config: ContrastiveConfig) -> list[str]:
     """Give a fresh `model` what it starts from beside its seed; returns lines that say what was loaded."""
     return [*model.started, *([] if config.model.init is None else [str(load_init(model, config))])]
 
 
-def load_init(model: DualEncoder, config: PretrainConfig) -> InitReport:
+def load_init(model: DualEncoder, config: ContrastiveConfig) -> InitReport:
     """Give `model` the weights of `model.init`; returns what was loaded. Raises UserError where they do not fit."""
     opened = open_weights(config.model.init)
     notes = check_weights(opened, model.spec)
     report = initialise(model, opened.state, opened.took, _may_miss(model, config))
     report.notes = opened.notes + notes
     if "logit_bias" in report.missing:
-        start_logits(model, config.loss, config.train.global_batch)
+        start_logits(model, config.objective, config.train.global_batch)
     else:
-        set_logits(model, config.loss)
+        set_logits(model, config.objective)
     return report
 
 
@@ -142,18 +145,18 @@ def patch_dropouts(model: DualEncoder, phases: Sequence[Phase]) -> list[float]:
     return [own if phase.patch_dropout is None else phase.patch_dropout for phase in phases] + [own]
 
 
-def _may_miss(model: DualEncoder, config: PretrainConfig) -> list[str]:
-    """Tensors that model.init need not have: the bias of the sigmoid loss, and beside locked parts all others."""
+def _may_miss(model: DualEncoder, config: ContrastiveConfig) -> list[str]:
+    """Tensors that model.init need not have: the bias of the sigmoid objective, and beside locked parts all others."""
     names = list(model.clip.state_dict()) if config.model.locked else []
     free = [name for name in names if tower_of(f"clip.{name}") not in config.model.locked]
-    return free + ["logit_bias"] * (config.loss.name == "sigmoid")
+    return free + ["logit_bias"] * (isinstance(config.objective, SigmoidConfig))
 
 
 class Evaluations:
     """The evaluations of a run on its corpora. These are looked into at once, so that one that is missing, or has no
     captions, labels or class names, is found at the start."""
 
-    def __init__(self, config: PretrainConfig, model: DualEncoder, runtime: Runtime):
+    def __init__(self, config: ContrastiveConfig, model: DualEncoder, runtime: Runtime):
         self.config, self.model, self.runtime = config, model, runtime
         self._retrieval = config.eval.retrieval and assemble.eval_corpus(config.eval.retrieval, config.data)
         self._classes = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)

@@ -15,7 +15,7 @@ import torch
 from data_tools.errors import UserError
 from pretrain.assemble import claim_run_dir
 from pretrain.config.durations import ENDLESS, duration_steps
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.tree import Config
 from pretrain.engine.checkpoint import Checkpoints, Extras, Saved
 from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine, NonFiniteError
@@ -40,7 +40,7 @@ from pretrain.stream.loader import TrainStream
 class Job(Protocol):
     """What the loop needs of a job."""
 
-    config: PretrainConfig | FinetuneConfig
+    config: Config
     runtime: Runtime
     engine: Engine
     stream: TrainStream
@@ -348,17 +348,17 @@ class Interval:
     waited: float
 
 
-def batch_of(config: PretrainConfig | FinetuneConfig) -> int:
+def batch_of(config: Config) -> int:
     """Samples of a step, over all ranks."""
     return config.train.global_batch
 
 
-def run_steps(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> int:
+def run_steps(config: Config, stream: TrainStream) -> int:
     """Optimizer steps of the whole run; `ENDLESS` where it has no end."""
     return stream.steps_until(config.train.duration, "train.duration")
 
 
-def make_schedule(config: PretrainConfig | FinetuneConfig, stream: TrainStream) -> Schedule:
+def make_schedule(config: Config, stream: TrainStream) -> Schedule:
     """The learning-rate schedule of the whole run, in samples."""
     optim = config.optim
     warmup, cooldown = (

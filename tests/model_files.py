@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 import tiny
-from pretrain.config.tree import LossConfig, ModelConfig, PretrainConfig
+from pretrain.config.tree import ModelConfig
+from pretrain.objectives import OBJECTIVES
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 
 
@@ -28,6 +30,9 @@ def architecture_with(path: Path, **changes) -> str:
     return str(path)
 
 
-def config_with(init: str, architecture: str, **loss) -> PretrainConfig:
+def config_with(init: str, architecture: str, objective: str = "infonce", **settings) -> ContrastiveConfig:
     """Settings of a run that starts from `init`."""
-    return PretrainConfig(model=ModelConfig(name=architecture, init=init), loss=LossConfig(**loss))
+    return ContrastiveConfig(
+        model=ModelConfig(name=architecture, init=init),
+        objectives={objective: OBJECTIVES[objective].settings(**settings)},
+    )

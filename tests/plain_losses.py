@@ -5,29 +5,29 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pretrain.config.tree import LossConfig
+from pretrain.objectives import InfoNCEConfig, MarginConfig, MultiPositiveConfig, SigmoidConfig
 
 SETTINGS = {
-    "infonce": LossConfig("infonce"),
-    "infonce, smoothed": LossConfig("infonce", label_smoothing=0.1),
-    "multi_positive": LossConfig("multi_positive"),
-    "multi_positive, smoothed": LossConfig("multi_positive", label_smoothing=0.1),
-    "sigmoid": LossConfig("sigmoid"),
-    "margin, sum": LossConfig("margin", margin=0.3, negatives="sum"),
-    "margin, hardest": LossConfig("margin", margin=0.3, negatives="hardest"),
+    "infonce": InfoNCEConfig(),
+    "infonce, smoothed": InfoNCEConfig(label_smoothing=0.1),
+    "multi_positive": MultiPositiveConfig(),
+    "multi_positive, smoothed": MultiPositiveConfig(label_smoothing=0.1),
+    "sigmoid": SigmoidConfig(),
+    "margin, sum": MarginConfig(margin=0.3, negatives="sum"),
+    "margin, hardest": MarginConfig(margin=0.3, negatives="hardest"),
 }
 
 
 def plain_loss(settings, image, text, scale, bias=None, identity=None):
     """The loss of pairs `[B, d]` in one process; arguments as in `pretrain.objectives.Features`."""
     pairs, cosine = len(image), image @ text.T
-    if settings.name == "margin":
+    if settings.type == "margin":
         return _ranking(cosine, settings.margin, settings.negatives).mean()
-    if settings.name == "sigmoid":
+    if settings.type == "sigmoid":
         answers = 2 * torch.eye(pairs, dtype=cosine.dtype) - 1
         return -F.logsigmoid(answers * (scale * cosine + bias)).sum(dim=1).mean()
     target = torch.eye(pairs, dtype=cosine.dtype)
-    if settings.name == "multi_positive":
+    if settings.type == "multi_positive":
         target = (identity[:, None] == identity[None]).any(dim=2).to(cosine.dtype)
         target /= target.sum(dim=1, keepdim=True)
     target = (1 - settings.label_smoothing) * target + settings.label_smoothing / pairs

@@ -21,8 +21,8 @@ from launch.benchmark.train import settled_precision
 from launch.benchmark.trainers import REPO_ROOT, free_port
 from pretrain.config.batch import check_world_size
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.engine.committed import FOLDER, newest_intact, step_of
+from pretrain.tasks import ContrastiveConfig
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # relative, of the loss, between world sizes, while training is calm
 _ROOM = 10  # times what rounding alone does
@@ -40,7 +40,7 @@ def run_chaos(args: argparse.Namespace) -> int:
         raise UserError("the picture of this benchmark needs matplotlib", got=str(error), remedy=remedy) from None
     folder = args.work_dir.resolve() / time.strftime("chaos-%Y%m%d-%H%M%S")
     words = _words(args)
-    config = load_config(PretrainConfig, args.config, [*words, f"run.dir={folder}"])
+    config = load_config(ContrastiveConfig, args.config, [*words, f"run.dir={folder}"])
     for size in args.world_sizes:
         check_world_size(config.train.global_batch, size)
     precision = settled_precision(config.train.precision)

@@ -8,9 +8,11 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
-from pretrain.config.tree import LOSS_NAMES, PRECISIONS, PretrainConfig
+from pretrain.config.tree import PRECISIONS
+from pretrain.objectives import OBJECTIVES
 from pretrain.places import check_architecture, check_corpus, check_output, check_settings
 from pretrain.process.entry import run_entry
+from pretrain.tasks import ContrastiveConfig
 
 _SPEED_STEPS, _CURVE_STEPS = 20, 100  # a curve within the warmup says little: the updates are small there
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"
@@ -157,7 +159,7 @@ def _add_step(step: argparse.ArgumentParser) -> None:
 
 def _add_loss(loss: argparse.ArgumentParser) -> None:
     add = loss.add_argument
-    add("--losses", nargs="+", choices=LOSS_NAMES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
+    add("--losses", nargs="+", choices=OBJECTIVES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
     add("--pairs", type=int, nargs="+", default=[4096, 8192, 16384], help="of both (default 4096 8192 16384)")
     add("--alone", type=int, nargs="*", default=[32768, 65536], help="pairs of ours alone (default 32768 65536)")
     add("--dim", type=int, default=512, help="of the features (default 512)")
@@ -205,7 +207,7 @@ def _main(arguments: list[str]) -> int:
 
         return run_loader(args)
     if args.kind == "chaos":
-        check_settings(load_config(PretrainConfig, args.config, [*args.overrides, "run.dir=unused"]))
+        check_settings(load_config(ContrastiveConfig, args.config, [*args.overrides, "run.dir=unused"]))
         from launch.benchmark.chaos import check_arguments, run_chaos
 
         check_arguments(args)

@@ -14,11 +14,12 @@ from data_tools.corpus import open_corpus
 from data_tools.progress import Progress
 from launch.benchmark.trainers import Trial
 from pretrain.assemble import image_settings
-from pretrain.config.tree import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pretrain.config.tree import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives import InfoNCEConfig
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
@@ -106,7 +107,7 @@ def step_flops(trial: Trial, pairs: int) -> dict:
 
 
 def _infonce(*outputs: torch.Tensor) -> torch.Tensor:
-    return contrastive_loss(Features(*outputs), LossConfig())
+    return contrastive_loss(Features(*outputs), InfoNCEConfig())
 
 
 def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.benchmark.peak import peak, reset_peak
-from pretrain.config.tree import LossConfig
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.contrastive import Features, contrastive_loss
 
 PEERS = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}  # open_clip's, by ours
 _WARM_PAIRS = 256
@@ -70,7 +70,7 @@ def _step(loss: Callable[[Features], torch.Tensor], features: Features) -> float
 
 
 def _ours(name: str) -> Callable[[Features], torch.Tensor]:
-    return lambda features: contrastive_loss(features, LossConfig(name))
+    return lambda features: contrastive_loss(features, OBJECTIVES[name].settings())
 
 
 def _theirs(name: str) -> Callable[[Features], torch.Tensor]:

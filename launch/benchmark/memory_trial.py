@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 from launch.benchmark.peak import peak, reset_peak
-from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.plan.memory import memory
 from pretrain.pretraining import make_model
 from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime, finish, start
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 
 _STEPS = 2  # the first makes the optimizer's states, the second has gradients beside them
@@ -37,7 +38,7 @@ class MemoryTrial:
     grad_checkpointing: Sequence[str]
     precision: str
 
-    def config(self) -> PretrainConfig:
+    def config(self) -> ContrastiveConfig:
         """The settings that train so."""
         train = TrainConfig(
             global_batch=self.pairs * self.world_size,
@@ -46,7 +47,7 @@ class MemoryTrial:
             zero_stage=self.zero_stage,
             grad_checkpointing=list(self.grad_checkpointing),
         )
-        return PretrainConfig(model=ModelConfig(self.model), train=train)
+        return ContrastiveConfig(model=ModelConfig(self.model), train=train)
 
 
 def measure(trial: MemoryTrial, runtime: Runtime) -> int:
@@ -59,7 +60,7 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     batch = micro_batches(model, *_pairs(model, trial.pairs), trial.micro_batch or trial.pairs)
 
     def loss(*outputs: torch.Tensor) -> torch.Tensor:
-        return contrastive_loss(Features(*outputs), config.loss)
+        return contrastive_loss(Features(*outputs), config.objective)
 
     for _ in range(_STEPS):
         contrastive_backward(engine, batch, loss)

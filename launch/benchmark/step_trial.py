@@ -17,15 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.benchmark.memory_trial import micro_batches, warm_up
 from launch.benchmark.peak import peak, reset_peak
-from pretrain.config.tree import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.pretraining import make_model
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, finish, start
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 
 Forward = Callable[[], torch.Tensor]
@@ -51,7 +52,7 @@ class StepTrial:
     grad_checkpointing: Sequence[str] = ()
     compile: bool = False
 
-    def config(self) -> PretrainConfig:
+    def config(self) -> ContrastiveConfig:
         """The settings that train so."""
         train = TrainConfig(
             global_batch=self.batch,
@@ -61,7 +62,7 @@ class StepTrial:
             grad_checkpointing=list(self.grad_checkpointing),
             compile=self.compile,
         )
-        return PretrainConfig(model=ModelConfig(self.model, text_buckets=self.text_buckets), train=train)
+        return ContrastiveConfig(model=ModelConfig(self.model, text_buckets=self.text_buckets), train=train)
 
 
 def measure(trial: StepTrial) -> dict:
@@ -115,7 +116,7 @@ def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
     parts = _parts(model, trial, runtime.device)
 
     def step() -> None:
-        contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features(*outputs), config.loss))
+        contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features(*outputs), config.objective))
         engine.update(_LR)
 
     return step
@@ -129,7 +130,7 @@ def _bare(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forward]:
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):
             outputs = model(*part)
-        return contrastive_loss(Features(*outputs), config.loss)
+        return contrastive_loss(Features(*outputs), config.objective)
 
     return model, forward
 

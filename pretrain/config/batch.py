@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from data_tools.errors import UsageError
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.tree import Config
 
 
-def local_batch(config: PretrainConfig | FinetuneConfig, world_size: int) -> int:
+def local_batch(config: Config, world_size: int) -> int:
     """Pairs per rank and step; raises UsageError where the world size or the micro-batch does not fit."""
     check_world_size(config.train.global_batch, world_size)
     local = config.train.global_batch // world_size

@@ -8,6 +8,7 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pretrain.config.declare import Rule, Section, break_rule, check_text, rule_of
+from pretrain.config.registry import registry_of
 
 
 @functools.cache
@@ -61,14 +62,18 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def names(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
     """Dotted name, field and type of every setting that a tree of `kind` can have; a place in a list is 0, a
-    key of a map NAME."""
+    key of a map NAME, where what is under it has that setting whatever its type, else the type."""
     for one in fields(kind):
         name, hint = prefix + one.name, _hints(cast(Any, kind))[one.name]
         inner, step = within(hint)
-        if inner is not None:
-            yield from names(inner, f"{name}.{step}")
-        else:
+        if inner is None:
             yield name, one, hint
+            continue
+        yield from names(inner, f"{name}.{step}")
+        common = {below.name for below in fields(inner)}
+        for type_name, entry in (registry_of(one) or {}).items():
+            found = names(entry.settings, f"{name}.{type_name}.")
+            yield from (setting for setting in found if setting[1].name not in common)
 
 
 def within(hint: Any) -> tuple[type | None, str]:

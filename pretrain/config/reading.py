@@ -7,21 +7,22 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config.check import check, names
-from pretrain.config.tree import PRECISIONS, FinetuneConfig, PretrainConfig
+from pretrain.config.registry import Entry, registry_of
+from pretrain.config.tree import PRECISIONS, Config
 
 _LARGEST = 1 << 20  # bytes of a config file
-_Config = TypeVar("_Config", PretrainConfig, FinetuneConfig)
+_Config = TypeVar("_Config", bound=Config)
 _SOURCES = "data.train"
 
 
@@ -29,11 +30,16 @@ def load_config(kind: type[_Config], path: str | os.PathLike, overrides: Sequenc
     """Read YAML, apply `section.key=value` overrides (later ones win) and return the frozen tree, checked.
 
     Raises:
-        UsageError: unknown key (naming the nearest), wrong type, missing value, a value outside its rule.
+        UsageError: another task, unknown key (naming the nearest), wrong type, missing value, a value outside its rule.
     """
+    return cast(_Config, load_task({kind.task: Entry(kind, "")}, path, overrides, kind.task))
+
+
+def load_task(tasks: Mapping[str, Entry], path: str | os.PathLike, overrides: Sequence[str], default: str) -> Config:
+    """`load_config` of whichever of `tasks` the settings name, or of `default` where they name none."""
     path = Path(path)
     _require_file(path)
-    config = _build(kind, path, overrides)
+    config = _build(tasks, path, overrides, default)
     check(config)
     return config
 
@@ -59,15 +65,16 @@ def _require_file(path: Path) -> None:
     raise UsageError(fault, got=got, expected="a YAML file", remedy="start from one in configs/")
 
 
-def _build(kind: type[_Config], path: Path, overrides: Sequence[str]) -> _Config:
-    raw, maps = _read_yaml(path), _maps(cast(Any, kind))
+def _build(tasks: Mapping[str, Entry], path: Path, overrides: Sequence[str], default: str) -> Config:
+    raw, kind = _read_yaml(path), tasks[default].settings
+    maps = set().union(*(_maps(cast(Any, entry.settings)) for entry in tasks.values()))
     try:
         _name_sources(raw)
         for word in overrides:
             _override(raw, word, maps)
             _name_sources(raw)
-        tree = OmegaConf.merge(_defaults(cast(type, kind)), raw)
-        return cast(_Config, OmegaConf.to_object(tree))
+        kind = _task(tasks, raw, path, default)
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(_plain(kind, raw), raw)))
     except UsageError:
         raise
     except (OmegaConfBaseException, ArithmeticError, RecursionError, TypeError, ValueError) as error:
@@ -77,6 +84,50 @@ def _build(kind: type[_Config], path: Path, overrides: Sequence[str]) -> _Config
 @functools.cache
 def _defaults(kind: type) -> DictConfig:
     return OmegaConf.structured(kind)
+
+
+@functools.cache
+def _maps(kind: type) -> set[str]:
+    """The settings that map names to sections."""
+    return {name.partition(".NAME.")[0] for name, *_ in names(kind) if ".NAME." in name}
+
+
+def _task(tasks: Mapping[str, Entry], raw: DictConfig, path: Path, default: str) -> type:
+    """The settings of the task that the file or an override names."""
+    name = OmegaConf.select(raw, "task")
+    if name is not None and str(name) not in tasks:
+        fault = f"config {path} is of another task" if len(tasks) == 1 else "config value task breaks its rule"
+        near = difflib.get_close_matches(str(name), tasks, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else None
+        raise UsageError(fault, got=repr(name), expected=" or ".join(tasks), remedy=remedy)
+    return tasks[default if name is None else str(name)].settings
+
+
+def _plain(kind: type, raw: DictConfig) -> DictConfig:
+    """A tree of `kind` with all defaults, and with those of the types that `raw` maps names to."""
+    tree = _defaults(cast(Any, kind)).copy()
+    for one in fields(kind):
+        registry, given = registry_of(one), raw.get(one.name)
+        if registry is not None and isinstance(given, DictConfig):
+            with read_write(tree):
+                tree[one.name] = {name: _typed(registry, given, one.name, name) for name in given}
+    return tree
+
+
+def _typed(registry: Mapping[str, Entry], given: DictConfig, field: str, name: Any) -> DictConfig:
+    """Defaults of the thing that the settings under `name` are of."""
+    if given[name] is None:  # `infonce:` with nothing after it
+        given[name] = {}
+    chosen = given[name].get("type", name) if isinstance(given[name], DictConfig) else name
+    if chosen not in registry:
+        near = difflib.get_close_matches(str(chosen), registry, 1)
+        raise UsageError(
+            f"config value {field}.{name} has no such type",
+            got=repr(chosen),
+            expected=", ".join(registry),
+            remedy=f"did you mean {near[0]!r}?" if near else f"a name of your own needs {field}.{name}.type",
+        )
+    return _defaults(cast(Any, registry[chosen].settings)).copy()
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -93,7 +144,7 @@ def _read_yaml(path: Path) -> DictConfig:
     return raw
 
 
-def dump_config(config: PretrainConfig | FinetuneConfig) -> str:
+def dump_config(config: Config) -> str:
     """The resolved tree as YAML, readable by `load_config`. It is printed and kept, so URLs lose their credentials."""
     return OmegaConf.to_yaml(OmegaConf.create(_shown(asdict(config))))
 
@@ -176,10 +227,10 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
     key = str(getattr(error, "full_key", "") or "") or _guilty(kind, raw)
     reason = _first_line(error).split(". Did you mean")[0]
     if "not in" in reason:
-        near = _nearest(key, [_filled(name, key) for name in _keys(kind)])
         return UsageError(
             f"unknown config key {key!r} in {path} or on the command line",
-            remedy=f"did you mean {near!r}?" if near else "configs/README.md has the keys",
+            expected=f"a setting of task {cast(Any, kind).task}",
+            remedy=_right_key(kind, key),
         )
     if "missing mandatory" in reason.lower():
         return UsageError(f"config value {key!r} is not set", remedy=f"add it to {path} or pass {key}=VALUE")
@@ -193,9 +244,21 @@ def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> Usage
     return UsageError(f"config value {key!r} is wrong", got=reason, remedy=remedy)
 
 
+def _right_key(kind: type, key: str) -> str:
+    """What to write in place of an unknown key: that of another type in a map, or the nearest one."""
+    field, _, below = key.partition(".")
+    registry = {one.name: registry_of(one) or {} for one in fields(kind)}.get(field, {})
+    leaf = below.rpartition(".")[2]
+    having = [name for name, entry in registry.items() if leaf in {one.name for one in fields(entry.settings)}]
+    if having:
+        return f"{leaf} is a setting of {', '.join(having)}"
+    near = _nearest(key, [_filled(name, key) for name in _keys(kind)])
+    return f"did you mean {near!r}?" if near else "configs/README.md has the keys"
+
+
 def _guilty(kind: type, raw: DictConfig) -> str:
     """The first setting of `raw` that does not fit into the tree by itself: OmegaConf does not always name it."""
-    plain = _defaults(kind)
+    plain = _plain(kind, raw)
     for key, value in _given(cast(dict, OmegaConf.to_container(raw))):
         try:
             alone = not (isinstance(value, str) and "${" in value)
@@ -240,11 +303,6 @@ def _keys(kind: type) -> list[str]:
         ends = (end for end, step in enumerate(steps) if step not in ("0", "NAME"))
         found |= dict.fromkeys(".".join(steps[: end + 1]) for end in ends)
     return list(found)
-
-
-@functools.cache
-def _maps(kind: Any) -> set[str]:
-    return {name.partition(".NAME.")[0] for name, *_ in names(kind) if ".NAME." in name}
 
 
 def _filled(name: str, key: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field
 from importlib import import_module
 from typing import Any
+
+_REGISTRY = "registry"
 
 
 @dataclass(frozen=True)
@@ -17,5 +20,26 @@ class Entry:
 
     def load(self) -> Any:
         """What `build` names."""
-        module, name = self.build.split(":")
-        return getattr(import_module(module), name)
+        return load(self.build)
+
+
+def load(name: str) -> Any:
+    """What "package.module:Name" names."""
+    module, _, inside = name.partition(":")
+    return getattr(import_module(module), inside)
+
+
+def entries(registry: Mapping[str, Entry], *default: str) -> Any:
+    """A field that maps names of the user's to settings of `registry`'s things, of those named `default` where the user
+    says nothing. Each has a setting `type`, the thing's name in `registry`; in YAML it may be left out where the user's
+    name is that."""
+
+    def made() -> dict[str, Any]:
+        return {name: registry[name].settings() for name in default}
+
+    return field(default_factory=made, metadata={_REGISTRY: registry})
+
+
+def registry_of(one: Field) -> Mapping[str, Entry] | None:
+    """The registry whose things a field maps names to."""
+    return one.metadata.get(_REGISTRY)

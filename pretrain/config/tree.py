@@ -3,23 +3,20 @@
 A setting is declared with its default and its rule; what must hold between settings stands in the `check()` of the
 smallest section that has them. Values that follow from others (steps, the rank's batch, the DeepSpeed JSON) are never
 stored: they are computed where they are used. Nothing here imports torch, so `--help` and config errors answer at once.
-The comment beside or above a setting is its text in configs/README.md (`python -m pretrain.config.page`).
+The comment beside or above a setting is its text in configs/README.md (`python -m pretrain.tasks.page`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_tools.remote.settings import DEFAULT_GIB
 from pretrain.config.declare import (
     Fault,
-    Parsed,
     PartNames,
     Section,
-    break_rule,
     choice,
     number,
     setting,
@@ -30,12 +27,12 @@ from pretrain.config.durations import FOREVER, parse_duration
 from pretrain.config.running import CheckpointConfig, GuardConfig, LogConfig, ProfileConfig, RunConfig
 
 PRECISIONS = ("auto", "fp32", "bf16")
-LOSS_NAMES = ("infonce", "multi_positive", "sigmoid", "margin")  # of pretrain/objectives
+CAPTION_CHOICES = ("random", "first")
 TEMPLATE_NAMES = ("photo", "simple", "openai")  # of pretrain/evaluate/templates.py
 
 
 @dataclass(frozen=True)
-class Source(Section):
+class ImageSource(Section):
     """One corpus of shards: a packed folder, its manifest.json, a folder of tars, a tar, or a brace or glob pattern of
     these; or the URL of a folder, manifest or tars (braces only).
 
@@ -46,11 +43,16 @@ class Source(Section):
     weight: float | None = number(None, ge=1e-6, le=1e12, remedy="take the source out to switch it off")
     repeat: float = number(1.0, ge=1e-6, le=1e6)  # how often an epoch counts the source
     image: str | None = None  # extensions of the image member, `;` between; null: any known one
-    # Where the texts are, `;` between; the first place that has any is taken: `txt` is a member, whose lines are one
-    # caption; `lines` takes each of its lines for one; `json:FIELD` is a field (dots go deeper) with a text or a list.
-    captions: str = "json:captions;txt"
-    # Which of several captions is used: random (a hash of seed, epoch and sample id) | first.
-    choose: str = choice("random", "first")
+
+    @property
+    def captions(self) -> str | None:
+        """Where the texts are; None: where they usually are."""
+        return None
+
+    @property
+    def choose(self) -> str:
+        """Which of several captions is used."""
+        return CAPTION_CHOICES[0]
 
     def check(self) -> Iterator[Fault]:
         """A share is given in one way."""
@@ -59,11 +61,21 @@ class Source(Section):
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
-    """The training stream. The crop, `flip`, `color_jitter` and `word_dropout` are drawn by a hash of seed, epoch and
-    sample id."""
+class Source(ImageSource):
+    """Of a corpus of images and their texts."""
 
-    train: list[Source] = field(default_factory=list)  # at least one: a path, a list of paths, or of sources as below
+    # Where the texts are, `;` between; the first place that has any is taken: `txt` is a member, whose lines are one
+    # caption; `lines` takes each of its lines for one; `json:FIELD` is a field (dots go deeper) with a text or a list.
+    captions: str = "json:captions;txt"
+    # Which of several captions is used: random (a hash of seed, epoch and sample id) | first.
+    choose: str = choice(*CAPTION_CHOICES)
+
+
+@dataclass(frozen=True)
+class ImageDataConfig(Section):
+    """The training stream. What is random in it is drawn by a hash of seed, epoch and sample id."""
+
+    train: list[ImageSource] = field(default_factory=list)  # at least one: a path, a list of paths, or of sources
     # Loader processes per rank; 0 decodes in the training process.
     workers: int = number(1, ge=0, le=512, remedy="0 decodes in the training process; it is per rank")
     window: int = number(16384, ge=1, le=2**31 - 1)  # samples of one canonical stream that are shuffled together
@@ -73,7 +85,6 @@ class DataConfig(Section):
     flip: float = number(0.0, ge=0, le=1, remedy="0.5 mirrors every other picture")
     # Brightness, contrast and saturation times factors up to this far from 1.
     color_jitter: float = number(0.0, ge=0, le=1, remedy="0.4 is usual")
-    word_dropout: float = number(0.0, ge=0, lt=1)  # share of a caption's words that are left out (pretraining)
     scaled_decode: bool = True  # decode JPEGs no larger than the crop needs; false: full size, bit for bit
     # Share of samples that may be bad (replaced and listed); more end the run.
     max_bad_ratio: float = number(0.01, ge=0, lt=1)
@@ -99,6 +110,19 @@ class DataConfig(Section):
             if one in read[:place]:
                 rule = "not the corpus of a source before it"
                 yield Fault(f"train.{place}.urls", rule, "repeat: 2 counts one twice")
+
+    @property
+    def word_dropout(self) -> float:
+        """Share of a caption's words that are left out."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class DataConfig(ImageDataConfig):
+    """Images with their texts."""
+
+    train: list[Source] = field(default_factory=list)  # type: ignore[assignment]
+    word_dropout: float = number(0.0, ge=0, lt=1)  # share of a caption's words that are left out
 
 
 @dataclass(frozen=True)
@@ -137,43 +161,6 @@ class ModelConfig(Section):
             yield Fault("locked", "none without model.init", "set model.init")
 
 
-# Settings that some losses alone know, and those losses.
-_OF_SOME_LOSSES = {
-    "label_smoothing": ("infonce", "multi_positive"),
-    "margin": ("margin",),
-    "negatives": ("margin",),
-    "temperature": ("infonce", "multi_positive", "sigmoid"),
-    "learn_temperature": ("infonce", "multi_positive", "sigmoid"),
-    "logit_bias": ("sigmoid",),
-}
-
-
-@dataclass(frozen=True)
-class LossConfig(Section):
-    """The contrastive loss of pretraining. A setting that belongs to some losses alone names them first."""
-
-    # infonce (CLIP) | multi_positive (InfoNCE in which pairs that share an image or a text, by hash, are no negatives)
-    # | sigmoid (SigLIP) | margin (VSE++).
-    name: str = choice(*LOSS_NAMES)
-    # infonce, multi_positive: share of the target that is spread over the batch.
-    label_smoothing: float = number(0.0, ge=0, lt=1)
-    # margin: by how much the cosine of a pair must exceed that of its negatives.
-    margin: float = number(0.2, gt=0, le=2, remedy="cosines lie between -1 and 1")
-    negatives: str = choice("sum", "hardest")  # margin: of all negatives | the hardest of each image and of each text
-    # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1).
-    temperature: float | None = number(None, ge=0.01, le=1, remedy="the logit scale stays below 100")
-    learn_temperature: bool = True  # all but margin: whether the temperature is trained
-    # sigmoid: at the start; null: model.init's, else -ln(global batch).
-    logit_bias: float | None = number(None, ge=-100, le=0, remedy="null: -ln(global batch)")
-
-    def check(self) -> Iterator[Fault]:
-        """What the loss does not know is left as it is."""
-        for name, losses in _OF_SOME_LOSSES.items():
-            silent = getattr(LossConfig, name)
-            if self.name not in losses and getattr(self, name) != silent:
-                yield Fault(name, f"{'null' if silent is None else silent} at loss.name={self.name}")
-
-
 @dataclass(frozen=True)
 class PartConfig(Section):
     """How one part of the model learns where it differs from the others: `optim.parts.text.lr=1e-4`."""
@@ -184,7 +171,7 @@ class PartConfig(Section):
 
 
 @dataclass(frozen=True)
-class OptimConfig(Section):
+class PlainOptimConfig(Section):
     """The optimizer, and a schedule keyed on samples seen, so that a change of world size or batch does not move it."""
 
     # adamw | lion (one tensor a parameter where AdamW keeps two; wants betas of about 0.9 and 0.99, a rate 3 to 10
@@ -206,10 +193,21 @@ class OptimConfig(Section):
     warmup: str = span("0 steps", zero=True)  # how long the rate rises from zero at the start
     # constant: how long the rate falls to zero at the end (warmup-stable-decay).
     cooldown: str = span("0 steps", zero=True)
-    # Decay of a moving average of the weights, evaluated and saved too; null: none.
-    ema: float | None = number(None, gt=0, lt=1, remedy="0.9999 averages some 10,000 updates")
     # Global norm that gradients are cut to; null: no clipping.
     grad_clip: float | None = number(None, ge=1e-12, le=1e12, remedy="null switches clipping off")
+
+    @property
+    def ema(self) -> float | None:
+        """Decay of a moving average of the weights; None: there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class OptimConfig(PlainOptimConfig):
+    """With an average of the weights."""
+
+    # Decay of a moving average of the weights, evaluated and saved too; null: none.
+    ema: float | None = number(None, gt=0, lt=1, remedy="0.9999 averages some 10,000 updates")
 
 
 @dataclass(frozen=True)
@@ -251,27 +249,40 @@ class TrainConfig(Section):
 
 
 @dataclass(frozen=True)
-class EvalConfig(Section):
+class LabelEvalConfig(Section):
     """Evaluation during training."""
 
     every: str | None = span(None)  # how often; null: only at the end
-    retrieval: str | None = None  # a corpus with captions, like data.train.0.urls: recall and loss; null: none
     classification: str | None = None  # a corpus with labels: accuracies; null: none
+    batch: int = number(128, ge=1, le=2**20)  # images per rank and forward
+
+    @property
+    def retrieval(self) -> str | None:
+        """A corpus with captions; None: none is evaluated on."""
+        return None
+
+
+@dataclass(frozen=True)
+class EvalConfig(LabelEvalConfig):
+    """On texts as well: retrieval, and zero-shot classification."""
+
+    retrieval: str | None = None  # a corpus with captions, like data.train.0.urls: recall and loss; null: none
     captions: str = "json:captions;txt"  # where the texts of `retrieval` are, as in data.train
     templates: str = "photo"  # zero-shot prompts: photo | simple | openai | a file, {c} for the class in each line
-    batch: int = number(128, ge=1, le=2**20)  # images per rank and forward
 
 
 @dataclass(frozen=True)
 class Config(Section):
-    """What every training has."""
+    """What every training has. What the task is adds its own settings, and none that it would not heed."""
 
+    # What is trained. Left out: contrastive by launch/pretrain.py, classify by launch/finetune.py.
+    task: str = "???"
     seed: int = number(0, ge=0, le=2**64 - 1)  # of the order of the samples, their augmentation and random weights
     run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    optim: PlainOptimConfig = field(default_factory=PlainOptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: LabelEvalConfig = field(default_factory=LabelEvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -297,71 +308,3 @@ class Config(Section):
             yield Fault("train.zero_stage", rule, "adamw and lion work at every stage")
         if self.checkpoint.keep_best is not None and self.eval.retrieval is None and self.eval.classification is None:
             yield Fault("checkpoint.keep_best", "an evaluation", "set eval.retrieval or eval.classification")
-
-
-@dataclass(frozen=True)
-class PretrainConfig(Config):
-    """Settings of `launch/pretrain.py`."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-
-    PARTS = TOWERS = ("image", "text")
-
-    def check(self) -> Iterator[Fault]:
-        """Something learns, and what is locked has no rate."""
-        yield from super().check()
-        yield from unknown_parts("model.locked", self.model.locked, self.TOWERS)
-        if set(self.TOWERS) <= set(self.model.locked):
-            yield Fault("model.locked", "a list that leaves a part to learn")
-        if locked := [name for name in self.optim.parts if name in self.model.locked]:
-            yield Fault("optim.parts", f"parts that learn, and {', '.join(locked)} is locked", "leave it out")
-
-
-# Settings that fine-tuning shares with pretraining and would not heed, and their values where nothing is said.
-_NOT_OF_FINETUNING = {
-    "optim.ema": None,
-    "eval.retrieval": None,
-    "eval.captions": EvalConfig.captions,
-    "eval.templates": EvalConfig.templates,
-    "data.word_dropout": 0.0,
-}
-
-
-def _check_classes(value: Any, name: str) -> None:
-    """YAML reads yes, no and null as other things than names."""
-    many = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str | int) and not isinstance(one, bool) and str(one).strip() for one in many):
-        remedy = "put quotes around names that YAML takes for something else (yes, no, null)"
-        break_rule(name, value, "a list of names, a file with one a line, a count, or null", remedy)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(Config):
-    """Settings of `launch/finetune.py`."""
-
-    # What model.init takes, or an architecture with `random: true`.
-    init: str = "???"
-    architecture: str | None = None  # of a bare weights file in `init`: an open_clip name or the path of its JSON
-    random: bool = False  # start from nothing, for a baseline
-    init_ema: bool = False  # from the moving average of its weights (optim.ema)
-    mode: str = choice("linear", "full", default="full")  # linear: only the head learns | full: the image tower too
-    # Pixels; null: as pretrained, else position embeddings are interpolated.
-    image_size: int | None = number(None, ge=1, le=16384)
-    zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros
-    templates: str = "photo"  # prompts of those class weights: photo | simple | openai | a file
-    # Names of the labels 0, 1, ... where the shards carry none (tars of other tools), or other names: a list, a file
-    # with one a line, or a count; null: as packed.
-    classes: Any = setting(None, Parsed(_check_classes, ""))
-
-    PARTS, TOWERS = ("image", "head"), ("image",)
-
-    def check(self) -> Iterator[Fault]:
-        """What fine-tuning would not heed is left as it is."""
-        yield from super().check()
-        where = "in fine-tuning: labels, one tower, no average"
-        for name, silent in _NOT_OF_FINETUNING.items():
-            if attrgetter(name)(self) != silent:
-                yield Fault(name, f"{'null' if silent is None else silent} {where}")
-        if self.mode == "linear" and "image" in self.optim.parts:
-            yield Fault("optim.parts", "head alone at mode=linear")

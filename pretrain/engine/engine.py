@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config.tree import OptimConfig, TrainConfig
+from pretrain.config.tree import PlainOptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
@@ -33,7 +33,7 @@ class Engine:
     `model` maps its inputs to outputs in one `forward`; the loss is computed outside and handed to `backward`.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, runtime: Runtime):
+    def __init__(self, model: nn.Module, optim: PlainOptimConfig, train: TrainConfig, runtime: Runtime):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -165,7 +165,7 @@ def _shard(model: nn.Module, config: dict, device: torch.device) -> None:
             setattr(module, name, buffer.to(device))
 
 
-def deepspeed_config(optim: OptimConfig, train: TrainConfig, world_size: int, learning: int) -> dict:
+def deepspeed_config(optim: PlainOptimConfig, train: TrainConfig, world_size: int, learning: int) -> dict:
     """DeepSpeed's settings for a model of so many parameters that are `learning`, derived: never written by hand, so
     the batch triangle cannot disagree.
 

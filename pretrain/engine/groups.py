@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from pretrain.config.tree import OptimConfig, PartConfig
+from pretrain.config.tree import PartConfig, PlainOptimConfig
 from pretrain.towers.parts import in_block, layers_above, tower_of
 
 
-def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
+def parameter_groups(model: nn.Module, optim: PlainOptimConfig) -> list[dict]:
     """Groups of the parameters that learn, with their `weight_decay` and `lr_scale`, the factor on the rate.
 
     Matrices decay; vectors, scalars (norms, biases, logit scale) and what a tower names in `no_weight_decay()`

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pretrain.config.tree import OptimConfig
+from pretrain.config.tree import PlainOptimConfig
 from pretrain.process.precision import matrix_dtype
 
 # Tensors that each keeps, as large as a parameter; Muon of the parameters that it leaves to AdamW.
@@ -20,7 +20,7 @@ STATES = {
 _MUON_STATES = ("momentum_buffer",)
 
 
-def make_optimizer(groups: list[dict], optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict], optim: PlainOptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the settings over `groups`: AdamW (arXiv 1711.05101), or from timm Lion (arXiv 2302.06675), LAMB
     (arXiv 1904.00962) or Muon (arXiv 2502.16982: its update has the size of AdamW's, so the rates are AdamW's too).
     `device`: where it will run. All ranks must call it."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.config.tree import FinetuneConfig
 from pretrain.engine.opening import open_model
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates
 from pretrain.finetune.labels import is_count
 from pretrain.process.runtime import Runtime
+from pretrain.tasks import ClassifyConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.dropout import refuse_dropout
@@ -19,7 +19,7 @@ from pretrain.towers.initialise import initialise
 
 
 def build_classifier(
-    config: FinetuneConfig, classes: tuple[str, ...], runtime: Runtime
+    config: ClassifyConfig, classes: tuple[str, ...], runtime: Runtime
 ) -> tuple[Classifier, list[str]]:
     """The classifier of the settings and lines that say how it was initialised. All ranks must call it."""
     towers, lines = _towers(config)
@@ -45,7 +45,7 @@ def build_classifier(
     return classifier.train(), lines  # the towers gave class weights in evaluation mode
 
 
-def _towers(config: FinetuneConfig) -> tuple[DualEncoder, list[str]]:
+def _towers(config: ClassifyConfig) -> tuple[DualEncoder, list[str]]:
     if config.random:
         model = build_model(config.init, config.seed)
         return model, [f"random initialisation of {config.init}, seed {config.seed}", *model.started]

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pretrain.cli import parser, run_training
-from pretrain.config.tree import FinetuneConfig
 from pretrain.process.entry import run_entry
-
-if TYPE_CHECKING:
-    from pretrain.process.runtime import Runtime
-    from pretrain.train import Job
 
 _EXAMPLES = """examples:
   deepspeed launch/finetune.py --config configs/finetune/scenes.yaml init=runs/quickstart
@@ -33,16 +26,4 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     about = "Fine-tune the image tower of a dual encoder as a classifier, under DeepSpeed."
     options = parser("finetune", about, _EXAMPLES).parse_intermixed_args(arguments)
-    return run_training(FinetuneConfig, options, _dry_run, _job)
-
-
-def _dry_run(config: FinetuneConfig) -> int:
-    from pretrain.finetune.plan import dry_run
-
-    return dry_run(config)
-
-
-def _job(config: FinetuneConfig, runtime: Runtime) -> Job:
-    from pretrain.finetune.job import FinetuneJob
-
-    return FinetuneJob(config, runtime)
+    return run_training(options, "classify")

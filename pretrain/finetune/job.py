@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from data_tools.redaction import redact_source
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import FinetuneConfig
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.weights import describe, restore_optimizer
@@ -24,6 +23,7 @@ from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
 from pretrain.report.profiling import part
 from pretrain.stream.batches import Batch
+from pretrain.tasks import ClassifyConfig
 
 
 class Prepared:
@@ -34,7 +34,7 @@ class Prepared:
         UserError: whatever is wrong with the corpora or with `init`.
     """
 
-    def __init__(self, config: FinetuneConfig, runtime: Runtime):
+    def __init__(self, config: ClassifyConfig, runtime: Runtime):
         sources = set_classes(assemble.train_sources(config.data), config.classes)
         self.classes = sources[0].corpus.classes
         self.evaluated = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
@@ -57,7 +57,7 @@ class Prepared:
 class FinetuneJob:
     """See `pretrain.train.Job`. All ranks must build it."""
 
-    def __init__(self, config: FinetuneConfig, runtime: Runtime):
+    def __init__(self, config: ClassifyConfig, runtime: Runtime):
         config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)

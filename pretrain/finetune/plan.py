@@ -6,17 +6,17 @@ import torch
 
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import shown
 from pretrain.finetune.job import Prepared
 from pretrain.plan.dry_run import print_plan
 from pretrain.plan.memory import bytes_of_one, kept_bytes
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, start
+from pretrain.tasks import ClassifyConfig
 from pretrain.towers.classifier import Classifier
 
 
-def dry_run(config: FinetuneConfig) -> int:
+def dry_run(config: ClassifyConfig) -> int:
     """Resolve the settings, open the shards, build the classifier from `init`, and print what would run and how much
     memory it takes.
 
@@ -35,7 +35,7 @@ def dry_run(config: FinetuneConfig) -> int:
     return 0
 
 
-def memory(config: FinetuneConfig, model: Classifier, runtime: Runtime) -> dict[str, int]:
+def memory(config: ClassifyConfig, model: Classifier, runtime: Runtime) -> dict[str, int]:
     """Bytes per rank by what they hold; activations are counted on a forward of two images in the run's precision."""
     size, device = model.towers.spec.image_size, model.towers.pixel_mean.device
 

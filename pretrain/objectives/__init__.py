@@ -1,45 +1,82 @@
-"""Contrastive losses, exact across ranks and under gradient caching, on tiles of the similarity matrix.
+"""What a model can learn by: the settings of each objective, and where it stands. No torch.
 
-A loss is a file, and a line in LOSSES that picks what it takes from the features and the settings.
+An objective is a file, and an entry in OBJECTIVES. It has the settings that it heeds, and no others.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
-
-from pretrain.config.tree import LossConfig
-from pretrain.objectives.infonce import infonce
-from pretrain.objectives.margin import margin_ranking
-from pretrain.objectives.multi_positive import multi_positive
-from pretrain.objectives.sigmoid import sigmoid
+from pretrain.config.declare import Fault, Section, choice, number
+from pretrain.config.registry import Entry
 
 
-class Features(NamedTuple):
-    """What the towers made of this rank's pairs, and what the batch says of them."""
+@dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """What is minimised, each under a name: `objectives: {infonce: {label_smoothing: 0.1}}`."""
 
-    image: torch.Tensor  # unit norm, [b, d], fp32 or fp64
-    text: torch.Tensor  # likewise; row i belongs to row i of `image`
-    scale: torch.Tensor  # the factor on cosine similarities, [1], > 0
-    bias: torch.Tensor | None = None  # added to scaled similarities, [1]; None where the model has none
-    identity: torch.Tensor | None = None  # int64 [b, 2]: a hash of each image and of each text
+    type: str = "???"  # which objective; may be left out where the name says it
+    weight: float = number(1.0, gt=0, le=1e6)  # its factor in the sum that is minimised
 
 
-LOSSES = {
-    "infonce": lambda f, settings: infonce(f.image, f.text, f.scale, label_smoothing=settings.label_smoothing),
-    "multi_positive": lambda f, settings: multi_positive(
-        f.image, f.text, f.scale, f.identity, label_smoothing=settings.label_smoothing
-    ),
-    "sigmoid": lambda f, settings: sigmoid(f.image, f.text, f.scale, f.bias),
-    "margin": lambda f, settings: margin_ranking(f.image, f.text, settings.margin, settings.negatives),
+@dataclass(frozen=True)
+class PairsConfig(ObjectiveConfig):
+    """A loss over the pairs that two fields make in the global batch."""
+
+    fields: tuple[str, str] = ("image", "text")  # what is compared with what
+
+    def check(self) -> Iterator[Fault]:
+        """Nothing is compared with itself."""
+        if self.fields[0] == self.fields[1]:
+            yield Fault("fields", "two different fields")
+
+
+@dataclass(frozen=True)
+class ScaledConfig(PairsConfig):
+    """An objective that scales similarities by a temperature, which the model learns."""
+
+    # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1).
+    temperature: float | None = number(None, ge=0.01, le=1, remedy="the logit scale stays below 100")
+    learn_temperature: bool = True  # whether the temperature is trained
+
+
+@dataclass(frozen=True)
+class InfoNCEConfig(ScaledConfig):
+    """CLIP's (arXiv 2103.00020): a pair is told apart from all others of the global batch."""
+
+    type: str = choice("infonce")
+    label_smoothing: float = number(0.0, ge=0, lt=1)  # share of the target that is spread over the batch
+
+
+@dataclass(frozen=True)
+class MultiPositiveConfig(InfoNCEConfig):
+    """InfoNCE in which pairs that share an image or a text, by hash, are no negatives."""
+
+    type: str = choice("multi_positive")
+
+
+@dataclass(frozen=True)
+class SigmoidConfig(ScaledConfig):
+    """SigLIP's (arXiv 2303.15343): of every image and text whether they are a pair."""
+
+    type: str = choice("sigmoid")
+    # Added to scaled similarities at the start; null: model.init's, else -ln(global batch).
+    logit_bias: float | None = number(None, ge=-100, le=0, remedy="null: -ln(global batch)")
+
+
+@dataclass(frozen=True)
+class MarginConfig(PairsConfig):
+    """VSE++'s (arXiv 1707.05612): the cosine of a pair exceeds those of its negatives."""
+
+    type: str = choice("margin")
+    margin: float = number(0.2, gt=0, le=2, remedy="cosines lie between -1 and 1")  # by how much
+    negatives: str = choice("sum", "hardest")  # of all negatives | the hardest of each image and of each text
+
+
+OBJECTIVES = {
+    "infonce": Entry(InfoNCEConfig, "pretrain.objectives.contrastive:of_infonce"),
+    "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.contrastive:of_multi_positive"),
+    "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.contrastive:of_sigmoid"),
+    "margin": Entry(MarginConfig, "pretrain.objectives.contrastive:of_margin"),
 }
-
-
-def contrastive_loss(features: Features, settings: LossConfig) -> torch.Tensor:
-    """The loss that the settings name: this rank's share, 0-dim, whose mean over ranks is the global batch's.
-
-    All ranks must call it, forward and backward, each with the same number of pairs. With gradients averaged over
-    ranks, as DeepSpeed does, those of towers, scale and bias are those of the global batch.
-    """
-    return LOSSES[settings.name](features, settings)

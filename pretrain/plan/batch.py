@@ -18,13 +18,13 @@ from data_tools.format.commit import atomic_write
 from data_tools.progress import Progress
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import PretrainConfig
 from pretrain.engine.weights import CheckpointReader, resolve_checkpoint
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.mixture import Place, Slots
 from pretrain.stream.position import Position
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 
 _PIECE = 256  # samples read between two looks at the progress
@@ -56,7 +56,7 @@ class _Line:
         return f"{place}  {printable(Path(self.shard).name)}  {shown(self.key)}  {shown(self.caption)!r}{mark}"
 
 
-def show(config: PretrainConfig, options: argparse.Namespace) -> int:
+def show(config: ContrastiveConfig, options: argparse.Namespace) -> int:
     """Print the step's samples, or write the page; returns the exit code."""
     ranks = range(options.world_size) if options.rank is None else range(options.rank, options.rank + 1)
     checkpoint = options.checkpoint and resolve_checkpoint(options.checkpoint)
@@ -77,7 +77,7 @@ def show(config: PretrainConfig, options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(config: PretrainConfig, step: int, world_size: int, ranks: range, checkpoint: Path | None) -> list[_Line]:
+def _read(config: ContrastiveConfig, step: int, world_size: int, ranks: range, checkpoint: Path | None) -> list[_Line]:
     """The samples of `ranks`, in pieces, so that the progress moves: pieces are the slices of a larger world size."""
     share = local_batch(config, world_size)
     piece = max(size for size in range(1, min(share, _PIECE) + 1) if share % size == 0)

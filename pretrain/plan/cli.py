@@ -8,9 +8,9 @@ from pathlib import Path
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.places import check_model, check_output, check_settings
 from pretrain.process.entry import run_entry
+from pretrain.tasks import ContrastiveConfig
 
 _EXAMPLES = """examples:
   which samples the step of a loss spike had
@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     if options.rank is not None and not 0 <= options.rank < options.world_size:
         expected = f"0 .. {options.world_size - 1}"
         raise UsageError("--rank does not fit --world-size", got=options.rank, expected=expected)
-    config = load_config(PretrainConfig, options.config, options.overrides)
+    config = load_config(ContrastiveConfig, options.config, options.overrides)
     check_settings(config)
     if options.checkpoint is not None:
         check_model(str(options.checkpoint))

@@ -9,17 +9,18 @@ from torch import nn
 from pretrain import assemble
 from pretrain.config.durations import ENDLESS
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import PretrainConfig
+from pretrain.config.tree import Config
 from pretrain.engine.weights import describe
 from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much
 from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.logits import doubt_bias
 from pretrain.train import make_schedule, run_steps
 
 
-def dry_run(config: PretrainConfig) -> int:
+def dry_run(config: ContrastiveConfig) -> int:
     """Resolve the settings, open the shards, build the model, look at the weights it would start from, and print what
     would run and how much memory it takes.
 
@@ -35,14 +36,14 @@ def dry_run(config: PretrainConfig) -> int:
     reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
     lines = start_lines(model, config) if reader is None else []
     if runtime.is_main:
-        doubt = doubt_bias(config.loss, config.train.global_batch)
+        doubt = doubt_bias(config.objective, config.train.global_batch)
         notes = [*lines, *(note for note in (doubt, model.silenced, *remarks) if note)]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0
 
 
 def print_plan(
-    config: assemble.Config,
+    config: Config,
     runtime: Runtime,
     stream: TrainStream,
     name: str,

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import Config, PlainOptimConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.fit import free_bytes
 
@@ -35,7 +35,7 @@ def too_much(total: int, runtime: Runtime) -> str:
     )
 
 
-def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:
+def memory(config: ContrastiveConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:
     """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
     share = local_batch(config, runtime.world_size)
     parts = kept_bytes(config, model, runtime)
@@ -48,7 +48,7 @@ def memory(config: PretrainConfig, model: DualEncoder, runtime: Runtime) -> dict
     return {**parts, "total": sum(parts.values())}
 
 
-def kept_bytes(config: assemble.Config, model: nn.Module, runtime: Runtime) -> dict[str, int]:
+def kept_bytes(config: Config, model: nn.Module, runtime: Runtime) -> dict[str, int]:
     """Bytes per rank of what a step keeps beside activations: weights, gradients, the optimizer's states."""
     share = local_batch(config, runtime.world_size)
     states = _states(model, config.optim)
@@ -65,14 +65,14 @@ def sizes(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
-def _states(model: nn.Module, optim: OptimConfig) -> int:
+def _states(model: nn.Module, optim: PlainOptimConfig) -> int:
     """Elements of all the tensors that the optimizer keeps; Muon has fewer of some parameters than of others."""
     groups = parameter_groups(model, optim)
     return sum(len(states_of(optim.name, group)) * p.numel() for group in groups for p in group["params"])
 
 
 def state_bytes(
-    parameters: int, learning: int, states: int, train: TrainConfig, optim: OptimConfig, world_size: int
+    parameters: int, learning: int, states: int, train: TrainConfig, optim: PlainOptimConfig, world_size: int
 ) -> dict[str, int]:
     """Bytes of fp32 weights, of gradients of those that are `learning`, and of so many `states`, elements that the
     optimizer keeps of them; but for buffers that a reduction or an update needs for a moment. ZeRO shares what its
@@ -92,7 +92,7 @@ def state_bytes(
     return parts
 
 
-def host_bytes(learning: int, train: TrainConfig, optim: OptimConfig, world_size: int) -> int:
+def host_bytes(learning: int, train: TrainConfig, optim: PlainOptimConfig, world_size: int) -> int:
     """Bytes of host memory that a rank's offloaded optimizer takes: master, gradients, its states, moving average."""
     tensors = 2 + len(STATES[optim.name]) + (optim.ema is not None)
     return tensors * 4 * learning // world_size if train.offload_optimizer else 0

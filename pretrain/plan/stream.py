@@ -14,7 +14,7 @@ import numpy as np
 from data_tools.errors import UsageError
 from pretrain import assemble
 from pretrain.config.batch import check_world_size
-from pretrain.config.tree import PretrainConfig
+from pretrain.config.tree import Config
 from pretrain.stream.loader import StreamSource, make_mixture
 from pretrain.stream.order import Order
 
@@ -32,7 +32,7 @@ class SourcePlan:
     neighbours: float
 
 
-def plan_stream(config: PretrainConfig, nodes: int, bandwidth: float) -> int:
+def plan_stream(config: Config, nodes: int, bandwidth: float) -> int:
     """Print the plan of a training on `nodes` machines of `bandwidth` MB/s each; returns the exit code."""
     if nodes < 1 or not bandwidth > 0:
         raise UsageError("--nodes and --bandwidth are positive", got=f"{nodes} and {bandwidth:g}")

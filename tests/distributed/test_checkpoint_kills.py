@@ -15,7 +15,7 @@ import torch.distributed as dist
 import tiny
 from data_tools.corpus import open_corpus
 from pretrain import assemble
-from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
+from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
@@ -24,6 +24,7 @@ from pretrain.process.agree import agree
 from pretrain.process.runtime import start
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
+from pretrain.tasks import ContrastiveConfig
 from ranks import fork_ranks, run_ranks, run_warm
 from stream_corpora import write_corpus
 from test_checkpoint import EXTRAS, at, fresh_engine, train_steps
@@ -143,7 +144,7 @@ class PlainJob:
     """A job as the loop wants it, with the real stream, run folder and resume. It writes down every step's samples."""
 
     def __init__(self, runtime, corpus, folder, steps):
-        self.config = PretrainConfig(
+        self.config = ContrastiveConfig(
             run=RunConfig(dir=str(folder)),
             optim=OptimConfig(schedule="constant"),
             train=TrainConfig(duration=f"{steps} steps", global_batch=BATCH),

@@ -16,7 +16,7 @@ from plain_losses import SETTINGS, identities, plain_loss
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives import Features, contrastive_loss
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.objectives.infonce import infonce
 from pretrain.process.agree import agree
 from pretrain.process.runtime import start

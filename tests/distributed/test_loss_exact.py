@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from plain_losses import SETTINGS, identities, plain_loss
-from pretrain.config.tree import LossConfig
-from pretrain.objectives import LOSSES, Features, contrastive_loss, tiles
+from pretrain.objectives import OBJECTIVES, tiles
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from ranks import run_ranks
 
 PAIRS, IN, OUT = 160, 24, 16  # three column tiles of the smallest width, the last one ragged
@@ -57,7 +57,7 @@ def _mean(value):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("tile_elements", [64, 2**20], ids=["many-tiles", "one-tile"])
 def test_equals_single_process(world_size, dtype, bound, tile_elements):
-    assert {settings.name for settings in SETTINGS.values()} == set(LOSSES)
+    assert {settings.type for settings in SETTINGS.values()} == set(OBJECTIVES)
     wanted = {name: reference(settings) for name, settings in SETTINGS.items()}
     for results in run_ranks(world_size, averaged, dtype, tile_elements):
         for name, want in wanted.items():
@@ -149,9 +149,9 @@ def test_among_equally_hard_negatives_the_first_counts_on_any_rank():
 
 
 def test_unequal_shapes_are_refused():
-    for name in LOSSES:
+    for name in OBJECTIVES:
         with pytest.raises(ValueError, match="one shape"):
             contrastive_loss(
                 Features(torch.ones(2, 4), torch.ones(3, 4), torch.ones(1), torch.ones(1), torch.ones(2, 2)),
-                LossConfig(name),
+                OBJECTIVES[name].settings(),
             )

@@ -9,7 +9,7 @@ import torch
 import tiny
 from data_tools.errors import UsageError
 from pretrain.config.check import check
-from pretrain.config.tree import DataConfig, PretrainConfig, Source, TrainConfig
+from pretrain.config.tree import DataConfig, Source, TrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
@@ -18,6 +18,7 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
+from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
 
 PAIRS = 16
@@ -85,7 +86,7 @@ def test_offloaded_steps_and_checkpoints_are_the_same_bit_for_bit(tmp_path):
 
 
 def test_stage_0_has_nothing_to_offload():
-    config = PretrainConfig(data=DataConfig([Source("s")]), train=TrainConfig(zero_stage=0, offload_optimizer=True))
+    config = ContrastiveConfig(data=DataConfig([Source("s")]), train=TrainConfig(zero_stage=0, offload_optimizer=True))
     with pytest.raises(UsageError, match=r"train\.offload_optimizer"):
         check(config)
 

@@ -11,9 +11,9 @@ import pytest
 import tiny
 from data_tools.errors import UserError
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
+from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
 from stream_corpora import picture, write_corpus
 from training import train
@@ -36,7 +36,7 @@ def workspace(tmp_path):
 
 def run(rank, world_size, workspace, *overrides):
     """(steps, bad samples, message of the error or '')."""
-    config = load_config(PretrainConfig, workspace / "config.yaml", overrides)
+    config = load_config(ContrastiveConfig, workspace / "config.yaml", overrides)
     try:
         job = PretrainJob(config, start(distributed=True))
         train(job)

@@ -6,8 +6,6 @@ import pytest
 
 from launch.benchmark import cli
 from launch.benchmark.loss import trials
-from pretrain.config.tree import LOSS_NAMES
-from pretrain.objectives import LOSSES
 
 
 def test_the_command_measures_both_on_the_same_pairs(tmp_path, capsys):
@@ -43,7 +41,3 @@ def test_who_is_first_changes_from_round_to_round():
 def test_no_pairs_is_a_usage_error(capsys):
     assert cli.main(["loss", "--pairs", "0"]) == 2
     assert "--pairs is not positive; got [0]" in capsys.readouterr().err
-
-
-def test_the_names_of_the_losses_are_known_without_torch():
-    assert tuple(LOSSES) == LOSS_NAMES

@@ -14,8 +14,8 @@ import tiny
 from packing import ROOT
 from pretrain import assemble
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.process.runtime import Runtime, start
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
 
@@ -54,7 +54,7 @@ def inspect(workspace, *words, code=0):
 
 def trained(workspace, step, world_size):
     """(key, shard name) of every rank's samples at `step`, as the training stream delivers them."""
-    config = load_config(PretrainConfig, workspace / "config.yaml")
+    config = load_config(ContrastiveConfig, workspace / "config.yaml")
     cpu = start(distributed=False)
     for rank in range(world_size):
         runtime = Runtime(rank, world_size, 0, cpu.device, 1)

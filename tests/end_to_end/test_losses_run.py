@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 import runs
 from packing import data_tools
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.export import cli as export_cli
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
+from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
 from training import train
 
 LOSSES = {
-    "sigmoid": ["loss.name=sigmoid"],
-    "multi_positive": ["loss.name=multi_positive", "loss.label_smoothing=0.1", "loss.learn_temperature=false"],
-    "margin": ["loss.name=margin", "loss.negatives=hardest"],
+    "sigmoid": ["objectives={sigmoid: {}}"],
+    "multi_positive": ["objectives={multi_positive: {label_smoothing: 0.1, learn_temperature: false}}"],
+    "margin": ["objectives.margin.negatives=hardest"],
 }
 PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
 
@@ -38,7 +38,7 @@ def trained(rank, world_size, workspace, run_dir, words):
     """Runs to the end; returns what rank 0 printed."""
     words = [f"data.train.0.urls={workspace / 'pairs'}", f"run.dir={run_dir}", *PLAIN, *words]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        config = load_config(PretrainConfig, workspace / "config.yaml", words)
+        config = load_config(ContrastiveConfig, workspace / "config.yaml", words)
         assert train(PretrainJob(config, start(distributed=True))) == 0
     return printed.getvalue()
 
@@ -59,7 +59,7 @@ def test_losses_are_those_of_one_rank(workspace, name):
 
 
 def test_a_sigmoid_run_is_exported_with_its_bias(workspace, tmp_path):
-    run_ranks(1, trained, workspace, tmp_path / "run", ["loss.name=sigmoid", "train.duration=2 steps"])
+    run_ranks(1, trained, workspace, tmp_path / "run", ["objectives={sigmoid: {}}", "train.duration=2 steps"])
     assert export_cli.main([str(tmp_path / "run"), str(tmp_path / "out"), "--formats", "open_clip"]) == 0
     model, *_ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     weights = load_file(next((tmp_path / "out").glob("open_clip*.safetensors")))
@@ -69,17 +69,18 @@ def test_a_sigmoid_run_is_exported_with_its_bias(workspace, tmp_path):
 
 def test_a_clip_model_goes_on_under_the_sigmoid_loss(workspace, tmp_path):
     """Its weights have no bias: that is said, the scale starts anew with it, and a bias far from fitting is doubted."""
-    run_ranks(1, trained, workspace, tmp_path / "clip", ["loss.temperature=0.05", "train.duration=2 steps"])
+    words = ["objectives.infonce.temperature=0.05", "train.duration=2 steps"]
+    run_ranks(1, trained, workspace, tmp_path / "clip", words)
     assert export_cli.main([str(tmp_path / "clip"), str(tmp_path / "out"), "--formats", "open_clip"]) == 0
     weights = next((tmp_path / "out").glob("open_clip*.safetensors"))
-    words = ["loss.name=sigmoid", f"model.init={weights}", "train.duration=2 steps"]
+    words = ["objectives={sigmoid: {}}", f"model.init={weights}", "train.duration=2 steps"]
     first, other = (
         run_ranks(1, trained, workspace, tmp_path / name, [*words, *more])[0]
-        for name, more in (("fitting", []), ("far", ["loss.logit_bias=-10"]))
+        for name, more in (("fitting", []), ("far", ["objectives.sigmoid.logit_bias=-10"]))
     )
     assert "missing and left as built: logit_bias" in first
     assert "warning" not in first
-    assert "loss.logit_bias=-10 suits a global batch of 22,026, this one is 16" in other
+    assert "logit_bias=-10 suits a global batch of 22,026, this one is 16" in other
     assert runs.rows(tmp_path / "fitting", "train")[0]["logit_scale"] == pytest.approx(10, rel=0.01)
     assert (
         json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"].get("init_logit_bias") is None

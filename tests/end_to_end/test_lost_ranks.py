@@ -10,10 +10,10 @@ import pytest
 
 import runs
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.pretraining import PretrainJob
 from pretrain.process import peers
 from pretrain.process.runtime import start
+from pretrain.tasks import ContrastiveConfig
 from ranks import RankError, run_ranks
 from training import train
 
@@ -141,7 +141,7 @@ def faulty(rank, world_size, workspace, folder, fault):
     os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
     peers._GRACE = 1.0
     words = [f"run.dir={folder}", "guard.hang_timeout=3 seconds", *ENDLESS]
-    job = PretrainJob(load_config(PretrainConfig, workspace / "config.yaml", words), start(distributed=True))
+    job = PretrainJob(load_config(ContrastiveConfig, workspace / "config.yaml", words), start(distributed=True))
     plain = job.forward_backward
 
     def step(batch):

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 import runs
 from data_tools.errors import UserError
 from pretrain.config.reading import load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate import cli as evaluate_cli
 from pretrain.evaluate.results import read_records
@@ -17,6 +16,7 @@ from pretrain.export import cli as export_cli
 from pretrain.finetune.classifier import build_classifier
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from pretrain.towers.parts import tower_of
 from ranks import RankError, run_ranks
 from training import train
@@ -30,7 +30,7 @@ def workspace(tmp_path_factory):
 
 
 def trained(rank, world_size, path, words):
-    config = load_config(PretrainConfig, path, [*PLAIN, *words])
+    config = load_config(ContrastiveConfig, path, [*PLAIN, *words])
     assert train(PretrainJob(config, start(distributed=True))) == 0
 
 
@@ -84,7 +84,7 @@ def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
         assert during[f"ema_{name}"] == pytest.approx(average["metrics"][name], rel=1e-5)
     assert during["validation_loss"] != pytest.approx(during["ema_validation_loss"], rel=1e-4)
     classifier, _ = build_classifier(
-        FinetuneConfig(init=str(run), init_ema=True), ("cat", "dog"), start(distributed=False)
+        ClassifyConfig(init=str(run), init_ema=True), ("cat", "dog"), start(distributed=False)
     )
     tuned = classifier.towers.export_state()
     assert all(torch.equal(tuned[name], value) for name, value in want.items())

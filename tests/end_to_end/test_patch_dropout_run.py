@@ -8,10 +8,10 @@ import yaml
 import runs
 import tiny
 from pretrain.config.reading import load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.finetune.job import FinetuneJob
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from ranks import run_ranks
 from training import train
 
@@ -40,12 +40,12 @@ def workspace(tmp_path_factory):
 def test_losses_are_those_of_one_rank(workspace):
     for world_size in (1, 2):
         words = [f"run.dir={workspace / f'pretrain-{world_size}'}", *PRETRAIN]
-        run_ranks(world_size, trained, PretrainJob, PretrainConfig, workspace / "config.yaml", words)
+        run_ranks(world_size, trained, PretrainJob, ContrastiveConfig, workspace / "config.yaml", words)
     one, two = (runs.losses(workspace / f"pretrain-{world_size}") for world_size in (1, 2))
     assert one == pytest.approx(two, rel=1e-5)
     for world_size in (1, 2):
         words = [f"run.dir={workspace / f'finetune-{world_size}'}", f"init={workspace / 'pretrain-1'}", *FINETUNE]
-        run_ranks(world_size, trained, FinetuneJob, FinetuneConfig, workspace / "finetune.yaml", words)
+        run_ranks(world_size, trained, FinetuneJob, ClassifyConfig, workspace / "finetune.yaml", words)
     one, two = (runs.losses(workspace / f"finetune-{world_size}") for world_size in (1, 2))
     assert one == pytest.approx(two, rel=1e-5)
 
@@ -64,7 +64,7 @@ def test_phases_are_those_of_one_rank_and_of_a_run_without_a_stop(workspace):
         ("plain", 1, []),
     ):
         words = [f"run.dir={folders[name]}", *PRETRAIN, "optim.schedule=constant", *words]
-        run_ranks(world_size, trained, PretrainJob, PretrainConfig, workspace / "config.yaml", words)
+        run_ranks(world_size, trained, PretrainJob, ContrastiveConfig, workspace / "config.yaml", words)
     one, two, plain = (runs.losses(folders[name]) for name in folders)
     assert one == pytest.approx(two, rel=1e-5)
     assert one[1] != pytest.approx(plain[1], rel=1e-3)

@@ -8,10 +8,10 @@ import pytest
 
 import runs
 from pretrain.config.reading import load_config
-from pretrain.config.tree import PretrainConfig
 from pretrain.engine.engine import NonFiniteError
 from pretrain.pretraining import PretrainJob
 from pretrain.process.runtime import start
+from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
 from training import train
 
@@ -25,7 +25,7 @@ def trained(rank, world_size, workspace, folder, poisoned, overrides, high=()):
     """A run with rank 1's image tower broken at the steps `poisoned` and its loss reported 20 too high at the steps
     `high`: (exit code or error, train state)."""
     words = [f"run.dir={folder}", "data.workers=0", "eval.retrieval=null", "eval.classification=null", *overrides]
-    config = load_config(PretrainConfig, workspace / "config.yaml", words)
+    config = load_config(ContrastiveConfig, workspace / "config.yaml", words)
     job = PretrainJob(config, start(distributed=True))
     hooked = job.model.clip.visual.ln_post
     hooked.register_forward_hook(lambda *a: a[2] * (math.nan if rank == 1 and job.state.step + 1 in poisoned else 1.0))

@@ -20,9 +20,10 @@ import stream_corpora
 import tiny
 from pretrain import assemble
 from pretrain.config.reading import load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
+from pretrain.config.tree import Config
 from pretrain.pretraining import make_model, patch_dropouts
 from pretrain.process.runtime import Runtime
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 STEPS, GLOBAL_BATCH = 6, 16
 _CLASSES = ("one", "two", "three")  # of stream_corpora's labels
@@ -71,15 +72,13 @@ def first_batches(case: Case, folder: Path, world_size: int) -> list[dict[str, n
     ]
 
 
-def _slices(
-    case: Case, config: PretrainConfig | FinetuneConfig, rank: int, world_size: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _slices(case: Case, config: Config, rank: int, world_size: int) -> Iterator[dict[str, np.ndarray]]:
     """A rank's slices. Whoever changes what a batch is changes this one function, and no stored hash."""
     runtime = Runtime(rank, world_size, rank, torch.device("cpu"), 1, world_size)
     sources = assemble.train_sources(config.data)
     if case.target == "label":
         sources = [replace(source, corpus=replace(source.corpus, classes=_CLASSES)) for source in sources]
-    phases = config.model.phases if isinstance(config, PretrainConfig) else ()
+    phases = config.model.phases if isinstance(config, ContrastiveConfig) else ()
     model = make_model(config) if phases else None
     dropped = patch_dropouts(model, phases) if model else [0.0]
     with assemble.train_stream(config, sources, tiny.SPEC, case.target, runtime, look_only=True) as stream:
@@ -102,7 +101,7 @@ def digest(array: np.ndarray) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _config(case: Case, folder: Path) -> PretrainConfig | FinetuneConfig:
+def _config(case: Case, folder: Path) -> Config:
     folder.mkdir(parents=True)
     sources = []
     for number, (counts, settings) in enumerate(zip(case.counts, case.sources, strict=True)):
@@ -119,9 +118,9 @@ def _config(case: Case, folder: Path) -> PretrainConfig | FinetuneConfig:
         "data": {"train": sources, **case.settings["data"]},
     }
     if case.target == "label":
-        kind, tree = FinetuneConfig, tree | {"init": str(folder / "tiny.json"), "random": True}
+        kind, tree = ClassifyConfig, tree | {"init": str(folder / "tiny.json"), "random": True}
     else:
-        kind, tree["model"] = PretrainConfig, {"name": str(folder / "tiny.json"), **case.settings["model"]}
+        kind, tree["model"] = ContrastiveConfig, {"name": str(folder / "tiny.json"), **case.settings["model"]}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     return load_config(kind, folder / "config.yaml")
 

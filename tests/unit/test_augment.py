@@ -15,12 +15,13 @@ from torchvision.transforms.v2 import functional as reference
 
 import tiny
 from pretrain import assemble
-from pretrain.config.tree import DataConfig, ModelConfig, PretrainConfig, Source, TrainConfig
+from pretrain.config.tree import DataConfig, ModelConfig, Source, TrainConfig
 from pretrain.process.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings, ImageTransform
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import characters, write_corpus
 
@@ -110,7 +111,7 @@ def test_the_settings_reach_the_stream(tmp_path):
     def first(**data):
         data = DataConfig(train=[Source(urls=str(tmp_path / "s-000000.tar"))], **data)
         model = ModelConfig(name=str(tmp_path / "tiny.json"))
-        config = PretrainConfig(data=data, model=model, train=TrainConfig(global_batch=8))
+        config = ContrastiveConfig(data=data, model=model, train=TrainConfig(global_batch=8))
         sources, spec = assemble.train_sources(config.data), resolve_spec(config.model.name)
         with assemble.train_stream(config, sources, spec, "caption", start(distributed=False), True) as stream:
             return next(stream.iterate(0))

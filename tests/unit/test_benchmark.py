@@ -104,11 +104,11 @@ def test_a_failed_training_says_how_it_ended(tmp_path, code, got):
 
 def test_our_settings_are_a_valid_config_and_theirs_say_the_same(trial, tmp_path):
     from pretrain.config.reading import load_config
-    from pretrain.config.tree import PretrainConfig
+    from pretrain.tasks import ContrastiveConfig
 
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(trainers._our_settings(trial, Layout(2, 1, "bf16"), tmp_path)))
-    config = load_config(PretrainConfig, path)
+    config = load_config(ContrastiveConfig, path)
     theirs = trainers._their_arguments(trial, Layout(2, 1, "bf16"), tmp_path)
     said = dict(zip(theirs[1:-2:2], theirs[2:-2:2], strict=True))
     assert float(said["--lr"]) == config.optim.lr

@@ -9,9 +9,10 @@ import pytest
 
 from pretrain.config.check import check, leaves, names, value_at
 from pretrain.config.declare import Fault, Number, Section, number, rule_of
-from pretrain.config.tree import DataConfig, FinetuneConfig, ModelConfig, Phase, PretrainConfig, RunConfig, Source
+from pretrain.config.tree import DataConfig, ImageDataConfig, ImageSource, ModelConfig, Phase, RunConfig, Source
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
-ROOTS = {PretrainConfig: {}, FinetuneConfig: {"init": "x"}}
+ROOTS = {ContrastiveConfig: {}, ClassifyConfig: {"init": "x"}}
 
 
 def sections(kind=Section):
@@ -21,8 +22,9 @@ def sections(kind=Section):
 
 def example(kind):
     """A section with an item in each of its lists, so that what lies in them can be named."""
-    lists = {DataConfig: [[Source("a")]], ModelConfig: ["a", [Phase("1 epoch", image_size=1)]]}
-    return kind(*lists.get(kind, ()))
+    if issubclass(kind, ImageDataConfig):
+        return kind([Source("a")])
+    return kind("a", [Phase("1 epoch", image_size=1)]) if kind is ModelConfig else kind()
 
 
 @pytest.mark.parametrize("kind", ROOTS)
@@ -74,6 +76,6 @@ def test_a_fault_that_names_nothing_cannot_pass():
         def check(self):
             yield Fault("nothing", "a rule")
 
-    assert list(named_faults(Source)) == ["repeat"]  # the walk above has something to look at
+    assert list(named_faults(ImageSource)) == ["repeat"]  # the walk above has something to look at
     with pytest.raises(AttributeError):
         check(Wrong())

@@ -16,12 +16,12 @@ import tiny
 from data_tools.corpus import open_corpus
 from data_tools.errors import UsageError, UserError
 from pretrain.config.reading import load_config
-from pretrain.config.tree import FinetuneConfig
 from pretrain.evaluate.classes import class_numbers, renumber
 from pretrain.finetune import cli
 from pretrain.finetune.labels import check_labels, read_classes, set_classes
 from pretrain.process.runtime import start
 from pretrain.stream.loader import StreamSource
+from pretrain.tasks import ClassifyConfig
 from stream_corpora import picture
 
 
@@ -58,7 +58,7 @@ def test_names_for_a_foreign_tar_come_as_a_list_a_file_or_a_count(tmp_path, labe
     file.write_text("cat\ndog\nred bus\n")
     path = config_file(tmp_path, labelled)
     given = {"classes=[cat, dog, red bus]": 3, f"classes={file}": 3, "classes=3": 3, "classes=[0, 1, 2]": 3}
-    found = [read_classes(load_config(FinetuneConfig, path, [word]).classes) for word in given]
+    found = [read_classes(load_config(ClassifyConfig, path, [word]).classes) for word in given]
     assert found == [("cat", "dog", "red bus")] * 2 + [("0", "1", "2")] * 2
     source = StreamSource(open_corpus(labelled))
     (named,) = set_classes([source], found[0])
@@ -84,7 +84,7 @@ def test_settings_that_name_no_classes_are_refused(labelled, setting, message):
 def test_yaml_words_that_are_no_names_are_refused(tmp_path, labelled):
     for word in ("classes=[yes, no]", "classes=true", "classes=1.5", "classes=[a, null]", "classes={a: 1}"):
         with pytest.raises(UsageError, match="classes breaks its rule"):
-            load_config(FinetuneConfig, config_file(tmp_path, labelled), [word])
+            load_config(ClassifyConfig, config_file(tmp_path, labelled), [word])
 
 
 @pytest.mark.parametrize("at", [None, 0, 7, 599])
@@ -107,7 +107,7 @@ def test_equal_labels_are_found_wherever_the_other_one_stands(tmp_path, at):
 
 def test_a_batch_of_one_image_is_refused(tmp_path, labelled):
     with pytest.raises(UsageError, match=r"train\.global_batch breaks its rule; got 1"):
-        load_config(FinetuneConfig, config_file(tmp_path, labelled), ["train.global_batch=1"])
+        load_config(ClassifyConfig, config_file(tmp_path, labelled), ["train.global_batch=1"])
 
 
 def test_classes_are_matched_by_name():

@@ -13,17 +13,21 @@ from pretrain.config.batch import check_world_size, local_batch
 from pretrain.config.check import leaves, names
 from pretrain.config.durations import duration_steps, parse_seconds, parse_steps
 from pretrain.config.reading import load_config
-from pretrain.config.tree import FinetuneConfig, PretrainConfig
 from pretrain.stream.order import Order
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from pretrain.train import seed_step
 
+PLAIN = "run: {dir: a}\ndata: {train: [{urls: s}]}\n"
 BASE = {
-    PretrainConfig: "run: {dir: a}\ndata: {train: [{urls: s}]}\nmodel: {phases: [{until: 1 epoch, image_size: 64}]}\n",
-    FinetuneConfig: "run: {dir: a}\ndata: {train: [{urls: s}]}\ninit: b\n",
+    ContrastiveConfig: PLAIN + "model: {phases: [{until: 1 epoch, image_size: 64}]}\n",
+    ClassifyConfig: PLAIN + "init: b\n",
 }
-OWN = {name for name, *_ in names(FinetuneConfig)} - {name for name, *_ in names(PretrainConfig)} - {"classes"}
-FIELDS = [(PretrainConfig, name.replace("NAME", "image"), hint) for name, _, hint in names(PretrainConfig)]
-FIELDS += [(FinetuneConfig, name, hint) for name, _, hint in names(FinetuneConfig) if name in OWN]
+OWN = {name for name, *_ in names(ClassifyConfig)} - {name for name, *_ in names(ContrastiveConfig)} - {"classes"}
+FIELDS = [
+    (ContrastiveConfig, name.replace("parts.NAME", "parts.image").replace("NAME", "infonce"), hint)
+    for name, _, hint in names(ContrastiveConfig)
+]
+FIELDS += [(ClassifyConfig, name, hint) for name, _, hint in names(ClassifyConfig) if name in OWN]
 EVERYWHERE = ["''", "???", "[]", "${nothing.here}"]
 NUMBERS = [".inf", ".nan", "-1", "1e308", "1e-320", str(10**23), "9" * 400]
 TEXTS = ['"a\\0b"', '"\\e[31m\\n"', "x" * 5000, "9" * 400 + " steps", "1e99 epochs", "-1 steps", "1-" + "9" * 5000]
@@ -118,7 +122,7 @@ def test_a_hostile_file_is_one_line(tmp_path, text, said):
     path.write_text(text)
     started = time.process_time()
     with pytest.raises(UsageError, match=said) as caught:
-        load_config(PretrainConfig, path, ["run.dir=a", "data.train=[{urls: s}]"] if "data" not in text else [])
+        load_config(ContrastiveConfig, path, ["run.dir=a", "data.train=[{urls: s}]"] if "data" not in text else [])
     assert time.process_time() - started < 1
     assert str(caught.value).isprintable()
     assert not (tmp_path / "owned").exists()
@@ -131,9 +135,9 @@ def test_a_hostile_file_is_one_line(tmp_path, text, said):
 )  # fmt: skip
 def test_an_override_that_cannot_be_is_named(tmp_path, word):
     path = tmp_path / "config.yaml"
-    path.write_text(BASE[PretrainConfig])
+    path.write_text(BASE[ContrastiveConfig])
     with pytest.raises(UsageError) as caught:
-        load_config(PretrainConfig, path, [word])
+        load_config(ContrastiveConfig, path, [word])
     message = str(caught.value)
     assert word.partition("=")[0].rsplit(".", 1)[-1] in message
     assert message.count("config value") + message.count("override ") + message.count("unknown config key") == 1
@@ -149,23 +153,23 @@ def test_binary_and_absent_files(tmp_path):
         ("x" * 5000, "is missing"),
     ):
         with pytest.raises(UsageError, match=said):
-            load_config(PretrainConfig, path, [])
+            load_config(ContrastiveConfig, path, [])
 
 
 def test_the_training_corpus_may_be_named_alone(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("run: {dir: a}\ndata: {train: old}\n")
-    assert [source.urls for source in load_config(PretrainConfig, path).data.train] == ["old"]
+    assert [source.urls for source in load_config(ContrastiveConfig, path).data.train] == ["old"]
     for word, urls in (
         ("data.train=new", ["new"]),
         ("data.train={urls: c, repeat: 2}", ["c"]),
         ("data.train=[a, {urls: b, repeat: 2}]", ["a", "b"]),
     ):
-        assert [source.urls for source in load_config(PretrainConfig, path, [word]).data.train] == urls
-    assert load_config(PretrainConfig, path, ["data.train=a", "data.train.0.repeat=3"]).data.train[0].repeat == 3
+        assert [source.urls for source in load_config(ContrastiveConfig, path, [word]).data.train] == urls
+    assert load_config(ContrastiveConfig, path, ["data.train=a", "data.train.0.repeat=3"]).data.train[0].repeat == 3
     with pytest.raises(UsageError, match=r"data\.train\.1\.urls.*corpus of a source before.*repeat: 2"):
-        load_config(PretrainConfig, path, ["data.train=[a, a]"])
-    two = load_config(PretrainConfig, path, ["data.train=[a, {urls: a, captions: 'json:other'}]"])
+        load_config(ContrastiveConfig, path, ["data.train=[a, a]"])
+    two = load_config(ContrastiveConfig, path, ["data.train=[a, {urls: a, captions: 'json:other'}]"])
     assert len(two.data.train) == 2
 
 

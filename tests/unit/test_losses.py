@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from plain_losses import SETTINGS
-from pretrain.config.tree import LossConfig
-from pretrain.objectives import Features, contrastive_loss, tiles
+from pretrain.objectives import InfoNCEConfig, MarginConfig, SigmoidConfig, tiles
+from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.objectives.infonce import infonce
 from pretrain.objectives.multi_positive import multi_positive
 from pretrain.towers.build import MAX_LOGIT_SCALE
@@ -45,7 +45,7 @@ def test_the_hardest_of_equal_negatives_is_the_first():
     image = torch.eye(4)[[0, 1, 1, 1]].requires_grad_()
     text = torch.eye(4)[[1, 1, 1, 1]].requires_grad_()
     features = Features(image, text, torch.ones(1))
-    contrastive_loss(features, LossConfig("margin", margin=0.5, negatives="hardest")).backward()
+    contrastive_loss(features, MarginConfig(margin=0.5, negatives="hardest")).backward()
     # Images 1 to 3 are as near to every text: 1 is the negative of three, and 2 that of the text of 1 itself.
     assert image.grad[:, 1].tolist() == pytest.approx([-1 / 8, 1 / 4, 0, -1 / 8])
 
@@ -71,30 +71,30 @@ def test_what_is_not_a_number_shows_in_the_loss(name, side):
 
 def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():
     model = tiny.build(init_logit_bias=-10.0)
-    start_logits(model, LossConfig("sigmoid"), 512)
+    start_logits(model, SigmoidConfig(), 512)
     assert model.clip.logit_bias.item() == pytest.approx(-math.log(512))
     assert model.clip.logit_scale.exp().item() == pytest.approx(10)
-    set_logits(model, LossConfig("sigmoid", logit_bias=-10, temperature=0.05))
+    set_logits(model, SigmoidConfig(logit_bias=-10, temperature=0.05))
     assert (model.clip.logit_bias.item(), model.clip.logit_scale.exp().item()) == pytest.approx((-10, 20))
     of_its_own = tiny.build(init_logit_bias=-10.0, init_logit_scale=math.log(30))
-    start_logits(of_its_own, LossConfig("sigmoid"), 512)
+    start_logits(of_its_own, SigmoidConfig(), 512)
     assert of_its_own.clip.logit_scale.exp().item() == pytest.approx(30)
 
 
 def test_a_bias_that_does_not_suit_the_batch_is_doubted():
-    assert doubt_bias(LossConfig("sigmoid"), 512) is None
-    assert doubt_bias(LossConfig("sigmoid", logit_bias=-10), 32768) is None
-    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(LossConfig("sigmoid", logit_bias=-10), 512)
+    assert doubt_bias(SigmoidConfig(), 512) is None
+    assert doubt_bias(SigmoidConfig(logit_bias=-10), 32768) is None
+    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(SigmoidConfig(logit_bias=-10), 512)
 
 
 @pytest.mark.parametrize(
     ("loss", "scale_learns", "bias_learns"),
     [
-        (LossConfig("infonce"), True, False),
-        (LossConfig("infonce", learn_temperature=False), False, False),
-        (LossConfig("sigmoid"), True, True),
-        (LossConfig("sigmoid", learn_temperature=False), False, True),
-        (LossConfig("margin"), False, False),
+        (InfoNCEConfig(), True, False),
+        (InfoNCEConfig(learn_temperature=False), False, False),
+        (SigmoidConfig(), True, True),
+        (SigmoidConfig(learn_temperature=False), False, True),
+        (MarginConfig(), False, False),
     ],
 )
 def test_what_a_loss_does_not_use_is_frozen(loss, scale_learns, bias_learns):
@@ -105,7 +105,7 @@ def test_what_a_loss_does_not_use_is_frozen(loss, scale_learns, bias_learns):
 
 def test_the_highest_temperature_allowed_is_the_cap():
     model = tiny.build()
-    start_logits(model, LossConfig(temperature=0.01), 64)
+    start_logits(model, InfoNCEConfig(temperature=0.01), 64)
     assert model.clip.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
 
 

@@ -14,10 +14,11 @@ from data_tools.media.captions import MAX_TEXT, captions_of_text, has_caption_li
 from data_tools.media.members import parse_fields
 from packing import jpeg, photo_folder
 from pretrain import assemble
-from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
+from pretrain.config.tree import DataConfig, EvalConfig, Source
 from pretrain.process.runtime import Runtime
 from pretrain.stream.draw import Draw
 from pretrain.stream.members import Fields
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 
 TEXTS = [
@@ -67,7 +68,7 @@ def training_texts(tar, places: str) -> set[str]:
 
 
 def evaluation_texts(tar, places: str) -> list[str]:
-    config = PretrainConfig(eval=EvalConfig(captions=places))
+    config = ContrastiveConfig(eval=EvalConfig(captions=places))
     runtime = Runtime(0, 1, 0, None, 1)
     reader = assemble.eval_reader(config, open_corpus(tar), resolve_spec("ViT-B-32"), True, runtime)
     return reader.fields.all_captions(reader._build.reader.read(0, 0))

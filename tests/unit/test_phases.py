@@ -8,9 +8,10 @@ import torch
 from data_tools.errors import UsageError
 from pretrain.config.check import check
 from pretrain.config.reading import load_config
-from pretrain.config.tree import DataConfig, ModelConfig, Phase, PretrainConfig, RunConfig, Source
+from pretrain.config.tree import DataConfig, ModelConfig, Phase, RunConfig, Source
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
+from pretrain.tasks import ContrastiveConfig
 from stream_corpora import characters, write_corpus
 
 PHASES = [Phase("2 steps", image_size=8), Phase("80 samples", patch_dropout=0.5)]
@@ -96,13 +97,13 @@ def test_phases_end_one_after_the_other(corpus, second):
 )
 def test_a_phase_keeps_its_rules(phase, message):
     with pytest.raises(UsageError, match=message):
-        check(PretrainConfig(run=RunConfig("x"), data=DataConfig([Source("x")]), model=ModelConfig(phases=[phase])))
+        check(ContrastiveConfig(run=RunConfig("x"), data=DataConfig([Source("x")]), model=ModelConfig(phases=[phase])))
 
 
 def test_a_list_is_given_whole(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("data: {train: [{urls: x}]}\nrun: {dir: x}\n")
-    config = load_config(PretrainConfig, path, ["model.phases=[{until: 2 steps, image_size: 8}]"])
+    config = load_config(ContrastiveConfig, path, ["model.phases=[{until: 2 steps, image_size: 8}]"])
     assert config.model.phases == PHASES[:1]
     with pytest.raises(UsageError, match="a list that the file lacks is given whole"):
-        load_config(PretrainConfig, path, ["model.phases.0.until=2 steps"])
+        load_config(ContrastiveConfig, path, ["model.phases.0.until=2 steps"])

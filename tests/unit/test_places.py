@@ -138,9 +138,9 @@ def test_what_is_there_is_left_to_who_opens_it(here):
 def test_ranks_of_several_hosts_leave_paths_to_the_build(here, monkeypatch):
     """One host's fault, told by that host's ranks alone, would leave the others waiting for them."""
     from pretrain.config.reading import load_config
-    from pretrain.config.tree import PretrainConfig
+    from pretrain.tasks import ContrastiveConfig
 
-    config = load_config(PretrainConfig, here / "here" / "c.yaml", [f"data.train={here}/none"])
+    config = load_config(ContrastiveConfig, here / "here" / "c.yaml", [f"data.train={here}/none"])
     with pytest.raises(UserError, match="no corpus"):
         places.check_settings(config)
     monkeypatch.setenv("WORLD_SIZE", "4")

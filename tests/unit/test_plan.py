@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import tiny
-from pretrain.config.tree import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
 from pretrain.finetune.classifier import build_classifier
 from pretrain.plan import memory as memory_plan
 from pretrain.plan.memory import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.pretraining import make_model
 from pretrain.process.runtime import Runtime, start
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 MODEL = "configs/models/vit_scenes_16.json"
 
@@ -30,12 +31,12 @@ def test_zero_3_keeps_a_billion_parameters_gathered_at_most():
 
 def test_micro_batches_add_their_largest_gradient():
     def formula(micro_batch):
-        config = PretrainConfig(
+        config = ContrastiveConfig(
             model=ModelConfig(MODEL), train=TrainConfig(global_batch=16, micro_batch=micro_batch, precision="fp32")
         )
         return memory(config, model, start(distributed=False))
 
-    model = make_model(PretrainConfig(model=ModelConfig(MODEL)))
+    model = make_model(ContrastiveConfig(model=ModelConfig(MODEL)))
     ((name, added),) = [(k, v) for k, v in formula(8).items() if k not in formula(16)]
     assert "largest gradient" in name
     assert added == 4 * model.clip.token_embedding.weight.numel()
@@ -61,7 +62,7 @@ def test_each_optimizer_counts_what_it_keeps():
 
     def kept(name, stage):
         train = TrainConfig(global_batch=16, zero_stage=stage, precision="fp32")
-        config = PretrainConfig(optim=OptimConfig(name=name), train=train)
+        config = ContrastiveConfig(optim=OptimConfig(name=name), train=train)
         return memory(config, model, start(distributed=False))["optimizer states and master"]
 
     assert kept("adamw", 0) == kept("lamb", 0) == 8 * size
@@ -86,7 +87,7 @@ def test_activations_shrink_under_autocast():
 
 def test_activations_shrink_where_the_settings_checkpoint_them():
     def activations(towers):
-        config = PretrainConfig(
+        config = ContrastiveConfig(
             model=ModelConfig(MODEL), train=TrainConfig(grad_checkpointing=towers, precision="fp32")
         )
         return memory(config, make_model(config), start(distributed=False))["activations of a micro-batch"]
@@ -97,7 +98,7 @@ def test_activations_shrink_where_the_settings_checkpoint_them():
 
 
 def test_a_classifier_checkpoints_its_tower():
-    config = FinetuneConfig(init=MODEL, random=True, train=TrainConfig(grad_checkpointing=["image"]))
+    config = ClassifyConfig(init=MODEL, random=True, train=TrainConfig(grad_checkpointing=["image"]))
     classifier, _ = build_classifier(config, ("cat", "dog"), start(distributed=False))
     assert classifier.towers.clip.visual.transformer.grad_checkpointing
     assert not classifier.towers.clip.transformer.grad_checkpointing

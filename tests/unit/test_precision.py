@@ -8,13 +8,14 @@ from timm.optim.muon import _COEFFICIENTS
 
 from pretrain import assemble
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import FinetuneConfig, OptimConfig, PretrainConfig, RunConfig, TrainConfig
+from pretrain.config.tree import OptimConfig, RunConfig, TrainConfig
 from pretrain.engine.engine import deepspeed_config
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.evaluate.features import encoder
 from pretrain.process import precision
 from pretrain.process.precision import Ability, settle
 from pretrain.process.runtime import Runtime
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 CPU = torch.device("cpu")
 HASWELL = "fpu vme sse4_2 avx fma avx2 bmi1 bmi2"
@@ -112,7 +113,7 @@ def test_the_measurement_takes_some_tens_of_milliseconds_and_leaves_the_threads(
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+@pytest.mark.parametrize("kind", [ContrastiveConfig, ClassifyConfig])
 def test_a_resume_keeps_the_precision_of_the_newest_checkpoint(ranks, tmp_path, capsys, kind):
     config = kind(run=RunConfig(str(tmp_path)))
     runtime = Runtime(0, 1, 0, CPU, 1)

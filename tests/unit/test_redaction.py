@@ -12,10 +12,11 @@ from data_tools.errors import UserError, shown
 from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import DataConfig, EvalConfig, PretrainConfig, Source
+from pretrain.config.tree import DataConfig, EvalConfig, Source
 from pretrain.process.entry import reason_of
 from pretrain.process.status import Status
 from pretrain.stream import prefetch
+from pretrain.tasks import ContrastiveConfig
 
 USERS = ("QQ", "QQ@QQ.org", "QQ/QQ", "")
 PASSWORDS = (
@@ -101,7 +102,7 @@ def test_dumped_config_and_status_hide_what_yaml_escapes(tmp_path):
     status.own()
     for password in PASSWORDS:
         url = f"https://user:{password}@host/s-{{0..9}}.tar"
-        text = dump_config(PretrainConfig(data=DataConfig(train=[Source(urls=url)]), eval=EvalConfig(retrieval=url)))
+        text = dump_config(ContrastiveConfig(data=DataConfig(train=[Source(urls=url)]), eval=EvalConfig(retrieval=url)))
         assert "Q" not in text.replace("SEQ", ""), text
         assert text.count("https://***") == 2
         status.write("failed", f"cannot read '{url}', sorry")

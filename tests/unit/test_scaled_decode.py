@@ -17,11 +17,12 @@ from data_tools.media.decode import CHEAP_SCALES, WHOLE, decode_rgb, scaled_size
 from data_tools.media.image import jpeg_size
 from pretrain.assemble import train_stream
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import DataConfig, PretrainConfig, RunConfig, TrainConfig
+from pretrain.config.tree import DataConfig, RunConfig, TrainConfig
 from pretrain.process.runtime import Runtime
 from pretrain.stream import transform
 from pretrain.stream.draw import Draw
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import write_corpus
 
@@ -189,7 +190,7 @@ def test_damage_is_judged_as_by_full_decoding(kind):
 def test_the_setting_reaches_the_stream_and_the_resolved_config(flag, tmp_path):
     corpus = write_corpus(tmp_path, [8])
     data, run = DataConfig(scaled_decode=flag), RunConfig(dir=str(tmp_path))
-    config = PretrainConfig(run=run, data=data, train=TrainConfig(global_batch=4))
+    config = ContrastiveConfig(run=run, data=data, train=TrainConfig(global_batch=4))
     alone = Runtime(0, 1, 0, torch.device("cpu"), 1)
     with train_stream(config, corpus, resolve_spec("ViT-B-32"), "label", alone) as stream:
         assert [t.settings.scaled_decode for t in stream._build.transforms] == [flag]

@@ -1,22 +1,23 @@
 """Settings: YAML and overrides in, a frozen checked tree or one clear message out."""
 
 import dataclasses
-import re
 
 import pytest
 
 from data_tools.errors import UsageError
 from pretrain.config.batch import local_batch
 from pretrain.config.durations import duration_steps, parse_duration, parse_seconds
-from pretrain.config.reading import dump_config, load_config
-from pretrain.config.tree import FinetuneConfig, PartConfig, PretrainConfig
+from pretrain.config.reading import dump_config, load_config, load_task
+from pretrain.config.tree import PartConfig
+from pretrain.objectives import InfoNCEConfig, MarginConfig, MultiPositiveConfig, SigmoidConfig
+from pretrain.tasks import TASKS, ClassifyConfig, ContrastiveConfig
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
 
 
 @pytest.fixture
 def load(tmp_path):
-    def read(text=BASE, *overrides, kind=PretrainConfig):
+    def read(text=BASE, *overrides, kind=ContrastiveConfig):
         path = tmp_path / "config.yaml"
         path.write_text(text)
         return load_config(kind, path, overrides)
@@ -39,8 +40,8 @@ def test_overrides_win_and_keep_their_types(load):
 def test_a_dump_reads_back_as_the_same_tree(load):
     config = load(BASE, "train.micro_batch=8", "eval.every=2 epochs")
     assert load(dump_config(config)) == config
-    tuned = load(BASE + "init: runs/a\n", "mode=linear", kind=FinetuneConfig)
-    assert load(dump_config(tuned), kind=FinetuneConfig) == tuned
+    tuned = load(BASE + "init: runs/a\n", "mode=linear", kind=ClassifyConfig)
+    assert load(dump_config(tuned), kind=ClassifyConfig) == tuned
 
 
 @pytest.mark.parametrize(
@@ -92,21 +93,33 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "profile.steps=9-3", ("profile.steps", "FIRST-LAST")),
         (BASE, "optim.ema=1", ("optim.ema", "0 < value < 1, or null")),
         (BASE, "optim.grad_clip=0", ("optim.grad_clip", "null")),
-        (BASE, "loss.name=siglip", ("loss.name", "infonce, multi_positive, sigmoid, margin")),
-        (BASE, "loss.temperature=0.001", ("loss.temperature", "0.01 <= value <= 1, or null")),
-        (BASE, "loss.label_smoothing=1", ("loss.label_smoothing", "< 1")),
-        (BASE, "loss.logit_bias=-10", ("loss.logit_bias", "null at loss.name=infonce")),
-        (BASE, "loss={name: sigmoid, label_smoothing: 0.1}", ("loss.label_smoothing", "0.0 at loss.name=sigmoid")),
-        (BASE, "loss.negatives=hardest", ("loss.negatives", "sum at loss.name=infonce")),
-        (BASE, "loss={name: margin, learn_temperature: false}", ("loss.learn_temperature", "True at loss.name=margin")),
-        (BASE, "loss={name: sigmoid, logit_bias: 5}", ("loss.logit_bias", "-100 <= value <= 0")),
+        (BASE, "objectives.siglip.weight=1", ("objectives.siglip", "infonce, multi_positive, sigmoid", "'siglip'")),
+        (BASE, "objectives={own: {type: sigmod}}", ("objectives.own", "got 'sigmod'", "did you mean 'sigmoid'")),
+        (BASE, "objectives={own: {}}", ("objectives.own", "a name of your own needs objectives.own.type")),
+        (BASE, "objectives={infonce: {type: 3}}", ("objectives.infonce", "got 3", "infonce, multi_positive")),
+        (BASE, "objectives=3", ("objectives",)),
+        (BASE, "objectives={infonce: 3}", ("objectives",)),
+        (BASE, "objectives={}", ("objectives", "exactly one", "objectives={infonce: {}}")),
+        (BASE, "objectives={infonce: {}, margin: {}}", ("objectives", "['infonce', 'margin']", "exactly one")),
+        (BASE, "objectives.infonce.weight=0", ("objectives.infonce.weight", "0 < value")),
+        (BASE, "objectives.infonce.fields=[text,text]", ("objectives.infonce.fields", "two different fields")),
+        (BASE, "objectives.infonce.fields=[txt,image]", ("objectives.infonce.fields", "did you mean 'text'")),
+        (BASE, "objectives.infonce.temperature=0.001", ("infonce.temperature", "0.01 <= value <= 1, or null")),
+        (BASE, "objectives.infonce.label_smoothing=1", ("objectives.infonce.label_smoothing", "< 1")),
+        (BASE, "objectives.infonce.logit_bias=-10", ("infonce.logit_bias'", "logit_bias is a setting of sigmoid")),
+        (BASE, "objectives.sigmoid.label_smoothing=0.1", ("label_smoothing is a setting of infonce, multi_positive",)),
+        (BASE, "objectives.infonce.negatives=hardest", ("negatives is a setting of margin",)),
+        (BASE, "objectives.margin.learn_temperature=false", ("a setting of infonce, multi_positive, sigmoid",)),
+        (BASE, "objectives.sigmoid.logit_bias=5", ("objectives.sigmoid.logit_bias", "-100 <= value <= 0")),
+        (BASE, "objectives.infonce.weigth=5", ("infonce.weigth'", "did you mean 'objectives.infonce.weight'")),
+        (BASE, "task=classify", ("is of another task", "got 'classify'", "expected contrastive")),
         (
             BASE + "model: {locked: [image], init: w.pt}\n",
             "optim.parts.image.lr=1e-4",
             ("optim.parts", "parts that learn, and image is locked"),
         ),
         (BASE, "profile.steps=1-1000", ("profile.steps", "100 steps at most")),
-        (BASE, "loss={name: margin, negatives: all}", ("loss.negatives", "sum, hardest")),
+        (BASE, "objectives.margin.negatives=all", ("objectives.margin.negatives", "sum, hardest")),
         (BASE, "guard.max_skipped=-1", ("guard.max_skipped", "0 <= value")),
         (BASE, "guard.spike=0", ("guard.spike", "null")),
         (BASE, "guard.hang_timeout=soon", ("guard.hang_timeout", "seconds, minutes, hours")),
@@ -127,12 +140,47 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
 
 
 @pytest.mark.parametrize(
-    "word",
-    ["optim.ema=0.9", "data.word_dropout=0.1", "eval.retrieval=data/val", "eval.templates=openai"],
-)  # fmt: skip
-def test_fine_tuning_refuses_what_it_would_not_heed(load, word):
-    with pytest.raises(UsageError, match=rf"{re.escape(word.partition('=')[0])} breaks its rule.*in fine-tuning"):
-        load(BASE + "init: runs/a\n", word, kind=FinetuneConfig)
+    ("word", "said"),
+    [
+        ("optim.ema=0.9", "did you mean 'optim."),
+        ("data.word_dropout=0.1", "a setting of task classify"),
+        ("data.train.0.captions=txt", "'captions'"),
+        ("data.train.0.choose=first", "'choose'"),
+        ("eval.retrieval=data/val", "'eval.retrieval'"),
+        ("eval.templates=openai", "did you mean 'templates'"),
+        ("model.name=x", "'model'"),
+        ("objectives.infonce.weight=2", "'objectives'"),
+    ],
+)
+def test_fine_tuning_has_no_setting_that_it_would_not_heed(load, word, said):
+    with pytest.raises(UsageError, match=r"unknown config key.*a setting of task classify") as caught:
+        load(BASE + "init: runs/a\n", word, kind=ClassifyConfig)
+    assert said in str(caught.value)
+
+
+def test_the_settings_say_which_task_they_are_of(tmp_path):
+    (tmp_path / "a.yaml").write_text(BASE)
+    (tmp_path / "b.yaml").write_text(BASE + "task: classify\ninit: runs/a\n")
+    read = [load_task(TASKS, tmp_path / name, [], "contrastive") for name in ("a.yaml", "b.yaml")]
+    assert [type(config) for config in read] == [ContrastiveConfig, ClassifyConfig]
+    assert [config.task for config in read] == ["contrastive", "classify"]
+    assert load_task(TASKS, tmp_path / "a.yaml", ["init=x"], "classify").task == "classify"
+    assert load_task(TASKS, tmp_path / "b.yaml", ["mode=linear"], "contrastive").mode == "linear"
+    with pytest.raises(UsageError, match=r"task.*got 'clasify'; expected contrastive or classify; .*mean 'classify'"):
+        load_task(TASKS, tmp_path / "a.yaml", ["task=clasify"], "contrastive")
+
+
+def test_an_objective_has_its_own_settings_under_a_name(load):
+    assert load().objectives == {"infonce": InfoNCEConfig()}
+    smoothed = load(BASE, "objectives.infonce.label_smoothing=0.1")
+    assert smoothed.objective == InfoNCEConfig(label_smoothing=0.1)
+    other = BASE + "objectives:\n  pairs: {type: sigmoid, weight: 0.5}\n"
+    pairs = {"pairs": SigmoidConfig(weight=0.5, logit_bias=-5)}
+    assert load(other, "objectives.pairs.logit_bias=-5").objectives == pairs
+    assert load(other, "objectives={margin: {}}").objectives == {"margin": MarginConfig()}
+    assert load(BASE + "objectives: {multi_positive: }\n").objective == MultiPositiveConfig()
+    for config in (smoothed, load(other)):
+        assert load(dump_config(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -145,8 +193,8 @@ def test_fine_tuning_refuses_what_it_would_not_heed(load, word):
 )
 def test_fine_tuning_has_parts_of_its_own(load, words, said):
     with pytest.raises(UsageError, match=said):
-        load(BASE + "init: runs/a\n", *words, kind=FinetuneConfig)
-    tuned = load(BASE + "init: runs/a\n", "optim.parts.head.lr=1e-2", kind=FinetuneConfig)
+        load(BASE + "init: runs/a\n", *words, kind=ClassifyConfig)
+    tuned = load(BASE + "init: runs/a\n", "optim.parts.head.lr=1e-2", kind=ClassifyConfig)
     assert tuned.optim.parts == {"head": PartConfig(lr=1e-2)}
 
 
@@ -172,14 +220,14 @@ def test_a_dump_holds_no_credentials(load):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"none\.yaml is missing"):
-        load_config(PretrainConfig, tmp_path / "none.yaml")
+        load_config(ContrastiveConfig, tmp_path / "none.yaml")
 
 
 def test_shipped_configs_are_valid(repo_root):
     for path in sorted((repo_root / "configs").glob("*.yaml")):
-        load_config(PretrainConfig, path)
+        load_config(ContrastiveConfig, path)
     for path in sorted((repo_root / "configs" / "finetune").glob("*.yaml")):
-        load_config(FinetuneConfig, path)
+        load_config(ClassifyConfig, path)
 
 
 def test_durations_round_up_to_whole_steps():

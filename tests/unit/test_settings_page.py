@@ -5,25 +5,27 @@ import re
 import yaml
 
 from pretrain.config.check import names
-from pretrain.config.page import PAGE, comments_of, page
-from pretrain.config.tree import FinetuneConfig, OptimConfig, PretrainConfig
+from pretrain.config.tree import OptimConfig
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.page import PAGE, comments_of, page
 
 
 def test_the_page_is_what_the_tree_says():
-    assert PAGE.read_text() == page(), "run `python -m pretrain.config.page`"
+    assert PAGE.read_text() == page(), "run `python -m pretrain.tasks.page`"
 
 
 def test_every_setting_stands_there_once_with_what_it_does():
     rows = re.findall(r"^\| `([\w.]+)` \|([^\n]*)\|$", page(), flags=re.M)
     settings = [name for name, _ in rows]
-    wanted = {name for kind in (PretrainConfig, FinetuneConfig) for name, *_ in names(kind)}
-    assert set(settings) == wanted | {"data.train", "model.phases", "optim.parts"}
+    wanted = {name for kind in (ContrastiveConfig, ClassifyConfig) for name, *_ in names(kind)}
+    assert set(settings) == wanted | {"data.train", "model.phases", "optim.parts", "objectives"}
     assert len(settings) == len(set(settings))
     for name, rest in rows:
         default, allowed, effect = (cell.strip() for cell in re.split(r"(?<!\\)\|", rest))
         assert effect, name
         assert allowed or name == "classes", name
-        assert default or name in ("run.dir", "init", "data.train.0.urls", "model.phases.0.until")
+        asked = ("task", "run.dir", "init", "data.train.0.urls", "model.phases.0.until", "objectives.NAME.type")
+        assert default or name in asked
 
 
 def test_a_comment_beside_or_above_a_field_is_its_text():

@@ -6,7 +6,9 @@ import pytest
 
 from data_tools.errors import UsageError
 from pretrain.config.reading import dump_config, load_config
-from pretrain.config.tree import LOSS_NAMES, FinetuneConfig, PretrainConfig, Source
+from pretrain.config.tree import ImageSource, Source
+from pretrain.objectives import OBJECTIVES
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 PLAIN = "run: {dir: runs/a}\n"
 ONE = PLAIN + "data: {train: [{urls: shards, captions: txt}]}\n"
@@ -16,7 +18,7 @@ ONE = PLAIN + "data: {train: [{urls: shards, captions: txt}]}\n"
 def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def read(text, *overrides, kind=PretrainConfig):
+    def read(text, *overrides, kind=ContrastiveConfig):
         (tmp_path / "config.yaml").write_text(text)
         return load_config(kind, tmp_path / "config.yaml", overrides)
 
@@ -59,7 +61,7 @@ def test_sources_and_paths_mix_and_take_further_settings(load):
     assert load(ONE, "data.train.0=x").data.train == [Source("x")]
     for text in ("data: {train: a}\n", "data: {train: [a]}\n", "data: {train: [{urls: a}]}\n"):
         assert load(PLAIN + text).data.train == [Source("a")]
-    assert load(PLAIN + "init: runs/b\n", "data.train=x", kind=FinetuneConfig).data.train == [Source("x")]
+    assert load(PLAIN + "init: runs/b\n", "data.train=x", kind=ClassifyConfig).data.train == [ImageSource("x")]
 
 
 @pytest.mark.parametrize("word", ["", "[]", "  "])
@@ -68,8 +70,8 @@ def test_no_source_is_refused_with_the_word_to_use(load, word):
         load(PLAIN, f"data.train={word}")
 
 
-@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("loss", OBJECTIVES)
 def test_a_batch_of_one_pair_is_refused_by_every_contrastive_loss(load, loss):
     with pytest.raises(UsageError, match=r"train\.global_batch breaks its rule; got 1; expected >= 2"):
-        load(ONE, "train.global_batch=1", f"loss.name={loss}")
-    assert load(ONE, "train.global_batch=2", f"loss.name={loss}").train.global_batch == 2
+        load(ONE, "train.global_batch=1", f"objectives.{loss}.weight=1")
+    assert load(ONE, "train.global_batch=2", f"objectives.{loss}.weight=1").train.global_batch == 2

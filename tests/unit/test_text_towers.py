@@ -15,8 +15,9 @@ from transformers import (
 
 import tiny
 from data_tools.errors import UserError
-from pretrain.config.tree import ModelConfig, PretrainConfig
+from pretrain.config.tree import ModelConfig
 from pretrain.pretraining import make_model, start_lines
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import build_model
 from text_towers import CONFIGS, SIZES, T5, architecture
 
@@ -72,11 +73,11 @@ def test_a_run_says_what_its_towers_start_from(tmp_path):
     trained(BertModel, config, tmp_path)
     said = {}
     for name, text_cfg in (("loaded", {}), ("asked for", {"hf_model_pretrained": False})):
-        settings = PretrainConfig(model=ModelConfig(name=architecture(tmp_path, **text_cfg)))
+        settings = ContrastiveConfig(model=ModelConfig(name=architecture(tmp_path, **text_cfg)))
         said[name] = start_lines(make_model(settings), settings)
     (tmp_path / "model.safetensors").unlink()
     said["absent"] = start_lines(
-        make_model(settings := PretrainConfig(model=ModelConfig(name=architecture(tmp_path)))), settings
+        make_model(settings := ContrastiveConfig(model=ModelConfig(name=architecture(tmp_path)))), settings
     )
     assert "tensors loaded" in said["loaded"][0]
     assert "starts at random (hf_model_pretrained: false)" in said["asked for"][0]

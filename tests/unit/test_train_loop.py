@@ -9,10 +9,11 @@ import torch
 
 from data_tools.errors import UserError
 from pretrain import train
-from pretrain.config.tree import DataConfig, LogConfig, PretrainConfig, RunConfig
+from pretrain.config.tree import DataConfig, LogConfig, RunConfig
 from pretrain.engine.state import TrainState
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
+from pretrain.tasks import ContrastiveConfig
 from pretrain.train import Run
 
 
@@ -32,7 +33,7 @@ def idle_stream(global_batch: int) -> SimpleNamespace:
 
 def idle_run(folder, rank: int = 0) -> Run:
     """A run of one-step logging intervals whose steps cost nothing."""
-    config = PretrainConfig(
+    config = ContrastiveConfig(
         run=RunConfig(dir=str(folder)), data=DataConfig(workers=3, scaled_decode=False), log=LogConfig(every="1 steps")
     )
     job = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""configs/README.md, written from the tree: `python -m pretrain.config.page`."""
+"""configs/README.md, written from the tree: `python -m pretrain.tasks.page`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,9 +14,13 @@ from typing import Any, get_args, get_type_hints
 from data_tools.format.commit import atomic_write
 from pretrain.config.check import within
 from pretrain.config.declare import rule_of
-from pretrain.config.tree import Config, FinetuneConfig, PretrainConfig
+from pretrain.config.registry import Entry, registry_of
+from pretrain.config.tree import Config
+from pretrain.objectives import OBJECTIVES
+from pretrain.tasks import TASKS
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
+_NAMES: dict[str, Iterable[str]] = {"task": TASKS, "type": OBJECTIVES}  # what settings of such a name choose from
 _HEAD = """# Settings
 
 A run is one YAML file, `--config FILE`; `section.key=value` words behind it win over the file. What neither says has
@@ -39,40 +43,47 @@ python launch/pretrain.py --config configs/quickstart.yaml --dry-run optim.lr=5e
 A duration is a number and `epochs`, `steps` or `samples` (`"2 epochs"`, `"1e6 samples"`). `null` is no value. A list in
 YAML is `[a, b]`; `NAME` stands for a key of a map. A setting without a default must be given. `x` stands for the value.
 
-This page is written by `python -m pretrain.config.page` from `pretrain/config/tree.py`; a test keeps it up to date.
+This page is written by `python -m pretrain.tasks.page` from `pretrain/config/tree.py`; a test keeps it up to date.
 """
 
 
 def page() -> str:
     """The whole page, in Markdown."""
-    common = {one.name for one in fields(Config)}
-    parts = [_HEAD.rstrip(), *_section("Of every training", Config, "")]
-    parts += _section("Of pretraining", PretrainConfig, "", common)
-    parts += _section("Of fine-tuning", FinetuneConfig, "", common)
+    parts = [_HEAD.rstrip(), *_section("Every task", Config, "")]
+    for name, task in TASKS.items():
+        parts += _section(f"`task: {name}`", task.settings, "", Config, f", `task: {name}`")
     return "\n".join(parts) + "\n"
 
 
-def _section(title: str, kind: type, prefix: str, without: Collection[str] = ()) -> Iterator[str]:
-    """A heading and the table of a section, then those of the sections within it."""
+def _section(title: str, kind: type, prefix: str, base: type | None = None, of: str = "") -> Iterator[str]:
+    """A heading and the table of a section, then those of the sections within it. Without what stands in the `base`
+    that it extends: it has been shown. `of`: what the headings within it end with."""
     hints, comments = get_type_hints(kind), comments_of(kind)
+    shown = get_type_hints(base) if base else {}
     about = inspect.cleandoc(kind.__doc__ or "").replace("\n", " ")
     about = re.sub(" +", " ", about)
-    yield f"\n## {title}\n\n{about}"
+    yield f"\n{'###' if prefix else '##'} {title}\n\n{about}"
     rows, inside = [], []
     for one in fields(kind):
-        if one.name in without:
+        name, hint = f"{prefix}{one.name}", hints[one.name]
+        if hint == shown.get(one.name):
             continue
-        name = f"{prefix}{one.name}"
-        inner, step = within(hints[one.name])
+        inner, step = within(hint)
+        before, _ = within(shown.get(one.name))
         if inner is not None:
-            inside.append((f"`{name}.{step}`".replace(".`", "`"), inner, f"{name}.{step}"))
-        if inner is None or step:
-            rows.append(_row(name, one, hints[one.name], comments[one.name]))
+            inside.append((f"{name}.{step}".rstrip("."), inner, f"{name}.{step}", before))
+            inside += [(f"{name}.{it}", entry.settings, f"{name}.{it}.", inner) for it, entry in _things(one)]
+        if (inner is None or step) and one.name not in shown:
+            rows.append(_row(name, one, hint, comments[one.name]))
     if rows:
         yield "\n| setting | default | allowed | effect |\n|-|-|-|-|"
         yield from rows
-    for heading, inner, deeper in inside:
-        yield from _section(heading, inner, deeper)
+    for heading, inner, deeper, before in inside:
+        yield from _section(f"`{heading}`{of}", inner, deeper, before, of)
+
+
+def _things(one: Field) -> Iterable[tuple[str, Entry]]:
+    return (registry_of(one) or {}).items()
 
 
 def _row(name: str, one: Field, hint: Any, effect: str) -> str:
@@ -86,6 +97,8 @@ def _default(one: Field) -> str:
 
 
 def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {{}}' for name in value)}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_yaml, value))}]"
     if value is None or isinstance(value, bool):
@@ -95,6 +108,8 @@ def _yaml(value: Any) -> str:
 
 def _allowed(one: Field, hint: Any) -> str:
     inner, step = within(hint)
+    if hint is str and one.name in _NAMES:
+        return ", ".join(_NAMES[one.name])
     if inner is not None:
         return "a map, as below" if step == "NAME." else "a list, as below"
     rule, null = rule_of(one), ", null" if type(None) in get_args(hint) else ""

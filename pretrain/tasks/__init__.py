@@ -1,0 +1,94 @@
+"""What can be trained, by task: the settings of each beside those that all have, and where it stands. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
+from pretrain.config.registry import Entry, entries
+from pretrain.config.tree import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
+from pretrain.objectives import OBJECTIVES, ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class Task(Entry):
+    """A training. `build` makes its job of (settings, runtime); `plan`: "package.module:name" of its --dry-run."""
+
+    plan: str
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(Config):
+    """Pretraining: an image tower and a text tower learn to put what belongs together side by side."""
+
+    task: str = choice("contrastive")
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: dict[str, ObjectiveConfig] = entries(OBJECTIVES, "infonce")  # one, by its type or another name
+
+    PARTS = TOWERS = ("image", "text")
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """The one objective."""
+        (only,) = self.objectives.values()
+        return only
+
+    def check(self) -> Iterator[Fault]:
+        """Something is minimised, something learns, and what is locked has no rate."""
+        yield from super().check()
+        if len(self.objectives) != 1:
+            yield Fault("objectives", "exactly one", "objectives={infonce: {}} takes the place of those in the file")
+        for name, one in self.objectives.items():
+            yield from unknown_parts(f"objectives.{name}.fields", getattr(one, "fields", ()), self.TOWERS)
+        yield from unknown_parts("model.locked", self.model.locked, self.TOWERS)
+        if set(self.TOWERS) <= set(self.model.locked):
+            yield Fault("model.locked", "a list that leaves a part to learn")
+        if locked := [name for name in self.optim.parts if name in self.model.locked]:
+            yield Fault("optim.parts", f"parts that learn, and {', '.join(locked)} is locked", "leave it out")
+
+
+def _check_classes(value: Any, name: str) -> None:
+    """YAML reads yes, no and null as other things than names."""
+    many = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int) and not isinstance(one, bool) and str(one).strip() for one in many):
+        remedy = "put quotes around names that YAML takes for something else (yes, no, null)"
+        break_rule(name, value, "a list of names, a file with one a line, a count, or null", remedy)
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(Config):
+    """Fine-tuning: the image tower of a trained model becomes a classifier."""
+
+    task: str = choice("classify")
+    # What model.init takes, or an architecture with `random: true`.
+    init: str = "???"
+    architecture: str | None = None  # of a bare weights file in `init`: an open_clip name or the path of its JSON
+    random: bool = False  # start from nothing, for a baseline
+    init_ema: bool = False  # from the moving average of its weights (optim.ema)
+    mode: str = choice("linear", "full", default="full")  # linear: only the head learns | full: the image tower too
+    # Pixels; null: as pretrained, else position embeddings are interpolated.
+    image_size: int | None = number(None, ge=1, le=16384)
+    zero_shot_head: bool = True  # start the head from the text tower's class weights; false: from zeros
+    templates: str = "photo"  # prompts of those class weights: photo | simple | openai | a file
+    # Names of the labels 0, 1, ... where the shards carry none (tars of other tools), or other names: a list, a file
+    # with one a line, or a count; null: as packed.
+    classes: Any = setting(None, Parsed(_check_classes, ""))
+
+    PARTS, TOWERS = ("image", "head"), ("image",)
+
+    def check(self) -> Iterator[Fault]:
+        """A tower that is not trained has no rate."""
+        yield from super().check()
+        if self.mode == "linear" and "image" in self.optim.parts:
+            yield Fault("optim.parts", "head alone at mode=linear")
+
+
+TASKS = {
+    "contrastive": Task(ContrastiveConfig, "pretrain.pretraining:PretrainJob", "pretrain.plan.dry_run:dry_run"),
+    "classify": Task(ClassifyConfig, "pretrain.finetune.job:FinetuneJob", "pretrain.finetune.plan:dry_run"),
+}
