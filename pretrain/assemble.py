@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from pretrain.config.batch import local_batch
 from pretrain.config.reading import dump_config, recorded_precision
+from pretrain.config.recorded import changes
 from pretrain.config.tree import Config, ImageDataConfig, ImageSource
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed
@@ -211,7 +211,8 @@ def open_checkpoint(
     stream.go_on_from(Position.from_dict(state.position))
     if runtime.is_main:
         print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
-        _print_changes((found / SETTINGS).read_text(errors="replace"), resolved(config))
+        if lines := changes((found / SETTINGS).read_text(errors="replace"), resolved(config)):
+            print("settings changed since that checkpoint:\n  " + "\n  ".join(lines), flush=True)
     return reader, state
 
 
@@ -221,16 +222,6 @@ def _first_difference(saved: object, now: object, path: str = "model") -> str:
             if saved.get(key) != now.get(key):
                 return _first_difference(saved.get(key), now.get(key), f"{path}.{key}")
     return f"{path}: {now!r} where the checkpoint has {saved!r}"
-
-
-def _print_changes(before: str, after: str) -> None:
-    changes = [
-        line
-        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
-        if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
-    if changes:
-        print("settings changed since that checkpoint:\n  " + "\n  ".join(changes), flush=True)
 
 
 def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:

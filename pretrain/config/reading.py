@@ -7,7 +7,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config.check import check, names
+from pretrain.config.recorded import flat
 from pretrain.config.registry import Entry, registry_of
 from pretrain.config.tree import PRECISIONS, Config
 
@@ -259,7 +260,7 @@ def _right_key(kind: type, key: str) -> str:
 def _guilty(kind: type, raw: DictConfig) -> str:
     """The first setting of `raw` that does not fit into the tree by itself: OmegaConf does not always name it."""
     plain = _plain(kind, raw)
-    for key, value in _given(cast(dict, OmegaConf.to_container(raw))):
+    for key, value in flat(cast(dict, OmegaConf.to_container(raw))):
         try:
             alone = not (isinstance(value, str) and "${" in value)
             tree = OmegaConf.merge(plain, _nested(key, value) if alone else raw)
@@ -267,16 +268,6 @@ def _guilty(kind: type, raw: DictConfig) -> str:
         except Exception:
             return key
     return "?"
-
-
-def _given(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _given(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            yield from _given(dict(enumerate(value)), f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _nested(key: str, value: object) -> dict:

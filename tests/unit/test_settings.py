@@ -8,6 +8,7 @@ from data_tools.errors import UsageError
 from pretrain.config.batch import local_batch
 from pretrain.config.durations import duration_steps, parse_duration, parse_seconds
 from pretrain.config.reading import dump_config, load_config, load_task
+from pretrain.config.recorded import changes
 from pretrain.config.tree import PartConfig
 from pretrain.objectives import InfoNCEConfig, MarginConfig, MultiPositiveConfig, SigmoidConfig
 from pretrain.tasks import TASKS, ClassifyConfig, ContrastiveConfig
@@ -253,3 +254,20 @@ def test_the_ranks_share(load):
         local_batch(config, 5)
     with pytest.raises(UsageError, match=r"micro_batch.*8 for 12 pairs"):
         local_batch(config, 4)
+
+
+def test_changes_are_told_by_setting_wherever_it_stands():
+    before = "# commit a\nseed: 0\nrun: {dir: r}\nloss: {name: infonce}\ndata:\n  train:\n  - {urls: a, weight: null}\n"
+    after = "# commit b\nrun: {dir: r}\ndata:\n  train:\n  - {urls: b, weight: null}\n"
+    after += "objectives: {infonce: {weight: 1.0}}\n"
+    assert changes(before, before) == changes(before, before.replace("seed: 0\n", "") + "seed: 0\n") == []
+    assert changes(before, after + "seed: 0\n") == [
+        "- # commit a",
+        "- loss.name: infonce",
+        "- data.train.0.urls: a",
+        "+ data.train.0.urls: b",
+        "+ # commit b",
+        "+ objectives.infonce.weight: 1.0",
+    ]
+    assert changes('a: "\\e[31m' + "x" * 1000 + '"', "a: 1")[0].isprintable()
+    assert changes("a: [", after) == changes("- 1", after) == ["the settings of that checkpoint cannot be read"]

@@ -1,0 +1,46 @@
+"""What the settings file of an earlier run says. It may be of older code, or damaged: it is compared, never obeyed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_tools.errors import shown
+
+
+def changes(before: str, after: str) -> list[str]:
+    """Lines `- key: value` and `+ key: value` of the settings, and of the comments on code and packages, in which two
+    files that `dump_config` wrote differ; where a setting stands in them does not matter."""
+    try:
+        old, new = dict(_settings(before)), dict(_settings(after))
+    except Exception:  # the YAML parser's errors share no class
+        return ["the settings of that checkpoint cannot be read"]
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key) != new.get(key):
+            lines += [shown(f"{mark} {key}{side[key]}") for mark, side in (("-", old), ("+", new)) if key in side]
+    return lines
+
+
+def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the settings of a tree of plain values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield from flat(dict(enumerate(value)), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    """Names and how a line goes on behind them."""
+    yield from ((line, "") for line in text.splitlines() if line.startswith("#"))
+    tree = OmegaConf.create(text)
+    if not isinstance(tree, DictConfig):
+        raise ValueError("no tree of settings")
+    for key, value in flat(dict(OmegaConf.to_container(tree))):  # type: ignore[arg-type]
+        yield key, f": {value if isinstance(value, str) else json.dumps(value)}"
