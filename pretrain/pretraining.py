@@ -15,7 +15,7 @@ from pretrain.config.batch import local_batch
 from pretrain.config.tree import Phase
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
+from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.opening import check_weights, open_weights
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
@@ -30,6 +30,7 @@ from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import doubt_bias, set_logits, start_logits
+from pretrain.towers.model import Inputs, to_device
 from pretrain.towers.parts import lock, tower_of
 from pretrain.towers.resolution import check_image_size
 
@@ -72,30 +73,32 @@ class PretrainJob:
         """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
         identity = batch.identity.to(self.runtime.device, non_blocking=True)
 
-        def loss(*outputs: torch.Tensor) -> torch.Tensor:
-            return contrastive_loss(Features(*outputs, identity=identity), self.config.objective)
+        def loss(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
+            return contrastive_loss(Features.of(rows, shared, identity), self.config.objective)
 
         return contrastive_backward(self.engine, list(self._micro_batches(batch)), loss)
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's pairs with a feature that is not finite."""
         with torch.no_grad():
-            outputs = [self.engine(*on_device(part, self.engine.device))[:2] for part in self._micro_batches(batch)]
-        rows = assemble.non_finite_rows([torch.cat(features) for features in zip(*outputs, strict=True)])
+            outputs = [self.engine(to_device(part, self.engine.device))["rows"] for part in self._micro_batches(batch)]
+        features = [torch.cat([rows[field] for rows in outputs]) for field in outputs[0]]
+        rows = assemble.non_finite_rows(features)
         return [batch.keys[row] for row in rows]
 
     def evaluate(self) -> dict[str, float]:
         """Recall and validation loss on eval.retrieval, accuracy on eval.classification."""
         return self._evaluations(self.engine)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+    def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
         if self.model.patch_dropout is not None:
             self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
         bits = assemble.patch_bits(self.model, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             texts = self.model.rule(batch.texts[rows])
-            yield batch.images[rows], texts, None if bits is None else bits[rows]
+            image = {"pixels": batch.images[rows]} | ({} if bits is None else {"patch_bits": bits[rows]})
+            yield {"image": image, "text": texts}
 
 
 def make_model(config: ContrastiveConfig) -> DualEncoder:

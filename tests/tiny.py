@@ -8,8 +8,12 @@ from dataclasses import replace
 import torch
 
 from pretrain.config.tree import OptimConfig, TrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.engine.gradcache import contrastive_backward
+from pretrain.objectives.infonce import infonce
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.model import Inputs, Outputs
 from pretrain.towers.spec import ModelSpec
 
 MODEL_CFG = {
@@ -49,14 +53,32 @@ def batch(model: DualEncoder, pairs: int, seed: int = 0) -> tuple[torch.Tensor, 
     return images, model.tokenize(captions)
 
 
-def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list:
-    """The rank's batch as `contrastive_backward` takes it."""
-    return [(images[i : i + size], model.rule(tokens[i : i + size]), None) for i in range(0, len(images), size)]
+def micro_batches(
+    model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int, bits: torch.Tensor | None = None
+) -> list[Inputs]:
+    """The rank's batch as the model takes it, `size` pairs at a time. `bits`: what its patch dropout draws from."""
+    rows = [slice(i, i + size) for i in range(0, len(images), size)]
+    return [inputs(images[r], None if bits is None else bits[r]) | {"text": model.rule(tokens[r])} for r in rows]
 
 
 def patch_bits(seed: int, epoch: int, ids: Iterable[int]) -> torch.Tensor:
     """What the kept patches of each sample follow from, int64 `[n]`."""
     return torch.tensor([Draw(seed, epoch, int(id)).signed(Purpose.PATCHES) for id in ids])
+
+
+def inputs(images: torch.Tensor, bits: torch.Tensor | None = None) -> Inputs:
+    """Images as the model takes them."""
+    return {"image": {"pixels": images} | ({} if bits is None else {"patch_bits": bits})}
+
+
+def loss(outputs: Outputs) -> torch.Tensor:
+    """InfoNCE of what the model gave, this rank's share."""
+    return infonce(outputs["rows"]["image"], outputs["rows"]["text"], outputs["shared"]["logit_scale"])
+
+
+def backward(engine: Engine, parts: list[Inputs]) -> torch.Tensor:
+    """Gradients of InfoNCE over the global batch; returns this rank's share of the loss."""
+    return contrastive_backward(engine, parts, lambda rows, shared: loss({"rows": rows, "shared": shared}))
 
 
 def settings(pairs: int, stage: int, precision: str = "fp32", **optim) -> tuple[OptimConfig, TrainConfig]:

@@ -25,6 +25,7 @@ from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder, build_model
 from pretrain.towers.cut import parts_of
+from pretrain.towers.model import Outputs
 
 _BUCKETS = ModelConfig.text_buckets
 
@@ -77,7 +78,8 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
         for batch in _batches(trial, model, trial.steps_per_epoch):
             images = batch.images.to(runtime.device)
             lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
-            ours.append(float(contrastive_backward(engine, [(images, model.parts(batch.texts), None)], _infonce)))
+            inputs = {"image": {"pixels": images}, "text": model.text_rows(batch.texts)}
+            ours.append(float(contrastive_backward(engine, [inputs], _infonce)))
             engine.update(lr)
             theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
             peer.update(lr)
@@ -94,20 +96,27 @@ def step_flops(trial: Trial, pairs: int) -> dict:
     peer = Peer(model, trial)
     batch = next(_batches(trial, model, 1))
     images, texts = batch.images[:pairs], batch.texts[:pairs]
-    parts = model.parts(texts)
-    ours = _count(lambda: _infonce(*model(images, parts)).backward())
+    inputs = {"image": {"pixels": images}, "text": model.text_rows(texts)}
+    ours = _count(lambda: _backward(model(inputs)))
     theirs = _count(lambda: peer.backward(images, texts))
     return {
         "pairs": pairs,
         "dualstream": ours,
         "open_clip": theirs,
         "ratio": theirs / ours,
-        "text_tokens": {"dualstream": sum(part.numel() for part in parts_of(parts)), "open_clip": texts.numel()},
+        "text_tokens": {
+            "dualstream": sum(part.numel() for part in parts_of(inputs["text"])),
+            "open_clip": texts.numel(),
+        },
     }
 
 
-def _infonce(*outputs: torch.Tensor) -> torch.Tensor:
-    return contrastive_loss(Features(*outputs), InfoNCEConfig())
+def _infonce(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
+    return contrastive_loss(Features.of(rows, shared), InfoNCEConfig())
+
+
+def _backward(outputs: Outputs) -> None:
+    _infonce(outputs["rows"], outputs["shared"]).backward()
 
 
 def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:

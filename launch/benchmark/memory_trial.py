@@ -14,7 +14,7 @@ import torch
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import MicroBatch, contrastive_backward
+from pretrain.engine.gradcache import contrastive_backward
 from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.plan.memory import memory
 from pretrain.pretraining import make_model
@@ -22,6 +22,7 @@ from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.model import Inputs
 
 _STEPS = 2  # the first makes the optimizer's states, the second has gradients beside them
 
@@ -59,8 +60,8 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     engine = Engine(model, config.optim, config.train, runtime)
     batch = micro_batches(model, *_pairs(model, trial.pairs), trial.micro_batch or trial.pairs)
 
-    def loss(*outputs: torch.Tensor) -> torch.Tensor:
-        return contrastive_loss(Features(*outputs), config.objective)
+    def loss(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
+        return contrastive_loss(Features.of(rows, shared), config.objective)
 
     for _ in range(_STEPS):
         contrastive_backward(engine, batch, loss)
@@ -86,11 +87,11 @@ def _pairs(model: DualEncoder, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, tokens
 
 
-def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list[MicroBatch]:
+def micro_batches(model: DualEncoder, images: torch.Tensor, tokens: torch.Tensor, size: int) -> list[Inputs]:
     """What the towers' forward takes of `images` `[n, 3, h, w]` and `tokens` `[n, context]`, `size` pairs at a time."""
     bits = torch.arange(len(images))  # what patch dropout draws from, where the towers have it
     rows = [slice(first, first + size) for first in range(0, len(images), size)]
-    return [(images[r], model.rule(tokens[r]), bits[r]) for r in rows]
+    return [{"image": {"pixels": images[r], "patch_bits": bits[r]}, "text": model.rule(tokens[r])} for r in rows]
 
 
 def main() -> None:

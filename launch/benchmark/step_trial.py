@@ -19,7 +19,7 @@ from launch.benchmark.memory_trial import micro_batches, warm_up
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import MicroBatch, contrastive_backward, on_device
+from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.objectives.contrastive import Features, contrastive_loss
@@ -28,6 +28,7 @@ from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.model import Inputs, to_device
 
 Forward = Callable[[], torch.Tensor]
 _WARM_UP = 3  # steps that do not count; the first makes the optimizer's states, or compiles
@@ -102,9 +103,9 @@ def _pairs(model: DualEncoder, trial: StepTrial) -> tuple[torch.Tensor, torch.Te
     return images, model.tokenize(captions)
 
 
-def _parts(model: DualEncoder, trial: StepTrial, device: torch.device) -> list[MicroBatch]:
+def _parts(model: DualEncoder, trial: StepTrial, device: torch.device) -> list[Inputs]:
     found = micro_batches(model, *_pairs(model, trial), trial.micro_batch or trial.batch)
-    return [on_device(part, device) for part in found]
+    return [to_device(part, device) for part in found]
 
 
 def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
@@ -116,7 +117,7 @@ def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
     parts = _parts(model, trial, runtime.device)
 
     def step() -> None:
-        contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features(*outputs), config.objective))
+        contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features.of(*outputs), config.objective))
         engine.update(_LR)
 
     return step
@@ -129,8 +130,8 @@ def _bare(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forward]:
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):
-            outputs = model(*part)
-        return contrastive_loss(Features(*outputs), config.objective)
+            outputs = model(part)
+        return contrastive_loss(Features.of(outputs["rows"], outputs["shared"]), config.objective)
 
     return model, forward
 

@@ -14,62 +14,62 @@ import torch
 
 from pretrain.engine.engine import Engine
 from pretrain.report.profiling import part
+from pretrain.towers.model import Inputs, to_device
 
-Loss = Callable[..., torch.Tensor]  # of what the towers' forward gives: images, texts, and a scalar or two
-MicroBatch = tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]  # what the towers' forward takes
+Tensors = dict[str, torch.Tensor]
+Loss = Callable[[Tensors, Tensors], torch.Tensor]  # of rows by field, and of shared scalars by name
 
 
-def contrastive_backward(engine: Engine, micro_batches: Sequence[MicroBatch], loss_fn: Loss) -> torch.Tensor:
-    """Gradients of the global batch's loss; returns this rank's share of it, detached. All ranks must call it,
-    each with as many micro-batches. These may lie on the host: the device then holds one at a time."""
-    if len(micro_batches) == 1:
-        outputs = engine(*on_device(micro_batches[0], engine.device))
+def contrastive_backward(engine: Engine, parts: Sequence[Inputs], loss_fn: Loss) -> torch.Tensor:
+    """Gradients of the global batch's loss; returns this rank's share of it, detached. All ranks must call it, each
+    with as many `parts`, its micro-batches. These may lie on the host: the device then holds one at a time."""
+    if len(parts) == 1:
+        outputs = engine(to_device(parts[0], engine.device))
         with part("loss"):
-            loss = loss_fn(*outputs)
+            loss = loss_fn(outputs["rows"], outputs["shared"])
         engine.backward(loss)
         return loss.detach()
-    leaves, states = _features(engine, micro_batches)
+    rows, shared, sizes, states = _first_pass(engine, parts)
     with part("loss"):
-        loss = loss_fn(*leaves)
+        loss = loss_fn(rows, shared)
         loss.backward()
-    image_grad, text_grad, *once = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    size = len(micro_batches[0][0])
+    pieces = {field: _grad(leaf).split(sizes) for field, leaf in rows.items()}
+    once = {name: _grad(leaf) for name, leaf in shared.items()}
     replays = []
-    for index, micro_batch in enumerate(micro_batches):
-        rows = slice(index * size, (index + 1) * size)
-        scalar_grads = once if index == 0 else [torch.zeros_like(grad) for grad in once]
-        grads = (image_grad[rows], text_grad[rows], *scalar_grads)
-        replays.append(functools.partial(_replay, engine, micro_batch, grads, states[index]))
+    for index, inputs in enumerate(parts):
+        row_grads = {field: grads[index] for field, grads in pieces.items()}
+        shared_grads = once if index == 0 else {name: torch.zeros_like(grad) for name, grad in once.items()}
+        replays.append(functools.partial(_replay, engine, inputs, row_grads, shared_grads, states[index]))
     engine.accumulate(replays)
     return loss.detach()
 
 
 @torch.no_grad()
-def _features(engine: Engine, micro_batches: Sequence[MicroBatch]) -> tuple[list[torch.Tensor], list]:
-    images, texts, states, scalars = [], [], [], []
-    for micro_batch in micro_batches:
+def _first_pass(engine: Engine, parts: Sequence[Inputs]) -> tuple[Tensors, Tensors, list[int], list[tuple]]:
+    """Rows of all parts and the shared scalars, as leaves; rows of each part; the random states before each."""
+    outputs, states = [], []
+    for inputs in parts:
         states.append(_rng_state(engine.device))
-        image, text, *scalars = engine(*on_device(micro_batch, engine.device))
-        images.append(image)
-        texts.append(text)
-    leaves = [torch.cat(images), torch.cat(texts), *(scalar.clone() for scalar in scalars)]
-    return [leaf.detach().requires_grad_() for leaf in leaves], states
+        outputs.append(engine(to_device(inputs, engine.device)))
+    fields = outputs[0]["rows"]
+    rows = {field: torch.cat([output["rows"][field] for output in outputs]) for field in fields}
+    shared = {name: value.clone() for name, value in outputs[-1]["shared"].items()}
+    sizes = [len(next(iter(output["rows"].values()))) for output in outputs]
+    leaves = ({name: value.detach().requires_grad_() for name, value in found.items()} for found in (rows, shared))
+    return *leaves, sizes, states
 
 
-def _replay(engine: Engine, micro_batch: MicroBatch, grads: Sequence[torch.Tensor], state: tuple) -> None:
+def _grad(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _replay(engine: Engine, inputs: Inputs, row_grads: Tensors, shared_grads: Tensors, state: tuple) -> None:
     _set_rng_state(engine.device, state)
-    outputs = engine(*on_device(micro_batch, engine.device))
+    outputs = engine(to_device(inputs, engine.device))
+    pairs = [(outputs["rows"][field], grad) for field, grad in row_grads.items()]
     # The zero-weighted scalars keep the graph alike on every micro-batch, which ZeRO-3 needs.
-    surrogate = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
-    engine.backward(surrogate)
-
-
-def on_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The same on `device`; copies overlap with computation where the host memory is pinned."""
-    images, texts, bits = micro_batch
-    bits = None if bits is None else bits.to(device, non_blocking=True)
-    texts = {name: row.to(device, non_blocking=True) for name, row in texts.items()}
-    return images.to(device, non_blocking=True), texts, bits
+    pairs += [(outputs["shared"][name], grad) for name, grad in shared_grads.items()]
+    engine.backward(sum((output * grad).sum() for output, grad in pairs))
 
 
 def _rng_state(device: torch.device) -> tuple:

@@ -135,7 +135,7 @@ def _run_task(
             if numbers is None and runtime.is_main:
                 print(f"the data name no classes: labels are taken for the model's, 0 for {shown(model.classes[:1])}")
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=is_bf16(options.precision)):
-                return evaluate_classifier(model, reader, model.classes, runtime, numbers, progress)
+                return evaluate_classifier(model.scores, reader, model.classes, runtime, numbers, progress)
         model.rule = replace(model.rule, buckets=_TEXT_BUCKETS)
         encode = encoder(model, runtime.device, options.precision)
         if options.task == "retrieval":

@@ -13,6 +13,7 @@ from data_tools.errors import UserError
 from pretrain.process.precision import is_bf16
 from pretrain.process.watchdog import beat
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.model import Inputs, Outputs
 
 Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
 """`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
@@ -50,7 +51,7 @@ class CorpusFeatures:
 
 
 def encoder(
-    model: DualEncoder, device: torch.device, precision: str = "fp32", forward: Callable[..., tuple] | None = None
+    model: DualEncoder, device: torch.device, precision: str = "fp32", forward: Callable[..., Outputs] | None = None
 ) -> Encode:
     """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked.
     `forward`: the engine that runs it, which has its own precision."""
@@ -58,10 +59,12 @@ def encoder(
 
     def encode(images, texts):
         beat()
-        images = None if images is None else images.to(device, non_blocking=True)
-        parts = None if texts is None else model.parts(texts)
+        inputs: Inputs = {} if images is None else {"image": {"pixels": images.to(device, non_blocking=True)}}
+        if texts is not None:
+            inputs["text"] = model.text_rows(texts)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision)):
-            return run(images, parts)[:2]
+            rows = run(inputs)["rows"]
+        return rows.get("image"), rows.get("text")
 
     return encode
 

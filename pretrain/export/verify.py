@@ -87,7 +87,7 @@ def _own(model: DualEncoder | Classifier) -> dict[str, torch.Tensor]:
     images = _images(model.spec.image_size)
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     if isinstance(model, Classifier):
-        return {"scores": model(pixels) / model.scale}
+        return {"scores": model.scores(pixels) / model.scale}
     texts = model.encode_text(model.tokenize(list(TEXTS[PLAIN])))
     return {"image": model.encode_image(pixels), "text": texts, "logit_scale": model.export_state()["logit_scale"]}
 

@@ -24,6 +24,8 @@ from pretrain.process.runtime import Runtime
 from pretrain.report.profiling import part
 from pretrain.stream.batches import Batch
 from pretrain.tasks import ClassifyConfig
+from pretrain.towers.classifier import SCORES, scores_of
+from pretrain.towers.model import Inputs, to_device
 
 
 class Prepared:
@@ -81,7 +83,7 @@ class FinetuneJob:
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean cross-entropy of the global batch."""
         losses: list[torch.Tensor] = []
-        parts = [functools.partial(self._backward, *rows, losses) for rows in self._micro_batches(batch)]
+        parts = [functools.partial(self._backward, inputs, losses) for inputs in self._micro_batches(batch)]
         if len(parts) == 1:
             parts[0]()
         else:
@@ -91,7 +93,7 @@ class FinetuneJob:
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""
         with torch.no_grad():
-            scores = [self._scores(images, bits) for images, _, bits in self._micro_batches(batch)]
+            scores = [self._scores(inputs) for inputs in self._micro_batches(batch)]
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:
@@ -99,26 +101,24 @@ class FinetuneJob:
         if not self._reader:
             return {}
         with evaluating(self.engine):
-            return evaluate_classifier(self.engine, self._reader, self.classes, self.runtime, self._numbers).metrics
+            scores = functools.partial(scores_of, self.engine)
+            return evaluate_classifier(scores, self._reader, self.classes, self.runtime, self._numbers).metrics
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Images, labels and random bits (or None) on the host, so that the device holds one micro-batch at a time."""
+    def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
+        """Images, random bits and labels on the host, so that the device holds one micro-batch at a time."""
         bits = assemble.patch_bits(self.engine.module.towers, self.config.seed, batch)
         for start in range(0, len(batch.images), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            yield batch.images[rows], batch.labels[rows], None if bits is None else bits[rows]
+            image = {"pixels": batch.images[rows]} | ({} if bits is None else {"patch_bits": bits[rows]})
+            yield {"image": image, "label": {"class": batch.labels[rows]}}
 
-    def _scores(self, images: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
-        device = self.runtime.device
-        bits = None if bits is None else bits.to(device, non_blocking=True)
-        return self.engine(images.to(device, non_blocking=True), bits)
+    def _scores(self, inputs: Inputs) -> torch.Tensor:
+        return self.engine(to_device(inputs, self.runtime.device), SCORES)["local"]["classes"]
 
-    def _backward(
-        self, images: torch.Tensor, labels: torch.Tensor, bits: torch.Tensor | None, losses: list[torch.Tensor]
-    ) -> None:
+    def _backward(self, inputs: Inputs, losses: list[torch.Tensor]) -> None:
         share = self.config.train.global_batch // self.runtime.world_size
-        scores = self._scores(images, bits)
+        scores = self._scores(inputs)
         with part("loss"):
-            loss = F.cross_entropy(scores, labels.to(scores.device), reduction="sum") / share
+            loss = F.cross_entropy(scores, inputs["label"]["class"].to(scores.device), reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)

@@ -13,7 +13,7 @@ from pretrain.plan.memory import bytes_of_one, kept_bytes
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, start
 from pretrain.tasks import ClassifyConfig
-from pretrain.towers.classifier import Classifier
+from pretrain.towers.classifier import SCORES, Classifier
 
 
 def dry_run(config: ClassifyConfig) -> int:
@@ -40,8 +40,8 @@ def memory(config: ClassifyConfig, model: Classifier, runtime: Runtime) -> dict[
     size, device = model.towers.spec.image_size, model.towers.pixel_mean.device
 
     def forward(images: int) -> object:
-        bits = torch.arange(images, device=device)
-        return model(torch.zeros(images, 3, size, size, dtype=torch.uint8, device=device), bits)
+        pixels = torch.zeros(images, 3, size, size, dtype=torch.uint8, device=device)
+        return model({"image": {"pixels": pixels, "patch_bits": torch.arange(images, device=device)}}, SCORES)
 
     parts = kept_bytes(config, model, runtime)
     micro = config.train.micro_batch or local_batch(config, runtime.world_size)

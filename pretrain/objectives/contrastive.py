@@ -29,6 +29,13 @@ class Features(NamedTuple):
     bias: torch.Tensor | None = None  # added to scaled similarities, [1]; None where the model has none
     identity: torch.Tensor | None = None  # int64 [b, 2]: a hash of each image and of each text
 
+    @classmethod
+    def of(
+        cls, rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor], identity: torch.Tensor | None = None
+    ) -> Features:
+        """Those of a model's outputs."""
+        return cls(rows["image"], rows["text"], shared["logit_scale"], shared.get("logit_bias"), identity)
+
 
 def of_infonce(features: Features, settings: InfoNCEConfig) -> torch.Tensor:
     """See `contrastive_loss`."""

@@ -106,7 +106,8 @@ def activation_bytes(model: DualEncoder, bf16: bool) -> int:
         images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
         tokens = torch.zeros(pairs, context, dtype=torch.long)
         tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
-        return model(images, replace(model.rule, buckets=1)(tokens), torch.arange(pairs))
+        text = replace(model.rule, buckets=1)(tokens)
+        return model({"image": {"pixels": images, "patch_bits": torch.arange(pairs)}, "text": text})
 
     return bytes_of_one(forward, bf16)
 

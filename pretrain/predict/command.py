@@ -73,7 +73,7 @@ def _classifier(path: str) -> Classifier:
 def _probabilities(model: Classifier, batch: PictureBatch, device: torch.device, precision: str) -> torch.Tensor:
     """fp32 `[n, classes]` on the host, each row with the sum 1."""
     with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision)):
-        scores = model(batch.images.to(device, non_blocking=True))
+        scores = model.scores(batch.images.to(device, non_blocking=True))
     if not torch.isfinite(scores).all():
         raise UserError("the model's scores are not finite", remedy="predict with an earlier checkpoint")
     return scores.float().softmax(dim=1).cpu()

@@ -21,24 +21,25 @@ from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
+from pretrain.towers.model import Between, Inputs, Model, Outputs
 from pretrain.towers.patch_dropout import replace_patch_dropout
 from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import text_features
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
+ENCODER_OF = {"image": "image", "text": "text"}
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(Model):
     """Image and text towers with a shared logit scale.
 
     `clip` holds open_clip's module with its native keys; only `logit_scale` (and `logit_bias`) has shape (1,) instead
-    of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters. Everything runs inside one `forward`, because
-    under ZeRO-3 a parameter is whole only there.
+    of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters.
     """
 
     def __init__(self, spec: ModelSpec, text_buckets: int = 1):
-        super().__init__()
+        super().__init__(ENCODER_OF)
         self.spec = spec
         self.tokenize = tokenizer_of(spec)
         self.clip = _build_clip(spec)
@@ -55,25 +56,29 @@ class DualEncoder(nn.Module):
             value = torch.tensor(spec.preprocess_cfg[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
 
-    def forward(
-        self, images: torch.Tensor | None, texts: Rows | None, bits: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Unit-norm fp32 features of images (uint8 `[n, 3, h, w]`) and texts, `[n, d]` each, the logit scale `[1]`, and
-        the logit bias `[1]` if the model has one.
+    def forward(self, inputs: Inputs, want: frozenset[str] = frozenset(), between: Between | None = None) -> Outputs:
+        """Unit-norm fp32 features `[n, d]` of images and texts, the logit scale and, if the model has one, the bias.
 
-        Under ZeRO-3 all ranks must call it equally often, with equally many text parts. `bits`: int64 `[n]`, random for
-        each image; towers with patch dropout need them in training.
+        An image has `pixels`, uint8 `[n, 3, h, w]`, and `patch_bits`, int64 `[n]`, random for each, which towers with
+        patch dropout need in training. A text has `tokens`, or is cut (see `cut.TextRule`). See `Model.forward`.
         """
-        if self.patch_dropout is not None:
-            self.patch_dropout.bits = bits
         with attention_kernel(self.pixel_mean.device):
-            compiled = self._compiled if self.training else None
-            encode_image, text_forward = (compiled.image, compiled.text) if compiled else (self.clip.encode_image, None)
-            image = None if images is None else _unit(encode_image(self._pixels(images)))
-            text = None if texts is None else _unit(text_features(self.clip, texts, self.rule, text_forward))
+            return super().forward(inputs, want, between)
+
+    def encode(self, encoder: str, rows: Rows) -> torch.Tensor:
+        """Unit-norm fp32 features `[n, d]` by the `image` or the `text` tower."""
+        compiled = self._compiled if self.training else None
+        if encoder == "text":
+            return _unit(text_features(self.clip, rows, self.rule, compiled and compiled.text))
+        if self.patch_dropout is not None:
+            self.patch_dropout.bits = rows.get("patch_bits")
+        encode_image = compiled.image if compiled else self.clip.encode_image
+        return _unit(encode_image(self._pixels(rows["pixels"])))
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """`logit_scale`, the factor on cosine similarities, and `logit_bias` where the model has one."""
         bias = getattr(self.clip, "logit_bias", None)
-        # A copy: under ZeRO-3 the parameter itself is empty after the forward.
-        return (image, text, self._scale(), *(() if bias is None else (bias.float().clone(),)))
+        return {"logit_scale": self._scale()} | ({} if bias is None else {"logit_bias": bias.float().clone()})
 
     def set_grad_checkpointing(self, towers: Iterable[str]) -> None:
         """Make layers of `towers` (image, text) keep their input alone and run again in the backward."""
@@ -90,16 +95,16 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""
-        return self(images, None)[0]
+        return self({"image": {"pixels": images}})["rows"]["image"]
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of `tokens` `[n, context]`."""
-        return self(None, self.parts(tokens))[1]
+        return self({"text": self.text_rows(tokens)})["rows"]["text"]
 
-    def parts(self, tokens: torch.Tensor) -> Rows:
+    def text_rows(self, tokens: torch.Tensor) -> Rows:
         """`tokens` `[n, context]` (CPU), sorted into buckets and cut, on the model's device."""
-        device = self.pixel_mean.device
-        return {name: row.to(device, non_blocking=True) for name, row in self.rule(tokens.cpu()).items()}
+        rows = self.rule(tokens.cpu())
+        return {name: value.to(self.pixel_mean.device, non_blocking=True) for name, value in rows.items()}
 
     def export_state(self, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """`state` (default: this module's) under open_clip's native keys, logit scale 0-dim and capped."""

@@ -15,10 +15,8 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
-from pretrain.objectives.infonce import infonce
 from pretrain.process.agree import agree, gather
 from pretrain.process.runtime import start
 from ranks import run_ranks
@@ -53,7 +51,7 @@ def train_steps(engine, runtime, first, last):
     for step in range(first, last):
         images, tokens = tiny.batch(engine.module, PAIRS, seed=step)
         parts = tiny.micro_batches(engine.module, images[rows], tokens[rows], local)
-        losses.append(float(contrastive_backward(engine, parts, infonce)))
+        losses.append(float(tiny.backward(engine, parts)))
         engine.update(1e-3)
     return losses
 

@@ -8,8 +8,6 @@ import torch
 import tiny
 from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers import compiling
 from ranks import run_ranks
@@ -36,7 +34,7 @@ def gap(rank, world_size, stage, precision, micro, changes):
         engine = Engine(model, *tiny.settings(PAIRS, stage, precision), runtime)
         images, tokens = tiny.batch(model, PAIRS)
         torch.manual_seed(5)
-        contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], micro), infonce)
+        tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], micro))
         grads.append({name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()})
     plain, other = grads
     found = [float((other[name] - grad).norm() / grad.norm()) for name, grad in plain.items()]
@@ -66,12 +64,13 @@ def test_texts_come_in_few_lengths_and_evaluation_stays_plain(monkeypatch):
         tokens[row, length - 1] = 49407
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
-        got = [model(images, model.rule(tokens)), model.eval()(images, model.rule(tokens))]
-        want = plain(images, plain.rule(tokens))
+        inputs = tiny.inputs(images) | {"text": model.rule(tokens)}
+        got = [model(inputs)["rows"], model.eval()(inputs)["rows"]]
+        want = plain(tiny.inputs(images) | {"text": plain.rule(tokens)})["rows"]
     assert seen == [(2, 3, 32, 32), (3, 16), (3, 32), (3, 40)]
-    for outputs in got:
-        torch.testing.assert_close(outputs[0], want[0])
-        torch.testing.assert_close(outputs[1], want[1], rtol=0, atol=1e-6)
+    for rows in got:
+        torch.testing.assert_close(rows["image"], want["image"])
+        torch.testing.assert_close(rows["text"], want["text"], rtol=0, atol=1e-6)
 
 
 def test_a_machine_without_a_compiler_says_so(monkeypatch):

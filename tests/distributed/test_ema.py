@@ -8,10 +8,8 @@ from data_tools.errors import UserError
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, load_trained, restore_optimizer
-from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers.parts import lock, tower_of
 from ranks import run_ranks
@@ -39,7 +37,7 @@ def trained(rank, world_size, folder, last, ema=DECAY):
             restore_optimizer(engine, reader, first, rank, world_size)
         for step in range(first, last):
             images, tokens = tiny.batch(model, PAIRS, seed=step)
-            contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local), infonce)
+            tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local))
             engine.update(1e-3)
             store.save(engine, TrainState(step=step + 1, samples_seen=PAIRS * (step + 1)), EXTRAS)
 

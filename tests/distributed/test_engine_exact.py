@@ -17,7 +17,6 @@ from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.objectives.contrastive import Features, contrastive_loss
-from pretrain.objectives.infonce import infonce
 from pretrain.process.agree import agree
 from pretrain.process.runtime import start
 from ranks import run_ranks
@@ -65,7 +64,7 @@ def engine_errors(rank, world_size):
         images, tokens = tiny.batch(model, PAIRS)
         engine = Engine(model, *tiny.settings(PAIRS, stage, precision), runtime)
         micro_batches = tiny.micro_batches(model, images[rows], tokens[rows], local // parts)
-        loss = contrastive_backward(engine, micro_batches, infonce)
+        loss = tiny.backward(engine, micro_batches)
         loss = agree([loss.item()])[0] / world_size
         grads = {name: safe_get_full_grad(p) for name, p in model.named_parameters()}
         results[stage, precision, parts] = errors((loss, grads), want)
@@ -83,8 +82,8 @@ def test_gradients_equal_one_process(world_size):
                 assert error < BOUND[precision], f"{place}: {name} is off by {error:.1e}"
 
 
-def ours(settings, identity, *outputs):
-    return contrastive_loss(Features(*outputs, identity=identity), settings)
+def ours(settings, identity, rows, shared):
+    return contrastive_loss(Features.of(rows, shared, identity), settings)
 
 
 def loss_errors(rank, world_size):
@@ -140,7 +139,7 @@ def stops_before_the_update(runtime, stage):
     if runtime.rank == runtime.world_size - 1:
         engine.module.clip.visual.ln_post.register_forward_hook(lambda *a: a[2] * math.nan)
     before = sum_of_masters(engine, runtime)
-    contrastive_backward(engine, tiny.micro_batches(model, images, tokens, PAIRS), infonce)
+    tiny.backward(engine, tiny.micro_batches(model, images, tokens, PAIRS))
     try:
         engine.update(1e-3)
     except NonFiniteError:
@@ -169,8 +168,9 @@ def scale_after_steps(runtime, stage):
         model.clip.logit_scale.fill_(math.log(100) - 0.01)
     engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
     for _ in range(5):
-        image, text, scale = engine(*tiny.micro_batches(model, *tiny.batch(model, PAIRS), PAIRS)[0])
-        engine.backward(0 * image.sum() + 0 * text.sum() - 10 * scale.log().sum())
+        outputs = engine(tiny.micro_batches(model, *tiny.batch(model, PAIRS), PAIRS)[0])
+        unused = sum(0 * rows.sum() for rows in outputs["rows"].values())
+        engine.backward(unused - 10 * outputs["shared"]["logit_scale"].log().sum())
         engine.update(0.1)
     fragments = local_fragments(engine, runtime.rank, runtime.world_size)
     masters = [f.values["weight"].tolist() for f in fragments if "logit_scale" in f.name]

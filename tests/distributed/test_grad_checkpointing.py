@@ -9,8 +9,6 @@ import torch
 import tiny
 from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives.infonce import infonce
 from pretrain.plan.memory import activation_bytes
 from pretrain.process.runtime import start
 from pretrain.towers.build import DualEncoder, attention_kernel
@@ -37,8 +35,7 @@ def build(towers, vision_cfg=PATCHES, text_cfg=None):
 
 def micro_batches(model, rows, size):
     images, tokens = tiny.batch(model, PAIRS)
-    parts = tiny.micro_batches(model, images[rows], tokens[rows], size)
-    return [(*part[:2], BITS[rows][i * size : (i + 1) * size]) for i, part in enumerate(parts)]
+    return tiny.micro_batches(model, images[rows], tokens[rows], size, BITS[rows])
 
 
 def gaps(rank, world_size):
@@ -56,7 +53,7 @@ def gap(runtime, stage, precision, parts):
     for towers in ((), ("image", "text")):
         model = build(towers)
         engine = Engine(model, *tiny.settings(PAIRS, stage, precision), runtime)
-        contrastive_backward(engine, micro_batches(model, rows, local // parts), infonce)
+        tiny.backward(engine, micro_batches(model, rows, local // parts))
         grads.append({name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()})
     plain, checkpointed = grads
     found = [float((checkpointed[name] - grad).norm() / grad.norm()) for name, grad in plain.items()]
@@ -72,7 +69,7 @@ def grads_of(model):
     torch.manual_seed(5)
     (part,) = micro_batches(model, slice(None), PAIRS)
     with attention_kernel(torch.device("cpu")):
-        infonce(*model(*part)).backward()
+        tiny.loss(model(part)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -13,10 +13,8 @@ from pretrain.config.tree import DataConfig, Source, TrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
-from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
@@ -43,7 +41,7 @@ def train_steps(engine, runtime, parts, first, last):
     for step in range(first, last):
         images, tokens = tiny.batch(engine.module, PAIRS, seed=step)
         micro_batches = tiny.micro_batches(engine.module, images[rows], tokens[rows], local // parts)
-        losses.append(float(contrastive_backward(engine, micro_batches, infonce)))
+        losses.append(float(tiny.backward(engine, micro_batches)))
         engine.update(1e-3)
     return losses, {
         f"{f.name}|{kind}": value.clone()
@@ -96,8 +94,9 @@ def clamped(rank, world_size):
     runtime, results = start(distributed=True), []
     for stage in (1, 3):
         engine = make_engine(runtime, stage, "fp32", True)
-        image, text, scale = engine(*tiny.micro_batches(engine.module, *tiny.batch(engine.module, PAIRS), PAIRS)[0])
-        engine.backward(0 * image.sum() + 0 * text.sum() - 10 * scale.log().sum())
+        outputs = engine(tiny.micro_batches(engine.module, *tiny.batch(engine.module, PAIRS), PAIRS)[0])
+        unused = sum(0 * rows.sum() for rows in outputs["rows"].values())
+        engine.backward(unused - 10 * outputs["shared"]["logit_scale"].log().sum())
         engine.update(9.0)
         fragments = local_fragments(engine, rank, world_size)
         masters = [f.values["weight"].item() for f in fragments if "logit_scale" in f.name]

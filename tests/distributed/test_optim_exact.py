@@ -11,7 +11,6 @@ import tiny
 from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.fragments import local_fragments
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.groups import parameter_groups
 from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
@@ -62,7 +61,7 @@ def updated(rank, world_size, locked, name):
         engine = Engine(model, *tiny.settings(PAIRS, stage, name=name, **RATES), runtime)
         images, tokens = tiny.batch(model, PAIRS)
         for _ in range(STEPS):
-            contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts), infonce)
+            tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts))
             engine.update(LR)
         fragments = local_fragments(engine, rank, world_size)
         results[stage, parts] = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]
@@ -114,7 +113,7 @@ def clipped(rank, world_size):
         settings = tiny.settings(PAIRS, stage, grad_clip=CLIP, eps=STEEP, weight_decay=0.0)
         engine = Engine(model, *settings, runtime)
         images, tokens = tiny.batch(model, PAIRS)
-        contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts), infonce)
+        tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts))
         engine.update(STEEP)
         fragments = local_fragments(engine, rank, world_size)
         values = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]

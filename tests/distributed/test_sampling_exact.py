@@ -9,8 +9,6 @@ import torch
 
 import tiny
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from pretrain.towers.build import DualEncoder
 from ranks import run_ranks
@@ -34,9 +32,7 @@ def build(vision_cfg, dropout=0.0):
 
 def micro_batches(model, rows, size):
     images, tokens = tiny.batch(model, PAIRS)
-    bits = tiny.patch_bits(7, 3, IDS)[rows]
-    parts = tiny.micro_batches(model, images[rows], tokens[rows], size)
-    return [(*part[:2], bits[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
+    return tiny.micro_batches(model, images[rows], tokens[rows], size, tiny.patch_bits(7, 3, IDS)[rows])
 
 
 def gradients(rank, world_size, vision_cfg, configurations, dropout=0.0):
@@ -51,16 +47,16 @@ def gradients(rank, world_size, vision_cfg, configurations, dropout=0.0):
         model = build(vision_cfg, dropout)
         engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
         torch.manual_seed(100 + rank)  # what the rank's own generator holds must not matter
-        contrastive_backward(engine, micro_batches(model, rows, micro or local), infonce)
+        tiny.backward(engine, micro_batches(model, rows, micro or local))
         results.append({name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()})
     return results
 
 
 def whole_batch(model, parts):
     """Gradients of plain autograd: every part forward with its graph, in order, then one loss and one backward."""
-    outputs = [model(*part) for part in parts]
-    images, texts = (torch.cat([output[i] for output in outputs]) for i in (0, 1))
-    infonce(images, texts, outputs[0][2]).backward()
+    outputs = [model(part) for part in parts]
+    rows = {field: torch.cat([output["rows"][field] for output in outputs]) for field in ("image", "text")}
+    tiny.loss({"rows": rows, "shared": outputs[0]["shared"]}).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 

@@ -7,8 +7,6 @@ import torch
 import tiny
 from pretrain.engine.engine import Engine, NonFiniteError
 from pretrain.engine.fragments import local_fragments
-from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
 from ranks import run_ranks
 
@@ -43,7 +41,7 @@ def skip_the_second(rank, world_size, configurations):
         for number in batches:
             poison[0] = math.nan if number == 1 and rank == world_size - 1 else 1.0
             images, tokens = tiny.batch(model, PAIRS, seed=number)
-            contrastive_backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], micro), infonce)
+            tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], micro))
             try:
                 engine.update(1e-3)
                 before = tensors(engine, rank, world_size)

@@ -37,7 +37,8 @@ def outputs(model, rows, seed):
     tokens = model.tokenize([" ".join(tiny.WORDS[: 2 + row]) for row in range(8)])[rows]
     torch.manual_seed(seed)
     before = torch.get_rng_state()
-    image, text, *_ = model(images, model.cut(tokens, model.text_buckets), torch.arange(8)[rows])
+    outputs = model(tiny.micro_batches(model, images, tokens, len(images), torch.arange(8)[rows])[0])
+    image, text = outputs["rows"]["image"], outputs["rows"]["text"]
     return image, text, torch.equal(before, torch.get_rng_state())
 
 

@@ -58,11 +58,13 @@ def test_ours_stands_in_every_kind_of_tower(vision_cfg):
     assert model.patch_dropout.prefix_tokens == 1
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
-        whole = model(images, None, BITS[:2])[0]
-        halves = torch.cat([model(images[row : row + 1], None, BITS[row : row + 1])[0] for row in (0, 1)])
+        features = lambda rows, bits: model(tiny.inputs(images[rows], bits))["rows"]["image"]  # noqa: E731
+        both = slice(0, 2)
+        whole = features(both, BITS[:2])
+        halves = torch.cat([features(slice(row, row + 1), BITS[row : row + 1]) for row in (0, 1)])
         torch.testing.assert_close(whole, halves)
-        assert not torch.allclose(whole, model(images, None, BITS[2:4])[0])
+        assert not torch.allclose(whole, features(both, BITS[2:4]))
         with pytest.raises(ValueError, match="random bits"):
-            model(images, None)
+            features(both, None)
         model.eval()
-        torch.testing.assert_close(model(images, None)[0], model(images, None, BITS[:2])[0])
+        torch.testing.assert_close(features(both, None), features(both, BITS[:2]))

@@ -67,7 +67,7 @@ def probabilities(model, data: bytes) -> list[float]:
     left, top = (round((side - 32) / 2) for side in resized.size)
     pixels = np.array(resized.crop((left, top, left + 32, top + 32)))
     with torch.no_grad():
-        return model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).softmax(dim=1)[0].tolist()
+        return model.scores(torch.from_numpy(pixels).permute(2, 0, 1)[None]).softmax(dim=1)[0].tolist()
 
 
 def test_a_folder_becomes_a_row_a_picture_and_none_is_lost(run, photos, tmp_path, capsys):

@@ -40,7 +40,7 @@ def custom(**text_cfg):
 def test_cut_text_equals_open_clip_at_full_length(buckets):
     model = build_model("configs/models/vit_micro_32.json", seed=0, text_buckets=buckets).eval()
     tokens = model.tokenize(CAPTIONS)
-    parts = parts_of(model.parts(tokens))
+    parts = parts_of(model.text_rows(tokens))
     assert sum(part.numel() for part in parts) < 0.3 * tokens.numel()
     assert len(parts) == min(buckets, len(CAPTIONS))
     want = model.clip.encode_text(tokens, normalize=True)
@@ -69,7 +69,7 @@ def test_cut_text_is_exact_in_fp64():
 def test_a_tower_is_cut_only_where_that_is_exact(text_cfg, cuts):
     model = custom(**text_cfg)
     tokens = model.tokenize(CAPTIONS)
-    assert (sum(part.numel() for part in parts_of(model.parts(tokens))) < tokens.numel()) == cuts
+    assert (sum(part.numel() for part in parts_of(model.text_rows(tokens))) < tokens.numel()) == cuts
     want = model.clip.encode_text(tokens, normalize=True)
     assert (model.encode_text(tokens) - want).abs().max() < 1e-6
 
@@ -108,7 +108,7 @@ def test_the_scale_is_clamped_straight_through():
     model = tiny.build()
     with torch.no_grad():
         model.clip.logit_scale.fill_(5.0)
-    scale = model(None, None)[2]
+    scale = model({})["shared"]["logit_scale"]
     assert scale.item() == pytest.approx(100, rel=1e-5)
     scale.backward()
     assert model.clip.logit_scale.grad.item() == pytest.approx(100, rel=1e-5)
