@@ -47,7 +47,7 @@ def workspace(tmp_path_factory) -> Path:
         "run": {"dir": str(folder / "pretrained")},
         "data": {**data, "train": sources},
         "model": {"name": str(folder / "tiny.json")},
-        "loss": {"name": "sigmoid"},
+        "objectives": {"sigmoid": {}},
         "optim": {"ema": 0.9},
         "eval": {"retrieval": shards, "classification": shards},
     }

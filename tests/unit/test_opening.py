@@ -378,7 +378,7 @@ def test_other_preprocessing_is_warned_of(tmp_path, places):
 
 def test_the_bias_of_the_sigmoid_loss_may_be_missing_still(places, architecture):
     _, described, _ = places
-    config = config_with(described["export"], architecture, name="sigmoid")
+    config = config_with(described["export"], architecture, "sigmoid")
     model = make_model(config)
     assert load_init(model, config).missing == ["logit_bias"]
     assert isinstance(model, DualEncoder)
