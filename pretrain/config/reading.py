@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -12,12 +11,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config.check import check, names
+from pretrain.config.defaults import defaults, maps, task_of
 from pretrain.config.recorded import flat
 from pretrain.config.registry import Entry, registry_of
 from pretrain.config.tree import PRECISIONS, Config
@@ -68,67 +68,18 @@ def _require_file(path: Path) -> None:
 
 def _build(tasks: Mapping[str, Entry], path: Path, overrides: Sequence[str], default: str) -> Config:
     raw, kind = _read_yaml(path), tasks[default].settings
-    maps = set().union(*(_maps(cast(Any, entry.settings)) for entry in tasks.values()))
+    mapped = set().union(*(maps(cast(Any, entry.settings)) for entry in tasks.values()))
     try:
         _name_sources(raw)
         for word in overrides:
-            _override(raw, word, maps)
+            _override(raw, word, mapped)
             _name_sources(raw)
-        kind = _task(tasks, raw, path, default)
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(_plain(kind, raw), raw)))
+        kind = task_of(tasks, raw, path, default)
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(defaults(kind, raw), raw)))
     except UsageError:
         raise
     except (OmegaConfBaseException, ArithmeticError, RecursionError, TypeError, ValueError) as error:
         raise _explain(error, kind, raw, path) from None
-
-
-@functools.cache
-def _defaults(kind: type) -> DictConfig:
-    return OmegaConf.structured(kind)
-
-
-@functools.cache
-def _maps(kind: type) -> set[str]:
-    """The settings that map names to sections."""
-    return {name.partition(".NAME.")[0] for name, *_ in names(kind) if ".NAME." in name}
-
-
-def _task(tasks: Mapping[str, Entry], raw: DictConfig, path: Path, default: str) -> type:
-    """The settings of the task that the file or an override names."""
-    name = OmegaConf.select(raw, "task")
-    if name is not None and str(name) not in tasks:
-        fault = f"config {path} is of another task" if len(tasks) == 1 else "config value task breaks its rule"
-        near = difflib.get_close_matches(str(name), tasks, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else None
-        raise UsageError(fault, got=repr(name), expected=" or ".join(tasks), remedy=remedy)
-    return tasks[default if name is None else str(name)].settings
-
-
-def _plain(kind: type, raw: DictConfig) -> DictConfig:
-    """A tree of `kind` with all defaults, and with those of the types that `raw` maps names to."""
-    tree = _defaults(cast(Any, kind)).copy()
-    for one in fields(kind):
-        registry, given = registry_of(one), raw.get(one.name)
-        if registry is not None and isinstance(given, DictConfig):
-            with read_write(tree):
-                tree[one.name] = {name: _typed(registry, given, one.name, name) for name in given}
-    return tree
-
-
-def _typed(registry: Mapping[str, Entry], given: DictConfig, field: str, name: Any) -> DictConfig:
-    """Defaults of the thing that the settings under `name` are of."""
-    if given[name] is None:  # `infonce:` with nothing after it
-        given[name] = {}
-    chosen = given[name].get("type", name) if isinstance(given[name], DictConfig) else name
-    if chosen not in registry:
-        near = difflib.get_close_matches(str(chosen), registry, 1)
-        raise UsageError(
-            f"config value {field}.{name} has no such type",
-            got=repr(chosen),
-            expected=", ".join(registry),
-            remedy=f"did you mean {near[0]!r}?" if near else f"a name of your own needs {field}.{name}.type",
-        )
-    return _defaults(cast(Any, registry[chosen].settings)).copy()
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -168,7 +119,7 @@ def recorded_precision(path: Path) -> str | None:
     return value if value in PRECISIONS[1:] else None
 
 
-def _override(raw, word: str, maps: Collection[str]) -> None:
+def _override(raw, word: str, mapped: Collection[str]) -> None:
     """Set what the word says. A map that is given whole replaces the file's; a section is changed where it says so."""
     key, equals, _ = word.partition("=")
     if not equals or not key:
@@ -177,7 +128,7 @@ def _override(raw, word: str, maps: Collection[str]) -> None:
         )
     value = _value(key, word.partition("=")[2], word)
     try:
-        OmegaConf.update(raw, key, value, merge=key not in maps, force_add=True)
+        OmegaConf.update(raw, key, value, merge=key not in mapped, force_add=True)
     except (OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
         raise UsageError(f"override {word!r} names no place in the settings", got=_first_line(error)) from None
 
@@ -259,7 +210,7 @@ def _right_key(kind: type, key: str) -> str:
 
 def _guilty(kind: type, raw: DictConfig) -> str:
     """The first setting of `raw` that does not fit into the tree by itself: OmegaConf does not always name it."""
-    plain = _plain(kind, raw)
+    plain = defaults(kind, raw)
     for key, value in flat(cast(dict, OmegaConf.to_container(raw))):
         try:
             alone = not (isinstance(value, str) and "${" in value)
