@@ -67,7 +67,7 @@ class PretrainJob:
         self.engine = Engine(self.model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
-            restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
+            restore_optimizer(self.engine, reader, self.state.updates)
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
@@ -178,7 +178,7 @@ class Evaluations:
         """Metrics of all of them, and under `ema_` those of the moving average; all ranks must call it."""
         with evaluating(engine):
             encode = encoder(self.model, self.runtime.device, forward=engine)
-            values = self._evaluate(encode, engine.logit_scale())
+            values = self._evaluate(encode, engine.scalars()["logit_scale"])
             if values and engine.ema is not None:
                 average = DualEncoder(self.model.spec, self.model.rule.buckets)
                 average.load_state_dict(engine.ema.gathered())

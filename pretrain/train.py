@@ -282,8 +282,7 @@ class Run:
         }
         if len(job.stream.sources) > 1:
             values |= {f"share_{n}": share for n, share in enumerate(job.stream.mixture.shares(state.step).tolist())}
-        logits = {"logit_scale": job.engine.logit_scale(), "logit_bias": job.engine.logit_bias()}
-        values |= {name: value for name, value in logits.items() if value is not None}
+        values |= job.engine.scalars()
         self.metrics.write("train", state.step, state.samples_seen, values)
         self.status.seconds_left = self.metrics.seconds_left(state.step)
         self._status(RUNNING, durable=False)

@@ -23,7 +23,6 @@ from data_tools.errors import UserError
 from pretrain.engine import committed
 from pretrain.engine.committed import FOLDER, METRICS, MODEL, SETTINGS, STATE, Retention
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
 from pretrain.process.agree import agree, gather, together
 from pretrain.process.runtime import Runtime
@@ -204,7 +203,7 @@ class HostCopy:
     def take(self, engine: Engine, runtime: Runtime) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
         """Flat tensors by `parameter|kind`, and where in its parameter each fragment lies. It is complete on return."""
         tensors, index = {}, {}
-        for fragment in local_fragments(engine, runtime.rank, runtime.world_size):
+        for fragment in engine.fragments():
             index[fragment.name] = {"start": fragment.start, "numel": fragment.numel, "shape": fragment.shape}
             for kind, value in fragment.values.items():
                 key = f"{fragment.name}|{kind}"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from pretrain.engine.fragments import EMA, Fragment, local_fragments
+from pretrain.engine.zero import Zero
 from pretrain.process.agree import gather
-
-if TYPE_CHECKING:
-    from pretrain.engine.engine import Engine
+from pretrain.process.runtime import Runtime
 
 
 class Ema:
@@ -21,9 +19,10 @@ class Ema:
     Early on it forgets faster, by (1 + updates) / (10 + updates), so that the first weights do not stay in it.
     """
 
-    def __init__(self, engine: Engine, decay: float, rank: int, world_size: int):
+    def __init__(self, zero: Zero, decay: float, runtime: Runtime):
         self.updates = 0
-        self._decay, self._engine, self._place = decay, engine, (rank, world_size)
+        self._decay, self._zero, self._runtime = decay, zero, runtime
+        self.values: dict[str, torch.Tensor] = {}
         self._masters = self._weights()  # updates change them in place
         self.values = {name: weight.clone() for name, weight in self._masters.items()}
 
@@ -39,16 +38,15 @@ class Ema:
     def gathered(self) -> dict[str, torch.Tensor]:
         """The averages of all ranks, whole, by parameter name, on the CPU, with the weights of what does not learn. All
         ranks must call it."""
-        rank, world_size = self._place
         mine = list(self._fragments())
         pieces = gather([(f.name, f.shape, f.start, f.numel) for f in mine])
         shapes = {name: shape for of_rank in pieces for name, shape, *_ in of_rank}
         whole = {name: torch.empty(shape) for name, shape in shapes.items()}
         for owner, of_rank in enumerate(pieces):
-            flat = torch.empty(sum(numel for *_, numel in of_rank), device=self._engine.device)
-            if owner == rank and mine:
+            flat = torch.empty(sum(numel for *_, numel in of_rank), device=self._runtime.device)
+            if owner == self._runtime.rank and mine:
                 torch.cat([f.values.get(EMA, f.values["weight"]).to(flat.device) for f in mine], out=flat)
-            if world_size > 1:
+            if self._runtime.world_size > 1:
                 dist.broadcast(flat, owner)
             parts = flat.cpu().split([numel for *_, numel in of_rank])
             for (name, _, start, numel), part in zip(of_rank, parts, strict=True):
@@ -56,8 +54,8 @@ class Ema:
         return whole
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        learning = {name for name, parameter in self._engine.module.named_parameters() if parameter.requires_grad}
+        learning = {name for name, parameter in self._zero.module.named_parameters() if parameter.requires_grad}
         return {f.name: f.values["weight"].detach() for f in self._fragments() if f.name in learning}
 
     def _fragments(self) -> Iterator[Fragment]:
-        return local_fragments(self._engine, *self._place)
+        return local_fragments(self._zero, self._runtime.rank, self._runtime.world_size, self.values)

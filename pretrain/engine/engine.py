@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -12,13 +11,15 @@ from torch import nn
 from data_tools.errors import UserError
 from pretrain.config.tree import PlainOptimConfig, TrainConfig
 from pretrain.engine.ema import Ema
+from pretrain.engine.fragments import Fragment, local_fragments
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
+from pretrain.engine.zero import shard, view_of
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
 from pretrain.process.watchdog import beat
 from pretrain.report.profiling import part
-from pretrain.towers.build import MAX_LOGIT_SCALE, attention_kernel
+from pretrain.towers.build import attention_kernel
 
 _LARGEST_BUCKET = 5 * 10**8  # elements of a buffer that gradients are reduced in; DeepSpeed's default
 
@@ -30,7 +31,9 @@ class NonFiniteError(UserError):
 class Engine:
     """A DeepSpeed engine around `model`, with the optimizer, at one ZeRO stage. All ranks must call every method.
 
-    `model` maps its inputs to outputs in one `forward`; the loss is computed outside and handed to `backward`.
+    `model` maps its inputs to outputs in one `forward`; the loss is computed outside and handed to `backward`. Two
+    attributes it may have: `bounded`, {name of a parameter: (low, high)}, on any module within it, and `scalars`, {name
+    in the log: (name of a parameter of one element, what to make of its value)}.
     """
 
     def __init__(self, model: nn.Module, optim: PlainOptimConfig, train: TrainConfig, runtime: Runtime):
@@ -39,22 +42,23 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(optim, train, runtime.world_size, learning)
-        self.stage, self.optimizer_name = train.zero_stage, optim.name
-        self.device = runtime.device
+        self.optimizer_name, self.device, self._runtime = optim.name, runtime.device, runtime
         self._grad_norm: float | torch.Tensor = 0.0
-        self._clip = optim.grad_clip
         self.optimizer = make_optimizer(parameter_groups(model, optim), optim, runtime.device)
-        if self.stage == 3:
-            _shard(model, config, runtime.device)
+        if train.zero_stage == 3:
+            shard(model, config, runtime.device)
         else:
             model.to(runtime.device)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
         self.module = model
-        self.ema: Ema | None = None  # fragments ask for it while it is being made
-        if optim.ema is not None:
-            self.ema = Ema(self, optim.ema, runtime.rank, runtime.world_size)
-        parameters = dict(model.named_parameters())
-        self._scale, self._bias = (parameters.get(f"clip.logit_{name}") for name in ("scale", "bias"))
+        self.zero = view_of(
+            train.zero_stage, model, self.optimizer, self.deepspeed, clip=optim.grad_clip, rank=runtime.rank
+        )
+        self.ema = None if optim.ema is None else Ema(self.zero, optim.ema, runtime)
+        self._bounds = bounds(model)
+        self._scalars = {
+            name: (model.get_parameter(of), convert) for name, (of, convert) in getattr(model, "scalars", {}).items()
+        }
 
     def __call__(self, *inputs):
         """The model's forward, under the configured precision. Each one counts as progress of the run."""
@@ -64,15 +68,8 @@ class Engine:
 
     def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:
         """Run `parts`, a `backward` each, with one reduction at the end: gradients add up as they are, undivided."""
-        if self.stage > 0:
-            with part("backward"), self.deepspeed.coalesce_grad_reduction():  # which reduces as it ends
-                for backward in parts:
-                    backward()
-            return
-        with self.deepspeed.no_sync():  # stage 0 does not know coalescing
-            for backward in parts[:-1]:
-                backward()
-        parts[-1]()
+        with part("backward"):
+            self.zero.accumulate(parts)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a rank-local mean; the mean over ranks is taken when they are reduced."""
@@ -80,7 +77,7 @@ class Engine:
             self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:
-        """Clip, step, and clamp the logit scale where the fp32 master sees it.
+        """Clip, step, and clamp what the model gives bounds to.
 
         Raises:
             NonFiniteError: on all ranks; parameters and optimizer states are untouched, the gradients are gone, and
@@ -88,81 +85,45 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        if self.stage == 0:
-            self._before_plain_update()
-        self.deepspeed.step()
-        if self.stage > 0:
-            if self.deepspeed.optimizer.overflow:  # agreed by DeepSpeed over the norms of all partitions
-                raise NonFiniteError("a gradient is not finite")
-            self._grad_norm = self.deepspeed.get_global_grad_norm()
-        self._clamp_logit_scale()
+        norm = self.zero.step()
+        if norm is None:
+            raise NonFiniteError("a gradient is not finite")
+        self._grad_norm = norm
+        self._clamp()
         if self.ema is not None:
             self.ema.update()
 
-    def _before_plain_update(self) -> None:
-        """What the ZeRO optimizers do within their step; the gradients are those of all ranks already."""
-        trained = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-        if not math.isfinite(norm):
-            self.deepspeed.zero_grad()
-            raise NonFiniteError("a gradient is not finite")
-        self._grad_norm = norm
-        if self._clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
-
     @torch.no_grad()
-    def _clamp_logit_scale(self) -> None:
-        """Keep log(scale) in [0, ln 100], in the fp32 master and in every copy that a forward may read.
+    def _clamp(self) -> None:
+        """In the fp32 master and in every copy that a forward may read: of a clamped copy alone nothing would be left
+        at the next step."""
+        for parameter, low, high in self._bounds:
+            for copy in self.zero.copies(parameter):
+                copy.clamp_(low, high)
 
-        A clamp of the module's parameter alone would be overwritten by its master at the next step.
-        """
-        scale = self._scale
-        if scale is None or not scale.requires_grad:
-            return
-        copies = [scale.data]  # stage 0: the master itself; stage 3: empty, or kept whole because it is small
-        if self.stage == 3:
-            zero = self.deepspeed.optimizer
-            group, offset, numel = zero.grad_position[zero.get_param_id(scale)]
-            copies += [scale.ds_tensor.data, zero.fp32_partitioned_groups_flat[group].data.narrow(0, offset, numel)]
-        elif self.stage > 0 and scale._hp_mapping is not None:
-            copies.append(scale._hp_mapping.hp_fragment)
-        for copy in copies:
-            copy.clamp_(0.0, MAX_LOGIT_SCALE)
+    def fragments(self, every: bool = False) -> Iterator[Fragment]:
+        """The fragments that this rank is the one to save, or `every` one that it holds."""
+        rank, world_size = (0, 1) if every else (self._runtime.rank, self._runtime.world_size)
+        return local_fragments(self.zero, rank, world_size, None if self.ema is None else self.ema.values)
 
     @property
     def grad_norm(self) -> float:
         """Global norm of the last update's gradients, before clipping. Waits for the device."""
         return float(self._grad_norm)
 
-    def logit_scale(self) -> float | None:
-        """exp(logit_scale); all ranks must call it. None where the model has none."""
-        value = self._whole(self._scale)
-        return None if value is None else math.exp(value)
-
-    def logit_bias(self) -> float | None:
-        """logit_bias; all ranks must call it. None where the model has none."""
-        return self._whole(self._bias)
-
-    def _whole(self, scalar: nn.Parameter | None) -> float | None:
-        if scalar is None:
-            return None
-        if self.stage == 3:
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([scalar]):
-                return float(scalar.detach())
-        return float(scalar.detach())
+    def scalars(self) -> dict[str, float]:
+        """What the model wants to be logged of itself, by name. All ranks must call it."""
+        return {name: convert(self.zero.read(parameter)) for name, (parameter, convert) in self._scalars.items()}
 
 
-def _shard(model: nn.Module, config: dict, device: torch.device) -> None:
-    """Bring a model to the device one parameter at a time, each cut to this rank's share before the next, so that the
-    model may be larger than the device. The host holds it whole until then."""
-    import deepspeed
-
-    deepspeed.zero.Init(module=model, config_dict_or_path=config)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+def bounds(model: nn.Module) -> list[tuple[nn.Parameter, float, float]]:
+    """The parameters that learn and have bounds, with these, wherever in `model` the module is that names them."""
+    named = [
+        (module.get_parameter(name), low, high)
+        for module in model.modules()
+        for name, (low, high) in getattr(module, "bounded", {}).items()
+    ]
+    return [found for found in named if found[0].requires_grad]
 
 
 def deepspeed_config(optim: PlainOptimConfig, train: TrainConfig, world_size: int, learning: int) -> dict:

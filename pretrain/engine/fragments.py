@@ -7,16 +7,13 @@ stage finds its piece in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from pretrain.engine.optimizers import states_of
-
-if TYPE_CHECKING:
-    from pretrain.engine.engine import Engine
+from pretrain.engine.zero import Place, Zero
 
 EMA = "ema"
 
@@ -39,77 +36,43 @@ class Fragment:
         return self.values["weight"].numel()
 
 
-def local_fragments(engine: Engine, rank: int, world_size: int) -> Iterator[Fragment]:
-    """Every fragment that this rank is the one to save. Over all ranks they cover each parameter exactly once."""
-    for index, (name, parameter) in enumerate(engine.module.named_parameters()):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        if engine.stage == 3:
-            piece = _partition(parameter, engine, rank)
-        elif engine.stage in (1, 2) and parameter.requires_grad:
-            piece = _mapped(parameter, engine)
-        else:  # whole on every rank: they take turns
-            piece = (0, _whole(parameter, engine)) if index % world_size == rank else None
-        if piece is not None:
-            start, values = piece
-            average = engine.ema and engine.ema.values.get(name)
-            yield Fragment(name, shape, start, values if average is None else {**values, EMA: average})
+def local_fragments(
+    zero: Zero, rank: int, world_size: int, averages: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[Fragment]:
+    """Every fragment that this rank is the one to save. Over all ranks they cover each parameter exactly once.
+    `averages`: the moving averages that this rank keeps of them, by parameter name."""
+    for index, (name, parameter) in enumerate(zero.module.named_parameters()):
+        whole = zero.is_whole(parameter)
+        place = None if whole and index % world_size != rank else zero.place(parameter)  # they take turns
+        if place is None:
+            continue
+        values = _values(place, zero.optimizer)
+        if averages is not None and name in averages:
+            values[EMA] = averages[name]
+        yield Fragment(name, zero.shape(parameter), place.start, values)
 
 
-def _whole(parameter: torch.nn.Parameter, engine: Engine) -> dict[str, torch.Tensor]:
-    state = engine.optimizer.state.get(parameter, {})
-    return {"weight": parameter.detach().view(-1), **{k: v.view(-1) for k, v in _moments(state, parameter)}}
-
-
-def _mapped(parameter: torch.nn.Parameter, engine: Engine) -> tuple[int, dict[str, torch.Tensor]] | None:
-    """Stages 1 and 2: the slice of the parameter that lies in this rank's flat partition of its group."""
-    link = parameter._hp_mapping
-    if link is None:
-        return None
-    flat = engine.deepspeed.optimizer.single_partition_of_fp32_groups[link.param_group_index]
-    place = link.get_hp_fragment_address()
-    state = engine.optimizer.state.get(flat, {})
-    values = {"weight": flat, **dict(_moments(state, flat))}
-    return link.lp_fragment_address.start, {
-        k: v.detach().narrow(0, place.start, place.numel) for k, v in values.items()
+def _values(place: Place, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The master and the optimizer's states of what lies in `place`, flat."""
+    master = place.master
+    moments = {
+        name: value
+        for name, value in optimizer.state.get(master, {}).items()
+        if torch.is_tensor(value) and value.shape == master.shape and value.ndim > 0
     }
+    tensors = {"weight": master, **moments}
+    return {name: value.detach().view(-1).narrow(0, place.offset, place.numel) for name, value in tensors.items()}
 
 
-def _partition(parameter: torch.nn.Parameter, engine: Engine, rank: int) -> tuple[int, dict[str, torch.Tensor]] | None:
-    """Stage 3: an equal share of every parameter, the last one padded."""
-    share = parameter.ds_tensor.ds_numel
-    start = rank * share
-    numel = min(share, parameter.ds_numel - start)
-    if numel <= 0:
-        return None
-    if not parameter.requires_grad:
-        return start, {"weight": parameter.ds_tensor.detach().view(-1)[:numel]}
-    zero = engine.deepspeed.optimizer
-    group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-    flat = zero.fp32_partitioned_groups_flat[group]
-    values = {"weight": flat, **dict(_moments(engine.optimizer.state.get(flat, {}), flat))}
-    return start, {k: v.detach().narrow(0, offset, numel) for k, v in values.items()}
-
-
-def _moments(state: dict, like: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((k, v) for k, v in state.items() if torch.is_tensor(v) and v.shape == like.shape and v.ndim > 0)
-
-
-def create_optimizer_state(engine: Engine, step: int) -> None:
-    """Give every flat partition, at stage 0 every parameter, zeroed states at `step` updates, as if it had trained;
-    `local_fragments` then yields them for filling. Steps are counted by owner, as torch's Adam does on the device and
+def create_optimizer_state(zero: Zero, name: str, step: int) -> None:
+    """Give every master of the optimizer `name` zeroed states at `step` updates, as if it had trained;
+    `local_fragments` then yields them for filling. Steps are counted by master, as torch's Adam does on the device and
     timm's optimizers on the host, or by group, as its LAMB does."""
-    name, groups = engine.optimizer_name, engine.optimizer.param_groups
-    if engine.stage == 0:
-        owners = [(p, states_of(name, group)) for group in groups for p in group["params"]]
-    else:
-        zero = engine.deepspeed.optimizer
-        flats = zero.fp32_partitioned_groups_flat if engine.stage == 3 else zero.single_partition_of_fp32_groups
-        owners = [(flat, states_of(name, {})) for flat in flats]
-    for owner, states in owners:
-        state = engine.optimizer.state[owner]
-        state["step"] = torch.tensor(float(step), device=owner.device if name == "adamw" else "cpu")
-        for kind in states:
-            state[kind] = torch.zeros_like(owner, memory_format=torch.preserve_format).detach()
+    for master, group in zero.masters():
+        state = zero.optimizer.state[master]
+        state["step"] = torch.tensor(float(step), device=master.device if name == "adamw" else "cpu")
+        for kind in states_of(name, group):
+            state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format).detach()
     if name == "lamb":
-        for group in groups:
+        for group in zero.optimizer.param_groups:
             group["step"] = torch.tensor(float(step))

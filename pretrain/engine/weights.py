@@ -11,7 +11,7 @@ import torch
 from data_tools.errors import UserError
 from pretrain.engine.committed import MODEL
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state, local_fragments
+from pretrain.engine.fragments import EMA, Fragment, create_optimizer_state
 from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint, spec_of_description
 from pretrain.engine.optimizers import all_states
@@ -21,7 +21,7 @@ from pretrain.towers.classifier import Classifier
 from pretrain.towers.spec import ModelSpec
 
 
-def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank: int, world_size: int) -> None:
+def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int) -> None:
     """Fill this rank's optimizer states from a checkpoint of any world size and stage. The weights are loaded into the
     module before the engine is built, which copies its masters from them. All ranks must call it.
 
@@ -36,11 +36,10 @@ def restore_optimizer(engine: Engine, reader: CheckpointReader, step: int, rank:
             expected=f"{', '.join(sorted(wanted))}, the states of optim.name={engine.optimizer_name}",
             remedy="set optim.name back, or start a new run with model.init from an export",
         )
-    create_optimizer_state(engine, step)
+    create_optimizer_state(engine.zero, engine.optimizer_name, step)
     if engine.ema is not None:
         engine.ema.updates = step
-    owned = local_fragments(engine, 0, 1) if engine.stage == 0 else local_fragments(engine, rank, world_size)
-    for fragment in owned:
+    for fragment in engine.fragments(every=True):
         _fill(fragment, reader)
 
 

@@ -78,7 +78,7 @@ class FinetuneJob:
         self.engine = Engine(model, config.optim, config.train, runtime)
         self.resumed_from = reader and reader.folder
         if reader is not None:
-            restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
+            restore_optimizer(self.engine, reader, self.state.updates)
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean cross-entropy of the global batch."""

@@ -51,6 +51,10 @@ class DualEncoder(Model):
         take_other_sizes(self.clip.visual)
         self.rule = text_rule(self.clip, text_buckets)
         self.started: list[str] = []  # what build_model loaded, for the user
+        self.bounded = {"clip.logit_scale": (0.0, MAX_LOGIT_SCALE)}
+        self.scalars = {"logit_scale": ("clip.logit_scale", math.exp)}
+        if getattr(self.clip, "logit_bias", None) is not None:
+            self.scalars["logit_bias"] = ("clip.logit_bias", float)
         self._compiled: CompiledTowers | None = None
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name], dtype=torch.float32).view(1, 3, 1, 1)

@@ -14,7 +14,6 @@ from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import newest_intact
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.process.agree import agree, gather
@@ -39,7 +38,7 @@ def fresh_engine(runtime, stage, reader=None, precision="fp32"):
 def resumed_engine(runtime, stage, folder, precision="fp32"):
     reader = CheckpointReader(Checkpoints(folder, runtime).find())
     engine = fresh_engine(runtime, stage, reader, precision)
-    restore_optimizer(engine, reader, reader.state().step, runtime.rank, runtime.world_size)
+    restore_optimizer(engine, reader, reader.state().step)
     return engine, reader.state().step
 
 
@@ -150,7 +149,7 @@ def hold_writers():
 
 
 def copies(engine, runtime):
-    fragments = local_fragments(engine, runtime.rank, runtime.world_size)
+    fragments = engine.fragments()
     return {f"{f.name}|{kind}": value.clone() for f in fragments for kind, value in f.values.items()}
 
 

@@ -19,7 +19,9 @@ from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, RunCo
 from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
+from pretrain.engine.fragments import local_fragments
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
+from pretrain.engine.zero import Whole
 from pretrain.process.agree import agree
 from pretrain.process.runtime import start
 from pretrain.stream.loader import TrainStream
@@ -122,11 +124,12 @@ KILLS, BATCH, SAVE_EVERY = 200, 4, 3
 class PlainEngine:
     """Torch's optimizer on a tiny model; to checkpoints it looks like an engine at ZeRO stage 0."""
 
-    stage, grad_norm, ema, optimizer_name = 0, 0.0, None, "adamw"
+    grad_norm, ema, optimizer_name = 0.0, None, "adamw"
 
     def __init__(self, model):
         self.module = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        self.zero = Whole(model, self.optimizer)
 
     def update(self, lr):
         for parameter in self.module.parameters():
@@ -134,10 +137,11 @@ class PlainEngine:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def logit_scale(self):
-        return None
+    def fragments(self, every=False):
+        return local_fragments(self.zero, *((0, 1) if every else (dist.get_rank(), dist.get_world_size())))
 
-    logit_bias = logit_scale
+    def scalars(self):
+        return {}
 
 
 class PlainJob:
@@ -171,7 +175,7 @@ class PlainJob:
             model.load_state_dict(reader.weights())
         self.engine, self.resumed_from = PlainEngine(model), reader and reader.folder
         if reader is not None:
-            restore_optimizer(self.engine, reader, self.state.updates, runtime.rank, runtime.world_size)
+            restore_optimizer(self.engine, reader, self.state.updates)
         self._trail = os.open(folder / f"trail-{runtime.rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(self._trail, f'["start", {self.state.step}]\n'.encode())
 

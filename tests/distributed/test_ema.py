@@ -34,7 +34,7 @@ def trained(rank, world_size, folder, last, ema=DECAY):
             first = reader.state().step
         engine = Engine(model, *tiny.settings(PAIRS, stage, ema=ema), runtime)
         if reader:
-            restore_optimizer(engine, reader, first, rank, world_size)
+            restore_optimizer(engine, reader, first)
         for step in range(first, last):
             images, tokens = tiny.batch(model, PAIRS, seed=step)
             tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local))

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 
 import tiny
 from plain_losses import SETTINGS, identities, plain_loss
-from pretrain.engine.engine import Engine, NonFiniteError
-from pretrain.engine.fragments import local_fragments
+from pretrain.engine.engine import Engine, NonFiniteError, bounds
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.process.agree import agree
@@ -148,7 +147,7 @@ def stops_before_the_update(runtime, stage):
 
 
 def sum_of_masters(engine, runtime):
-    fragments = local_fragments(engine, runtime.rank, runtime.world_size)
+    fragments = engine.fragments()
     return [float(f.values["weight"].double().sum()) for f in fragments]
 
 
@@ -156,29 +155,56 @@ def test_non_finite_gradient_stops_all_ranks_before_the_update():
     assert run_ranks(2, poisoned) == [[True] * len(STAGES)] * 2
 
 
+class Wrapped(torch.nn.Module):
+    """The towers inside another module, as a classifier or a fusion head holds them."""
+
+    def __init__(self, towers):
+        super().__init__()
+        self.towers = towers
+
+    def forward(self, *inputs):
+        return self.towers(*inputs)
+
+
 def scales_after_steps(rank, world_size):
-    """For each stage the master of log(scale), pushed against its cap for a few steps, and the scale itself."""
+    """For each stage, bare and wrapped: the masters of log(scale) that this rank saves, all copies of it that it holds,
+    and what is logged, after five steps that push the scale against its cap."""
     runtime = start(distributed=True)
-    return [scale_after_steps(runtime, stage) for stage in STAGES]
+    return [scale_after_steps(runtime, stage, wrap) for stage in STAGES for wrap in (False, True)]
 
 
-def scale_after_steps(runtime, stage):
-    model = tiny.build()
+def scale_after_steps(runtime, stage, wrap):
+    towers = tiny.build()
     with torch.no_grad():
-        model.clip.logit_scale.fill_(math.log(100) - 0.01)
-    engine = Engine(model, *tiny.settings(PAIRS, stage), runtime)
+        towers.clip.logit_scale.fill_(math.log(100) - 0.01)
+    batch = tiny.micro_batches(towers, *tiny.batch(towers, PAIRS), PAIRS)[0]
+    engine = Engine(Wrapped(towers) if wrap else towers, *tiny.settings(PAIRS, stage), runtime)
     for _ in range(5):
-        outputs = engine(tiny.micro_batches(model, *tiny.batch(model, PAIRS), PAIRS)[0])
+        outputs = engine(batch)
         unused = sum(0 * rows.sum() for rows in outputs["rows"].values())
         engine.backward(unused - 10 * outputs["shared"]["logit_scale"].log().sum())
         engine.update(0.1)
-    fragments = local_fragments(engine, runtime.rank, runtime.world_size)
-    masters = [f.values["weight"].tolist() for f in fragments if "logit_scale" in f.name]
-    return masters, engine.logit_scale()
+    masters = [value for f in engine.fragments() if "logit_scale" in f.name for value in f.values["weight"].tolist()]
+    copies = [value for copy in engine.zero.copies(towers.clip.logit_scale) for value in copy.view(-1).tolist()]
+    return masters, copies, engine.zero.read(towers.clip.logit_scale), engine.scalars()
 
 
-def test_clamp_reaches_the_master():
-    for of_ranks in zip(*run_ranks(2, scales_after_steps), strict=True):
-        masters = [value for masters, _ in of_ranks for master in masters for value in master]
-        assert masters == pytest.approx([math.log(100)])
-        assert [scale for _, scale in of_ranks] == pytest.approx([100, 100], rel=1e-5)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_clamp_reaches_the_master_and_every_copy_wherever_the_towers_are(world_size):
+    found = list(zip(*run_ranks(world_size, scales_after_steps), strict=True))
+    assert len(found) == 2 * len(STAGES)
+    for number, of_ranks in enumerate(found):
+        assert [value for masters, *_ in of_ranks for value in masters] == pytest.approx([math.log(100)])
+        for _, copies, whole, scalars in of_ranks:
+            assert max(copies) <= whole == pytest.approx(math.log(100))
+            assert scalars == ({} if number % 2 else {"logit_scale": pytest.approx(100, rel=1e-5)})
+
+
+def test_bounds_that_name_no_parameter_are_an_error():
+    model = torch.nn.Linear(1, 1)
+    model.bounded = {"wieght": (0.0, 1.0)}
+    with pytest.raises(AttributeError, match="wieght"):
+        bounds(model)
+    model.bounded = {"weight": (0.0, 1.0), "bias": (2.0, 3.0)}
+    model.bias.requires_grad_(False)
+    assert bounds(torch.nn.Sequential(model)) == [(model.weight, 0.0, 1.0)]

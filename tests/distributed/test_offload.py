@@ -12,7 +12,6 @@ from pretrain.config.check import check
 from pretrain.config.tree import DataConfig, Source, TrainConfig
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import local_fragments
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
 from pretrain.process.runtime import start
@@ -30,7 +29,7 @@ def make_engine(runtime, stage, precision, offload, reader=None):
     optim, train = tiny.settings(PAIRS, stage, precision, lr=1e-3, weight_decay=0.1)
     engine = Engine(model, optim, dataclasses.replace(train, offload_optimizer=offload), runtime)
     if reader is not None:
-        restore_optimizer(engine, reader, reader.state().step, runtime.rank, runtime.world_size)
+        restore_optimizer(engine, reader, reader.state().step)
     return engine
 
 
@@ -43,11 +42,7 @@ def train_steps(engine, runtime, parts, first, last):
         micro_batches = tiny.micro_batches(engine.module, images[rows], tokens[rows], local // parts)
         losses.append(float(tiny.backward(engine, micro_batches)))
         engine.update(1e-3)
-    return losses, {
-        f"{f.name}|{kind}": value.clone()
-        for f in local_fragments(engine, runtime.rank, runtime.world_size)
-        for kind, value in f.values.items()
-    }
+    return losses, {f"{f.name}|{kind}": value.clone() for f in engine.fragments() for kind, value in f.values.items()}
 
 
 def equal(got, want):
@@ -98,9 +93,9 @@ def clamped(rank, world_size):
         unused = sum(0 * rows.sum() for rows in outputs["rows"].values())
         engine.backward(unused - 10 * outputs["shared"]["logit_scale"].log().sum())
         engine.update(9.0)
-        fragments = local_fragments(engine, rank, world_size)
+        fragments = engine.fragments()
         masters = [f.values["weight"].item() for f in fragments if "logit_scale" in f.name]
-        results.append((masters, engine.logit_scale()))
+        results.append((masters, engine.scalars()["logit_scale"]))
     return results
 
 

@@ -10,7 +10,6 @@ from timm.optim import Lamb, Lion, Muon
 import tiny
 from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.engine import Engine
-from pretrain.engine.fragments import local_fragments
 from pretrain.engine.groups import parameter_groups
 from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
@@ -63,7 +62,7 @@ def updated(rank, world_size, locked, name):
         for _ in range(STEPS):
             tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts))
             engine.update(LR)
-        fragments = local_fragments(engine, rank, world_size)
+        fragments = engine.fragments()
         results[stage, parts] = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]
     return results
 
@@ -115,7 +114,7 @@ def clipped(rank, world_size):
         images, tokens = tiny.batch(model, PAIRS)
         tiny.backward(engine, tiny.micro_batches(model, images[rows], tokens[rows], local // parts))
         engine.update(STEEP)
-        fragments = local_fragments(engine, rank, world_size)
+        fragments = engine.fragments()
         values = [(f.name, f.start, f.values["weight"].double().clone()) for f in fragments]
         results[stage, parts] = engine.grad_norm, values
     return results

@@ -6,7 +6,6 @@ import torch
 
 import tiny
 from pretrain.engine.engine import Engine, NonFiniteError
-from pretrain.engine.fragments import local_fragments
 from pretrain.process.runtime import start
 from ranks import run_ranks
 
@@ -15,7 +14,7 @@ PAIRS = 16
 
 def tensors(engine, rank, world_size):
     """Weights and Adam states that this rank holds, and how far Adam has counted."""
-    held = {f"{f.name}|{k}": v.clone() for f in local_fragments(engine, rank, world_size) for k, v in f.values.items()}
+    held = {f"{f.name}|{k}": v.clone() for f in engine.fragments() for k, v in f.values.items()}
     return held, {float(state["step"]) for state in engine.optimizer.state.values() if "step" in state}
 
 

@@ -145,6 +145,19 @@ def test_data_tools_needs_no_model():
             assert not heavy, f"{_name(path)} imports {heavy} at module level"
 
 
+# What DeepSpeed does not document, and what follows from the ZeRO stage: other files ask the view in engine/zero.py.
+PRIVATES = re.compile(
+    r"_hp_mapping|[hl]p_fragment|fp32_partitioned_groups_flat|single_partition_of_fp32_groups|grad_position"
+    r"|get_param_id|\bds_(tensor|shape|numel|id|status)\b|GatheredParameters|deepspeed\.zero|deepspeed\.optimizer"
+    r"|\.overflow\b|_zero_optimizer|coalesce_grad_reduction|no_sync|get_global_grad_norm|safe_[gs]et_"
+)
+
+
+def test_one_file_knows_the_privates_of_deepspeed():
+    found = {_name(path) for path in _sources() if PRIVATES.search(path.read_text())}
+    assert found == {"pretrain/engine/zero.py"}
+
+
 # ---- size and words -------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ def idle_run(folder, rank: int = 0) -> Run:
     job = SimpleNamespace(
         config=config,
         runtime=Runtime(rank, 1, 0, torch.device("cpu"), 1),
-        engine=SimpleNamespace(grad_norm=0.0, logit_scale=lambda: None, logit_bias=lambda: None),
+        engine=SimpleNamespace(grad_norm=0.0, scalars=dict),
         stream=idle_stream(config.train.global_batch),
         state=TrainState(),
         resumed_from=None,
