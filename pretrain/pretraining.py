@@ -65,7 +65,7 @@ class PretrainJob:
         if runtime.is_main and remarks:
             print("\n".join(remarks), flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
-        self.resumed_from = reader and reader.folder
+        self.resumed_from = None if reader is None else reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates)
 

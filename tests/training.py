@@ -1,9 +1,14 @@
-"""A job that is built already, trained as `launch` does it."""
+"""A job that is built already, trained as `launch` does it, and an engine without DeepSpeed to build one with."""
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
+
 from pretrain import train as loop
 from pretrain.assemble import claim_run_dir
+from pretrain.engine.fragments import local_fragments
+from pretrain.engine.zero import Whole
 from pretrain.process.lifeline import Lifeline
 
 
@@ -12,3 +17,29 @@ def train(job) -> int:
     with Lifeline(job.config.run.dir) as life:
         claim_run_dir(life.status, job.runtime)
         return loop.train(job, life)
+
+
+class PlainEngine:
+    """Torch's optimizer on a small model; to checkpoints it looks like an engine at ZeRO stage 0."""
+
+    grad_norm, ema, optimizer_name = 0.0, None, "adamw"
+
+    def __init__(self, model, rank=0, world_size=1):
+        self.module, self._place = model, (rank, world_size)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        self.zero = Whole(model, self.optimizer)
+
+    def update(self, lr):
+        """An update of the gradients' sum over ranks."""
+        for parameter in self.module.parameters():
+            dist.all_reduce(parameter.grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def fragments(self, every=False):
+        """Those that this rank saves, or all."""
+        return local_fragments(self.zero, *((0, 1) if every else self._place))
+
+    def scalars(self):
+        """None."""
+        return {}

@@ -76,7 +76,7 @@ class FinetuneJob:
         if config.train.compile:
             model.towers.compile_towers()
         self.engine = Engine(model, config.optim, config.train, runtime)
-        self.resumed_from = reader and reader.folder
+        self.resumed_from = None if reader is None else reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates)
 

@@ -39,7 +39,8 @@ class Ledger:
         if given != expected:
             what = f"samples were lost or repeated in epoch {epoch}"
             raise UserError(what, got=f"{given} samples", expected=f"{expected} samples")
-        kinds, shards = (sum((getattr(part, name) for part in parts), Counter()) for name in ("by_kind", "by_shard"))
+        kinds: Counter[str] = sum((part.by_kind for part in parts), Counter())
+        shards: Counter[str] = sum((part.by_shard for part in parts), Counter())
         self._settled = step
         self._report(epoch, expected, kinds, shards)
 

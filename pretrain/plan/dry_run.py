@@ -11,13 +11,13 @@ from pretrain.config.durations import ENDLESS
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import Config
 from pretrain.engine.weights import describe
+from pretrain.loop.timetable import make_schedule, run_steps
 from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much
 from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.logits import doubt_bias
-from pretrain.train import make_schedule, run_steps
 
 
 def dry_run(config: ContrastiveConfig) -> int:

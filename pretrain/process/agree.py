@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+
+T = TypeVar("T")
 
 _control: dist.ProcessGroup | None = None  # beside nccl: agreement over gloo does not wait for the device
 
@@ -36,7 +39,7 @@ def gather(value: object) -> list:
     return values
 
 
-def together(action: Callable[[], object], what: str) -> object:
+def together(action: Callable[[], T], what: str) -> T:
     """Run `action` on this rank; if it raised OSError or UserError on any, raise on all. All ranks must call it.
 
     Without it the ranks that succeeded would wait for ever in their next collective.
@@ -52,4 +55,4 @@ def together(action: Callable[[], object], what: str) -> object:
         raise UserError(
             f"{what} failed on rank {rank}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else ""), got=text
         )
-    return value
+    return cast("T", value)

@@ -28,7 +28,9 @@ class Status:
     def __init__(self, run_dir: str | Path, is_main: bool):
         self.folder, self._is_main, self._mine = Path(run_dir), is_main, False
         self.state = ""
-        self.step, self.steps, self.checkpoint = 0, None, None
+        self.step = 0
+        self.steps: int | None = None
+        self.checkpoint: Path | str | None = None
         self.seconds_left: float | None = None
 
     def own(self) -> None:

@@ -11,26 +11,30 @@ from pretrain.process.watchdog import Watchdog, end_process, phase, print_stacks
 
 
 class Watch:
-    """From its making to `close`: a rank that dies or hangs ends all, and the status says which one it was. All ranks
-    must make one."""
+    """`with Watch(...):` around the training: a rank that dies, hangs or fails ends all, and the status says which one
+    it was. All ranks must make one."""
 
     def __init__(self, runtime: Runtime, status: Status, hang_timeout: str | None):
         self._status, self._hang_timeout = status, hang_timeout
         self._peers = Peers(runtime, self._print_stacks, lambda reason: end_process(reason, status.fail))
-        limit = hang_timeout and parse_seconds(hang_timeout, "guard.hang_timeout")
+        limit = None if hang_timeout is None else parse_seconds(hang_timeout, "guard.hang_timeout")
         self._watchdog = Watchdog(limit, self._hangs)
 
-    def explain(self, error: BaseException) -> BaseException:
-        """Why this rank fails: `error`, or the loss of the rank that broke the collective it was in. Tells the others
-        and writes the status."""
-        cause = self._peers.explain(error)
-        self._status.fail(reason_of(cause))
-        return cause
+    def __enter__(self) -> Watch:
+        return self
 
-    def close(self) -> None:
-        """From here on nobody watches this rank."""
-        self._watchdog.close()
-        self._peers.leave()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Tell the others why this rank fails, and write the status. What leaves the block is the error, or the loss of
+        the rank that broke the collective it was in. From here on nobody watches this rank."""
+        try:
+            if error is not None:
+                cause = self._peers.explain(error)
+                self._status.fail(reason_of(cause))
+                if cause is not error:
+                    raise cause from error
+        finally:
+            self._watchdog.close()
+            self._peers.leave()
 
     def _hangs(self) -> None:
         reason = f"no progress for {self._hang_timeout}: {self._peers.blame(self._whereabouts())}"

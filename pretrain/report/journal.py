@@ -1,10 +1,9 @@
-"""Noticing faults of a run and writing them down: JSON lines in run.dir that name the samples of all ranks."""
+"""Single steps of a run that are worth a look: JSON lines in run.dir that name the samples of all ranks."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,27 +11,6 @@ from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime
 from pretrain.report.metrics import append_line, forget_after
 from pretrain.report.writes import Writes
-
-WINDOW, ENOUGH = 32, 16  # losses a new one is compared with, at most and at least; a long window lags behind the fall
-
-
-def spike(loss: float, recent: list[float], sensitivity: float) -> tuple[float, float] | None:
-    """Add a finite `loss` to the `recent` ones; (expected, threshold) where it is a spike, else None.
-
-    The Hampel identifier (Hampel 1974, JASA 69:383; Leys et al. 2013, J. Exp. Soc. Psychol. 49:764): the threshold is
-    the median plus `sensitivity` times 1.4826 * MAD, the standard deviation of normal noise. Half of the window may be
-    outliers and move neither, so spikes need no weeding out and a new level is accepted after half a window. Only a
-    rise counts. A deviation under 1 % of the median is taken as 1 %: flat losses would make any rise a spike.
-    """
-    verdict = None
-    if len(recent) >= ENOUGH:
-        median = statistics.median(recent)
-        deviation = 1.4826 * statistics.median(abs(value - median) for value in recent)
-        threshold = median + sensitivity * max(deviation, 0.01 * abs(median))
-        verdict = (median, threshold) if loss > threshold else None
-    recent.append(loss)
-    del recent[:-WINDOW]
-    return verdict
 
 
 class Journal:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 import tiny
 from data_tools.corpus import open_corpus
@@ -19,9 +18,7 @@ from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, RunCo
 from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
-from pretrain.engine.fragments import local_fragments
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
-from pretrain.engine.zero import Whole
 from pretrain.process.agree import agree
 from pretrain.process.runtime import start
 from pretrain.stream.loader import TrainStream
@@ -30,7 +27,7 @@ from pretrain.tasks import ContrastiveConfig
 from ranks import fork_ranks, run_ranks, run_warm
 from stream_corpora import write_corpus
 from test_checkpoint import EXTRAS, at, fresh_engine, train_steps
-from training import train
+from training import PlainEngine, train
 
 # ---- every commit point ---------------------------------------------------------------------------------------------
 
@@ -121,29 +118,6 @@ def test_sigkill_at_any_commit_point_of_any_rank_loses_nothing(stage, tmp_path):
 KILLS, BATCH, SAVE_EVERY = 200, 4, 3
 
 
-class PlainEngine:
-    """Torch's optimizer on a tiny model; to checkpoints it looks like an engine at ZeRO stage 0."""
-
-    grad_norm, ema, optimizer_name = 0.0, None, "adamw"
-
-    def __init__(self, model):
-        self.module = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        self.zero = Whole(model, self.optimizer)
-
-    def update(self, lr):
-        for parameter in self.module.parameters():
-            dist.all_reduce(parameter.grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def fragments(self, every=False):
-        return local_fragments(self.zero, *((0, 1) if every else (dist.get_rank(), dist.get_world_size())))
-
-    def scalars(self):
-        return {}
-
-
 class PlainJob:
     """A job as the loop wants it, with the real stream, run folder and resume. It writes down every step's samples."""
 
@@ -173,7 +147,7 @@ class PlainJob:
         reader, self.state = assemble.open_checkpoint(self.config, {}, self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
-        self.engine, self.resumed_from = PlainEngine(model), reader and reader.folder
+        self.engine, self.resumed_from = PlainEngine(model, runtime.rank, runtime.world_size), reader and reader.folder
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates)
         self._trail = os.open(folder / f"trail-{runtime.rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -3,7 +3,7 @@
 import math
 import random
 
-from pretrain.report.journal import ENOUGH, WINDOW, spike
+from pretrain.loop.faults import ENOUGH, WINDOW, spike
 
 
 def falling(steps, seed=0):
