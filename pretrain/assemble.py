@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from data_tools.corpus import Corpus, open_corpus
-from data_tools.errors import UserError
+from data_tools.errors import UserError, shown
 from data_tools.format.commit import atomic_write
 from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
@@ -180,32 +180,39 @@ def resolved(config: Config) -> str:
     return f"# commit {git_commit()}\n# {', '.join(versions)}\n{dump_config(config)}"
 
 
-def open_checkpoint(
-    config: Config, description: dict, stream: TrainStream, runtime: Runtime
-) -> tuple[CheckpointReader | None, TrainState]:
-    """The checkpoint that the run goes on from and its state, or (None, a fresh state); `stream` is set to go on from
-    there. All ranks must call it.
+def find_checkpoint(config: Config, runtime: Runtime) -> CheckpointReader | None:
+    """The checkpoint that the run goes on from; None: it starts afresh. To be asked first, for what only a start reads
+    may be gone when a run goes on. All ranks must call it.
 
     Raises:
-        UserError: run.resume=never in a folder that holds one; another model, corpus, seed or window; a global batch
-            that C does not divide.
+        UserError: run.resume=never in a folder that holds one; checkpoints of which none is intact.
     """
     found = Checkpoints(config.run.dir, runtime).find()
-    if found is None:
-        return None, TrainState(position=stream.position(0).to_dict())
-    if config.run.resume == "never":
+    if found is not None and config.run.resume == "never":
         raise UserError(
             f"run.dir {config.run.dir} already holds {found.name}",
             expected="an empty folder, because run.resume=never",
             remedy="choose another run.dir, or run.resume=auto to go on from it",
         )
-    reader = CheckpointReader(found)
-    state = reader.state()
-    saved = reader.model()
-    if without_dropout(saved) != without_dropout(description):
+    return None if found is None else CheckpointReader(found)
+
+
+def start_state(
+    reader: CheckpointReader | None, config: Config, description: dict, stream: TrainStream, runtime: Runtime
+) -> TrainState:
+    """The state that the run starts from, that of `find_checkpoint`'s; `stream` is set to go on from there.
+
+    Raises:
+        UserError: another model, corpus, seed or window; a global batch that C does not divide.
+    """
+    if reader is None:
+        return TrainState(position=stream.position(0).to_dict())
+    found, state = reader.folder, reader.state()
+    saved, now = without_dropout(reader.model()), without_dropout(description)
+    if saved != now:
         raise UserError(
             f"{found} was written by another model",
-            got=_first_difference(without_dropout(saved), without_dropout(description)),
+            got=_first_difference(saved, now),
             remedy="choose another run.dir, or set the model and the loss it was trained with",
         )
     stream.go_on_from(Position.from_dict(state.position))
@@ -213,7 +220,7 @@ def open_checkpoint(
         print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
         if lines := changes((found / SETTINGS).read_text(errors="replace"), resolved(config)):
             print("settings changed since that checkpoint:\n  " + "\n  ".join(lines), flush=True)
-    return reader, state
+    return state
 
 
 def _first_difference(saved: object, now: object, path: str = "model") -> str:
@@ -221,7 +228,12 @@ def _first_difference(saved: object, now: object, path: str = "model") -> str:
         for key in sorted(set(saved) | set(now)):
             if saved.get(key) != now.get(key):
                 return _first_difference(saved.get(key), now.get(key), f"{path}.{key}")
-    return f"{path}: {now!r} where the checkpoint has {saved!r}"
+    if isinstance(saved, list) and isinstance(now, list):
+        if len(saved) != len(now):
+            return f"{path}: {len(now)} of them where the checkpoint has {len(saved)}"
+        place = next(place for place, pair in enumerate(zip(saved, now, strict=True)) if pair[0] != pair[1])
+        return _first_difference(saved[place], now[place], f"{path}.{place}")
+    return f"{path}: {shown(repr(now))} where the checkpoint has {shown(repr(saved))}"
 
 
 def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_tools.errors import UsageError, UserError
 from data_tools.remote.urls import expand_braces, is_remote
 from pretrain.config.tree import TEMPLATE_NAMES, Config
-from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 
 def check_settings(config: Config) -> None:
@@ -32,17 +32,34 @@ def check_settings(config: Config) -> None:
         check_corpus(urls)
     if isinstance(config, ContrastiveConfig):
         check_architecture(config.model.name)
-        if config.model.init is not None:
+        if config.model.init is not None and not goes_on(config):
             check_model(config.model.init)
         check_templates(config.eval.templates)
         return
-    if config.random:
-        check_architecture(config.init)
-    else:
-        check_model(config.init)
-    check_templates(config.templates)
+    if not goes_on(config):
+        init = require_init(config)
+        check_architecture(init) if config.random else check_model(init)
+        check_templates(config.templates)
     if isinstance(config.classes, str) and not config.classes.isdecimal():
         check_file("class file", config.classes)
+
+
+def goes_on(config: Config) -> bool:
+    """Whether run.dir holds checkpoints to go on from: then nothing is read that only a start needs."""
+    from pretrain.engine.committed import FOLDER, committed  # late: it imports numpy
+
+    return config.run.resume == "auto" and bool(committed(Path(config.run.dir) / FOLDER))
+
+
+def require_init(config: ClassifyConfig) -> str:
+    """What a fine-tune starts from. Raises UsageError where nothing is named."""
+    if config.init is None:
+        raise UsageError(
+            "config value 'init' is not set",
+            expected="a model to start from: run.dir holds no checkpoint to go on from",
+            remedy="init=RUN_OR_EXPORT_DIR",
+        )
+    return config.init
 
 
 def check_corpus(urls: str) -> None:

@@ -42,7 +42,8 @@ class PretrainJob:
         config = assemble.settle_precision(config, runtime)
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
-        self.model = make_model(config)
+        reader = assemble.find_checkpoint(config, runtime)
+        self.model = make_model(config, fresh=reader is None)
         if config.train.compile:
             self.model.compile_towers()
         spec = self.model.spec
@@ -50,7 +51,7 @@ class PretrainJob:
         self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
-        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
+        self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
         assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
             reader.load_into(self.model)
@@ -101,10 +102,11 @@ class PretrainJob:
             yield {"image": image, "text": texts}
 
 
-def make_model(config: ContrastiveConfig) -> DualEncoder:
-    """The towers of the settings, freshly initialised from the seed; locked ones do not learn."""
+def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:
+    """The towers of the settings, initialised from the seed; locked ones do not learn. `fresh`: with what the
+    architecture names for them to start from."""
     biased = isinstance(config.objective, SigmoidConfig)
-    model = build_model(config.model.name, config.seed, config.model.text_buckets, biased)
+    model = build_model(config.model.name, config.seed, config.model.text_buckets, biased, fresh)
     start_logits(model, config.objective, config.train.global_batch)
     lock(model, config.model.locked)
     model.set_grad_checkpointing(config.train.grad_checkpointing)

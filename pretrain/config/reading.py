@@ -112,11 +112,17 @@ def _shown(tree: Any) -> Any:
 
 def recorded_precision(path: Path) -> str | None:
     """train.precision of a settled tree that `dump_config` wrote to `path`; None where it cannot be read there."""
+    value = recorded(path, "train.precision")
+    return value if value in PRECISIONS[1:] else None
+
+
+def recorded(path: Path, name: str) -> str | None:
+    """The setting `name`, a text, of a tree that `dump_config` wrote to `path`; None where it cannot be read there."""
     try:
-        value = OmegaConf.select(OmegaConf.load(path), "train.precision")
+        value = OmegaConf.select(OmegaConf.load(path), name)
     except Exception:  # absent, or damaged in one of the many ways of YAML: then it says nothing
         return None
-    return value if value in PRECISIONS[1:] else None
+    return value if isinstance(value, str) else None
 
 
 def _override(raw, word: str, mapped: Collection[str]) -> None:

@@ -73,16 +73,26 @@ def load_classifier(path: str | Path) -> Classifier | None:
         return None
     if found.kind not in (Kind.RUN, Kind.CHECKPOINT):
         return None
-    checkpoint = resolve_checkpoint(path)
-    reader = CheckpointReader(checkpoint)
-    description = reader.model()
+    model = classifier_of(CheckpointReader(resolve_checkpoint(path)))
+    return model and model.eval()
+
+
+def classifier_of(reader: CheckpointReader, train_tower: bool = False) -> Classifier | None:
+    """The classifier that a checkpoint describes and holds, fp32 on the CPU; None where it is of another model.
+    `train_tower`: whether its image tower learns.
+
+    Raises:
+        UserError: a damaged one.
+    """
+    description, where = reader.model(), reader.folder / MODEL
     if "head" not in description:
         return None
-    classes, scale = _head(description["head"], checkpoint / MODEL)
-    towers = DualEncoder(spec_of_description(description, f"{checkpoint / MODEL}"))
-    model = Classifier(towers, classes, torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"]), scale)
-    reader.load_into(model, "weight")
-    return model.eval()
+    classes, scale = _head(description["head"], where)
+    towers = DualEncoder(spec_of_description(description, str(where)), texts=False)
+    head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])
+    model = Classifier(towers, classes, head, scale, train_tower)
+    reader.load_into(model)
+    return model
 
 
 def _head(head: object, where: Path) -> tuple[list[str], float]:

@@ -6,16 +6,21 @@ from dataclasses import replace
 
 import torch
 
+from data_tools.errors import UserError
 from pretrain.engine.opening import open_model
+from pretrain.engine.reader import CheckpointReader
+from pretrain.engine.weights import classifier_of
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates
 from pretrain.finetune.labels import is_count
+from pretrain.places import require_init
 from pretrain.process.runtime import Runtime
 from pretrain.tasks import ClassifyConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.dropout import refuse_dropout
 from pretrain.towers.initialise import initialise
+from pretrain.towers.spec import ModelSpec
 
 
 def build_classifier(
@@ -23,7 +28,6 @@ def build_classifier(
 ) -> tuple[Classifier, list[str]]:
     """The classifier of the settings and lines that say how it was initialised. All ranks must call it."""
     towers, lines = _towers(config)
-    lines += filter(None, [towers.silenced])
     towers.set_grad_checkpointing(config.train.grad_checkpointing)
     towers = towers.to(runtime.device).eval()
     scale = float(towers._scale().detach())
@@ -45,21 +49,43 @@ def build_classifier(
     return classifier.train(), lines  # the towers gave class weights in evaluation mode
 
 
+def resumed_classifier(config: ClassifyConfig, reader: CheckpointReader) -> Classifier:
+    """The classifier that a run goes on with, all of it from the checkpoint: what `init` names may have changed since,
+    or be gone. Raises UserError where the checkpoint is of no classifier."""
+    classifier = classifier_of(reader, config.mode == "full")
+    if classifier is None:
+        raise UserError(
+            f"{reader.folder} was written by another model",
+            got="a dual encoder, without classes",
+            expected="a fine-tuned classifier",
+            remedy="choose another run.dir",
+        )
+    classifier.towers.set_grad_checkpointing(config.train.grad_checkpointing)
+    return classifier.train()
+
+
+def wanted_spec(config: ClassifyConfig, spec: ModelSpec) -> ModelSpec:
+    """`spec` at the image size that the settings ask for."""
+    return spec if config.image_size in (None, spec.image_size) else _with_size(spec, config.image_size)
+
+
 def _towers(config: ClassifyConfig) -> tuple[DualEncoder, list[str]]:
+    require_init(config)
     if config.random:
         model = build_model(config.init, config.seed)
         return model, [f"random initialisation of {config.init}, seed {config.seed}", *model.started]
     trained, report = open_model(config.init, config.init_ema, config.architecture)
     if config.architecture and config.architecture.endswith(".json"):
         refuse_dropout(trained.spec, config.architecture, hashed=trained.patch_dropout is not None)
-    if config.image_size is None or config.image_size == trained.spec.image_size:
+    wanted = wanted_spec(config, trained.spec)
+    if wanted is trained.spec:
         return trained, [str(report)]
-    resized = DualEncoder(_with_size(trained.spec, config.image_size))
+    resized = DualEncoder(wanted)
     again = initialise(resized, trained.export_state(), report.source)
     again.notes = report.notes
     return resized, [str(again)]
 
 
-def _with_size(spec, size: int):
+def _with_size(spec: ModelSpec, size: int) -> ModelSpec:
     model_cfg = {**spec.model_cfg, "vision_cfg": {**spec.model_cfg["vision_cfg"], "image_size": size}}
     return replace(spec, model_cfg=model_cfg, preprocess_cfg={**spec.preprocess_cfg, "size": size})

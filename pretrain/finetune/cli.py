@@ -11,6 +11,7 @@ _EXAMPLES = """examples:
   deepspeed launch/finetune.py --config my.yaml init=EXPORT_DIR data.train.0.urls='s-{000..009}.tar' classes=names.txt
   python launch/finetune.py --config configs/finetune/flowers.yaml init=EXPORT_DIR --dry-run
 
+A run that goes on from its checkpoint reads neither init nor the prompts, and needs no init=.
 What was trained is evaluated by launch/evaluate.py, predicts by launch/predict.py, and is exported by launch/export.py.
 
 exit codes: 0 done, 1 failed, 2 usage or config error, 75 stopped on a signal with a checkpoint written, 130 interrupted

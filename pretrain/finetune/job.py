@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,16 @@ import torch.nn.functional as F
 from data_tools.redaction import redact_source
 from pretrain import assemble
 from pretrain.config.batch import local_batch
+from pretrain.config.reading import recorded
 from pretrain.engine.checkpoint import Extras
+from pretrain.engine.committed import SETTINGS
 from pretrain.engine.engine import Engine
+from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.classes import class_numbers
 from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classifier
-from pretrain.finetune.classifier import build_classifier
+from pretrain.finetune.classifier import build_classifier, resumed_classifier, wanted_spec
 from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
@@ -33,10 +37,10 @@ class Prepared:
     must build it.
 
     Raises:
-        UserError: whatever is wrong with the corpora or with `init`.
+        UserError: whatever is wrong with the corpora, with the checkpoint or, without one, with `init`.
     """
 
-    def __init__(self, config: ClassifyConfig, runtime: Runtime):
+    def __init__(self, config: ClassifyConfig, reader: CheckpointReader | None, runtime: Runtime):
         sources = set_classes(assemble.train_sources(config.data), config.classes)
         self.classes = sources[0].corpus.classes
         self.evaluated = config.eval.classification and assemble.eval_corpus(config.eval.classification, config.data)
@@ -45,8 +49,12 @@ class Prepared:
             what = f"eval.classification {redact_source(config.eval.classification)}"
             self.numbers = class_numbers(self.evaluated.classes, self.classes, what)
         check_labels(sources, runtime)
-        self.model, self.lines = build_classifier(config, self.classes, runtime)
-        spec = self.model.towers.spec
+        if reader is None:
+            self.model, self.lines = build_classifier(config, self.classes, runtime)
+        else:
+            self.model, self.lines = resumed_classifier(config, reader), []
+        self.lines += filter(None, [self.model.towers.silenced])
+        spec = wanted_spec(config, self.model.spec)
         self.stream = assemble.train_stream(config, sources, spec, "label", runtime)
         self.reader = self.evaluated and assemble.eval_reader(config, self.evaluated, spec, False, runtime)
         if self.reader:
@@ -61,17 +69,18 @@ class FinetuneJob:
 
     def __init__(self, config: ClassifyConfig, runtime: Runtime):
         config = assemble.settle_precision(config, runtime)
+        reader = assemble.find_checkpoint(config, runtime)
+        if reader is not None and config.init is None:  # what it started from stays on record
+            config = replace(config, init=recorded(reader.folder / SETTINGS, "init"))
         self.config, self.runtime = config, runtime
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
-        parts = Prepared(config, runtime)
+        parts = Prepared(config, reader, runtime)
         model, self.stream = parts.model, parts.stream
         self.classes, self._reader, self._numbers = parts.classes, parts.reader, parts.numbers
         self.extras = Extras(parts.description, assemble.resolved(config))
-        reader, self.state = assemble.open_checkpoint(config, self.extras.model, self.stream, runtime)
+        self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
         assemble.keep_settings(config, self.extras.config, runtime)
-        if reader is not None:
-            reader.load_into(model)
-        elif runtime.is_main:
+        if parts.lines and runtime.is_main:
             print("\n".join(parts.lines), flush=True)
         if config.train.compile:
             model.towers.compile_towers()

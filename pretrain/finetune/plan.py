@@ -25,8 +25,9 @@ def dry_run(config: ClassifyConfig) -> int:
     """
     runtime = start(distributed=False)
     config = assemble.settle_precision(config, runtime)
-    parts = Prepared(config, runtime)
-    assemble.open_checkpoint(config, parts.description, parts.stream, runtime)
+    reader = assemble.find_checkpoint(config, runtime)
+    parts = Prepared(config, reader, runtime)
+    assemble.start_state(reader, config, parts.description, parts.stream, runtime)
     if runtime.is_main:
         model = parts.model
         notes = [*parts.lines, f"classes:  {len(model.classes)}: {shown(model.classes)}"]

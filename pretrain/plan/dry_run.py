@@ -29,11 +29,12 @@ def dry_run(config: ContrastiveConfig) -> int:
     """
     runtime = start(distributed=False)
     config = assemble.settle_precision(config, runtime)
-    model = make_model(config)
+    reader = assemble.find_checkpoint(config, runtime)
+    model = make_model(config, fresh=reader is None)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
     patch_dropouts(model, config.model.phases)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
-    reader, _ = assemble.open_checkpoint(config, describe(model.spec), stream, runtime)
+    assemble.start_state(reader, config, describe(model.spec), stream, runtime)
     lines = start_lines(model, config) if reader is None else []
     if runtime.is_main:
         doubt = doubt_bias(config.objective, config.train.global_batch)

@@ -65,8 +65,8 @@ class ClassifyConfig(Config):
     """Fine-tuning: the image tower of a trained model becomes a classifier."""
 
     task: str = choice("classify")
-    # What model.init takes, or an architecture with `random: true`.
-    init: str = "???"
+    # What model.init takes, or an architecture with `random: true`; a run that goes on from a checkpoint needs none.
+    init: str | None = None
     architecture: str | None = None  # of a bare weights file in `init`: an open_clip name or the path of its JSON
     random: bool = False  # start from nothing, for a baseline
     init_ema: bool = False  # from the moving average of its weights (optim.ema)

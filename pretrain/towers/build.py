@@ -35,16 +35,18 @@ class DualEncoder(Model):
     """Image and text towers with a shared logit scale.
 
     `clip` holds open_clip's module with its native keys; only `logit_scale` (and `logit_bias`) has shape (1,) instead
-    of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters.
+    of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters. `texts`: False where nobody encodes any; the
+    tokenizer's files may then be gone.
     """
 
-    def __init__(self, spec: ModelSpec, text_buckets: int = 1):
+    def __init__(self, spec: ModelSpec, text_buckets: int = 1, texts: bool = True):
         super().__init__(ENCODER_OF)
         self.spec = spec
-        self.tokenize = tokenizer_of(spec)
+        self.tokenize = tokenizer_of(spec, look=texts)
         self.clip = _build_clip(spec)
         check_sizes(self.clip, spec)
-        check_tokenizer(self.clip, self.tokenize, spec)
+        if texts:
+            check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
         self.tables = settle_buffers(self.clip, spec.name)
@@ -130,11 +132,13 @@ class DualEncoder(Model):
         return (raw + (raw.clamp(0.0, MAX_LOGIT_SCALE) - raw).detach()).exp()
 
 
-def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = False) -> DualEncoder:
+def build_model(
+    name: str, seed: int, text_buckets: int = 1, logit_bias: bool = False, fresh: bool = True
+) -> DualEncoder:
     """Towers of an open_clip architecture name or JSON path, fp32 on the CPU, initialised from `seed` alone, but for a
     text tower of transformers: it takes the weights that lie in its folder. `model.started` says what was loaded.
 
-    `logit_bias`: with one, also where the architecture has none.
+    `logit_bias`: with one, also where the architecture has none. `fresh`: False where a checkpoint gives all weights.
 
     Raises:
         UserError: an architecture that is unknown, cannot be built, or of a JSON that asks for dropout.
@@ -146,7 +150,7 @@ def build_model(name: str, seed: int, text_buckets: int = 1, logit_bias: bool = 
     model = DualEncoder(spec, text_buckets)
     if name.endswith(".json"):
         refuse_dropout(spec, name, hashed=model.patch_dropout is not None)
-    model.started = _start_towers(model)
+    model.started = _start_towers(model) if fresh else []
     return model
 
 

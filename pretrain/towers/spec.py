@@ -67,11 +67,12 @@ class Tokenizer:
         return {"text_cfg": self.text_cfg, "context_length": self.context_length, "_built": None}
 
 
-def tokenizer_of(spec: ModelSpec) -> Tokenizer:
-    """The tokenizer of `spec`; raises UserError where its files are not on this machine."""
+def tokenizer_of(spec: ModelSpec, look: bool = True) -> Tokenizer:
+    """The tokenizer of `spec`; raises UserError where its files are not on this machine, once it is used or, with
+    `look`, at once."""
     text_cfg = spec.model_cfg["text_cfg"]
     hub_name = text_cfg.get("hf_tokenizer_name")
-    if hub_name and not Path(hub_name).is_dir():
+    if look and hub_name and not Path(hub_name).is_dir():
         raise UserError(
             f"the tokenizer of model {spec.name} is not on this machine",
             got=f"hf_tokenizer_name {hub_name!r}",

@@ -144,7 +144,8 @@ class PlainJob:
         self.extras = Extras({}, "")
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(192, 32), torch.nn.Linear(32, 1))
-        reader, self.state = assemble.open_checkpoint(self.config, {}, self.stream, runtime)
+        reader = assemble.find_checkpoint(self.config, runtime)
+        self.state = assemble.start_state(reader, self.config, {}, self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
         self.engine, self.resumed_from = PlainEngine(model, runtime.rank, runtime.world_size), reader and reader.folder

@@ -119,6 +119,17 @@ def test_weights_of_another_model_are_refused(tmp_path):
             build_model(path, 0)
 
 
+def test_towers_that_a_checkpoint_fills_need_no_weights_of_their_own(tmp_path):
+    """A run is gone on from where the tower's own file is damaged by now."""
+    trained(BertModel, BertConfig(vocab_size=49408, pad_token_id=0, **SIZES), tmp_path)
+    path = architecture(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    settings = ContrastiveConfig(model=ModelConfig(name=path))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make_model(settings)
+    assert make_model(settings, fresh=False).started == []
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     model = BertModel(BertConfig(vocab_size=49408, pad_token_id=0, **SIZES))
     with torch.no_grad():
