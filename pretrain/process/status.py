@@ -51,7 +51,10 @@ class Status:
         self.write(RUNNING)
 
     def share(self) -> None:
-        """Rank 0 holds the lock: now this rank may write too, where it is the one that fails."""
+        """Rank 0 holds the lock and has written: now this rank may write too, where it is the one that fails, and knows
+        what rank 0 knew of the start before."""
+        if not self._mine:
+            self._recall()
         self._mine = True
 
     def write(self, state: str, reason: str = "", durable: bool = True) -> None:

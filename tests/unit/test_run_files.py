@@ -176,9 +176,15 @@ def test_other_ranks_write_only_once_the_folder_is_known_to_be_the_runs(tmp_path
     other.own()
     other.fail("too early")
     assert not (tmp_path / "run").exists()
+    before = Status(tmp_path / "run", True)
+    before.own()
+    before.step, before.checkpoint = 7, tmp_path / "c"
+    before.write(STOPPED)
     other.share()
     other.fail("disk")
-    assert said(tmp_path / "run")["reason"] == "disk"
+    assert {name: said(tmp_path / "run")[name] for name in ("state", "reason", "step", "checkpoint")} == {
+        "state": "failed", "reason": "disk", "step": 7, "checkpoint": str(tmp_path / "c"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("durable", [True, False])
