@@ -20,6 +20,7 @@ from pretrain.engine.opening import check_weights, open_weights
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
 from pretrain.evaluate.overlap import remark
+from pretrain.evaluate.pair_loss import PairLoss
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.objectives import SigmoidConfig
@@ -88,7 +89,7 @@ class PretrainJob:
         return [batch.keys[row] for row in rows]
 
     def evaluate(self) -> dict[str, float]:
-        """Recall and validation loss on eval.retrieval, accuracy on eval.classification."""
+        """Recall and the run's own loss on eval.retrieval, accuracy on eval.classification."""
         return self._evaluations(self.engine)
 
     def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
@@ -180,21 +181,25 @@ class Evaluations:
         """Metrics of all of them, and under `ema_` those of the moving average; all ranks must call it."""
         with evaluating(engine):
             encode = encoder(self.model, self.runtime.device, forward=engine)
-            values = self._evaluate(encode, engine.scalars()["logit_scale"])
+            scalars = engine.scalars()
+            loss = PairLoss(scalars["logit_scale"], scalars.get("logit_bias"), self.config.objective)
+            values = self._evaluate(encode, loss)
             if values and engine.ema is not None:
                 average = DualEncoder(self.model.spec, self.model.rule.buckets)
                 average.load_state_dict(engine.ema.gathered())
                 average.to(self.runtime.device).eval()
                 encode = encoder(average, self.runtime.device, self.config.train.precision)
-                scale = math.exp(average.export_state()["logit_scale"])
-                values |= {f"ema_{name}": value for name, value in self._evaluate(encode, scale).items()}
+                state = average.export_state()
+                bias = float(state["logit_bias"]) if "logit_bias" in state else None
+                loss = PairLoss(math.exp(state["logit_scale"]), bias, self.config.objective)
+                values |= {f"ema_{name}": value for name, value in self._evaluate(encode, loss).items()}
         return values
 
-    def _evaluate(self, encode: Encode, scale: float | None) -> dict[str, float]:
+    def _evaluate(self, encode: Encode, loss: PairLoss) -> dict[str, float]:
         values: dict[str, float] = {}
         if self._retrieval:
             count = self._retrieval.num_samples
-            values |= evaluate_retrieval(encode, self._pairs, self.runtime, count, scale=scale).metrics
+            values |= evaluate_retrieval(encode, self._pairs, self.runtime, count, loss).metrics
         if self._classes:
             tokenize, names, templates = self.model.tokenize, self._classes.classes, self._templates
             outcome = evaluate_classification(encode, tokenize, self._labelled, names, templates, self.runtime)

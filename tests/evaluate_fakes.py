@@ -21,10 +21,12 @@ class FakeBatch:
     texts: torch.Tensor
     text_image: torch.Tensor
     labels: torch.Tensor | None
+    hashes: tuple[torch.Tensor, torch.Tensor]
 
 
 class FakeReader:
-    """The slice of `rank`: image i is filled with the value i; image i has i % 4 captions, token 0 is their number."""
+    """The slice of `rank`: image i is filled with the value i; image i has i % 4 captions, token 0 is their number.
+    Images 2i and 2i + 1 are one, as far as hashes tell, and so are the captions whose numbers 50 leaves the same of."""
 
     def __init__(self, images: int, batch: int, rank: int = 0, world_size: int = 1, classes: int | None = None):
         share = -(-images // world_size)
@@ -47,6 +49,7 @@ class FakeReader:
                 torch.tensor(tokens, dtype=torch.int64).reshape(-1, CONTEXT),
                 torch.tensor([image for image, _ in captions], dtype=torch.int64),
                 labels,
+                (positions // 2, torch.tensor([token[0] % 50 for token in tokens])),
             )
 
 

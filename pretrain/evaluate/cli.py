@@ -87,7 +87,11 @@ def _parser() -> Parser:
         "--classes", metavar="FILE", help="names of the labels 0, 1, ..., one a line; default: those packed"
     )
     words.add_argument(
-        "--loss-batch", type=int, default=256, metavar="N", help="pairs in a validation loss (default: 256)"
+        "--loss-batch",
+        type=int,
+        default=256,
+        metavar="N",
+        help="pairs in a batch of the validation loss, which is InfoNCE whatever trained the model (default: 256)",
     )
     words.add_argument(
         "--captions",

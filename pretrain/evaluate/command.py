@@ -25,6 +25,7 @@ from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.classes import class_numbers, shown
 from pretrain.evaluate.features import encoder
 from pretrain.evaluate.overlap import remark, training_corpus
+from pretrain.evaluate.pair_loss import PairLoss
 from pretrain.evaluate.pairs import read_pairs
 from pretrain.evaluate.picture import write_retrieval_picture
 from pretrain.evaluate.results import (
@@ -140,7 +141,8 @@ def _run_task(
         encode = encoder(model, runtime.device, options.precision)
         if options.task == "retrieval":
             scale = math.exp(model.export_state()["logit_scale"])
-            return evaluate_retrieval(encode, reader, runtime, corpus.num_samples, scale, options.loss_batch, progress)
+            loss = PairLoss(scale)
+            return evaluate_retrieval(encode, reader, runtime, corpus.num_samples, loss, options.loss_batch, progress)
         if options.task == "pairs":
             return evaluate_pairs(encode, reader, read_pairs(corpus), runtime, corpus.num_samples, progress)
         classes, templates = _prompts(options, corpus)

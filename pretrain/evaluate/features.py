@@ -35,12 +35,14 @@ class Ranks(Protocol):
 class CorpusFeatures:
     """Features of a corpus, the same on every rank. Texts stand in the order of their images, captions in order.
 
-    `images` [N, d], `texts` [M, d], `text_image` int64 [M]: the corpus position of each text's image.
+    `images` [N, d], `texts` [M, d], `text_image` int64 [M]: the corpus position of each text's image; `hashes`: int64
+    [N] and [M], equal where two images or two texts are one.
     """
 
     images: torch.Tensor
     texts: torch.Tensor
     text_image: torch.Tensor
+    hashes: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def first_captions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(image positions [n], rows of their first captions [n]) of the images that have a caption, in order."""
@@ -92,17 +94,23 @@ def encode_corpus(
         num_images: samples of the corpus.
         progress: called after each batch with the images that this rank has done, padding included.
     """
-    images, texts, positions, text_image = [], [], [], []
+    of_images: list[list[torch.Tensor]] = []
+    of_texts: list[list[torch.Tensor]] = []
     for batch in counted(reader, progress):
         image, text = _encode_batch(encode, batch, ranks)
         real, captions = batch.positions >= 0, batch.text_image >= 0
-        images.append(image[real.to(image.device)])
-        texts.append(text[: len(captions)][captions.to(text.device)])
-        positions.append(batch.positions[real])
-        text_image.append(batch.text_image[captions])
-    if not images:
+        image_hash, text_hash = batch.hashes
+        rows = (image, batch.positions, image_hash)
+        of_images.append([values.to(image.device)[real.to(image.device)] for values in rows])
+        rows = (text[: len(captions)], batch.text_image, text_hash)
+        of_texts.append([values.to(text.device)[captions.to(text.device)] for values in rows])
+    if not of_images:
         raise UserError("the evaluation corpus is empty", remedy="check --data")
-    return _share(torch.cat(images), torch.cat(positions), torch.cat(texts), torch.cat(text_image), num_images, ranks)
+    return _share(_joined(of_images), _joined(of_texts), num_images, ranks)
+
+
+def _joined(batches: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
 def _encode_batch(encode: Encode, batch, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,27 +131,22 @@ def _largest(count: int, ranks: Ranks) -> int:
 
 
 def _share(
-    images: torch.Tensor,
-    positions: torch.Tensor,
-    texts: torch.Tensor,
-    text_image: torch.Tensor,
-    num_images: int,
-    ranks: Ranks,
+    of_images: list[torch.Tensor], of_texts: list[torch.Tensor], num_images: int, ranks: Ranks
 ) -> CorpusFeatures:
-    device = images.device
-    positions, text_image = positions.to(device), text_image.to(device)
+    """What all ranks have. Of images: features, positions, hashes; of texts: features, their image, hashes."""
+    _, positions, _ = of_images
     if ranks.world_size > 1:
-        counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=device)
-        counts[ranks.rank] = len(texts)
+        counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=positions.device)
+        counts[ranks.rank] = len(of_texts[0])
         dist.all_reduce(counts)
-        rows = torch.arange(len(texts), device=device) + counts[: ranks.rank].sum()
-        images = _merge(images, positions, num_images)
-        texts = _merge(texts, rows, int(counts.sum()))
-        text_image = _merge(text_image, rows, int(counts.sum()))
+        rows = torch.arange(len(of_texts[0]), device=positions.device) + counts[: ranks.rank].sum()
+        of_images = [_merge(values, positions, num_images) for values in of_images]
+        of_texts = [_merge(values, rows, int(counts.sum())) for values in of_texts]
     else:
-        images = images[torch.argsort(positions)]
-    order = torch.argsort(text_image, stable=True)
-    return CorpusFeatures(images, texts[order], text_image[order])
+        of_images = [values[torch.argsort(positions)] for values in of_images]
+    images, _, image_hash = of_images
+    texts, text_image, text_hash = (values[torch.argsort(of_texts[1], stable=True)] for values in of_texts)
+    return CorpusFeatures(images, texts, text_image, (image_hash, text_hash))
 
 
 def _merge(values: torch.Tensor, rows: torch.Tensor, total: int) -> torch.Tensor:

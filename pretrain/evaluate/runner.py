@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_tools.errors import UserError
@@ -13,10 +15,9 @@ from pretrain.evaluate import pairs as minimal_pairs
 from pretrain.evaluate.classes import renumber
 from pretrain.evaluate.classification import ClassCounts, class_embeddings
 from pretrain.evaluate.features import CorpusFeatures, Encode, Progress, Ranks, counted, encode_corpus
+from pretrain.evaluate.pair_loss import LOSS_BATCH, PairLoss, validation_loss
 from pretrain.evaluate.retrieval import retrieval_chance, retrieval_metrics
 from pretrain.process.watchdog import beat
-
-LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it is part of the result
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def evaluate_retrieval(
     reader: Iterable,
     ranks: Ranks,
     num_images: int,
-    scale: float | None = None,
+    objective: PairLoss | None = None,
     loss_batch: int = LOSS_BATCH,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -50,7 +51,7 @@ def evaluate_retrieval(
             DualEncoder or a DeepSpeed engine around it.
         reader: the rank's `EvalReader`.
         num_images: samples of the corpus (`corpus.num_samples`).
-        scale: exp(logit_scale); adds `validation_loss` over batches of `loss_batch`.
+        objective: adds its value as `validation_loss` over batches of `loss_batch`.
         progress: called after each batch with the images that this rank has done.
     """
     features = encode_corpus(encode, reader, num_images, ranks, progress)
@@ -58,28 +59,10 @@ def evaluate_retrieval(
         features.images, features.texts, features.text_image, rank=ranks.rank, world_size=ranks.world_size
     )
     counts = {"images": num_images, "texts": len(features.texts)}
-    if scale is not None:
-        metrics["validation_loss"] = validation_loss(features, scale, loss_batch)
+    if objective is not None:
+        metrics["validation_loss"] = validation_loss(features, objective, ranks, loss_batch)
         counts["loss_batch"] = min(loss_batch, len(features.first_captions()[0]))
     return Outcome(metrics, retrieval_chance(num_images, features.text_image), counts, features=features)
-
-
-@torch.no_grad()
-def validation_loss(features: CorpusFeatures, scale: float, batch: int = LOSS_BATCH) -> float:
-    """Symmetric InfoNCE of consecutive batches of (image, its first caption) in corpus order, averaged.
-
-    A last batch that is not full is left out, for its loss is lower; a corpus smaller than `batch` is one batch.
-    """
-    positions, rows = features.first_captions()
-    batch = min(batch, len(rows))
-    losses = []
-    for start in range(0, len(rows) - batch + 1, batch):
-        images = features.images[positions[start : start + batch]]
-        texts = features.texts[rows[start : start + batch]]
-        logits = scale * images @ texts.T
-        target = torch.arange(batch, device=logits.device)
-        losses.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-    return torch.stack(losses).mean().item()
 
 
 def check_classes(classes: Sequence[str], labelled: bool = True) -> None:
@@ -130,7 +113,7 @@ def evaluate_classifier(
     numbers: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Accuracy of a trained classifier. Every rank must call it.
+    """Accuracy of a trained classifier, and its cross-entropy as `validation_loss`. Every rank must call it.
 
     Args:
         scores: images uint8 [n, 3, h, w] on the device -> class scores [n, classes].
@@ -141,14 +124,25 @@ def evaluate_classifier(
     Raises:
         UserError: a corpus without labels, labels without a class (on every rank).
     """
-    hits = ClassCounts.zeros(len(classes), ranks.device)
+    hits, loss = (
+        ClassCounts.zeros(len(classes), ranks.device),
+        torch.zeros((), dtype=torch.float64, device=ranks.device),
+    )
     for batch in counted(reader, progress):
         beat()
         check_classes(classes, batch.labels is not None)
         real = batch.positions >= 0
         found = scores(batch.images.to(ranks.device, non_blocking=True)).float()
-        hits.add_scores(found[real.to(found.device)], renumber(batch.labels[real], numbers).to(found.device))
-    return _accuracies(hits, classes, ranks, {})
+        found, labels = found[real.to(found.device)], renumber(batch.labels[real], numbers).to(found.device)
+        hits.add_scores(found, labels)
+        fit = (labels >= 0) & (labels < len(classes))  # others are an error once all ranks know of them
+        loss += F.cross_entropy(found[fit].double(), labels[fit], reduction="sum")
+    if ranks.world_size > 1:
+        dist.all_reduce(loss)
+    outcome = _accuracies(hits, classes, ranks, {})
+    outcome.metrics["validation_loss"] = loss.item() / outcome.counts["images"]
+    outcome.chance["validation_loss"] = math.log(len(classes))
+    return outcome
 
 
 def _accuracies(hits: ClassCounts, classes: Sequence[str], ranks: Ranks, counts: dict[str, int]) -> Outcome:

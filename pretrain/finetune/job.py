@@ -106,7 +106,7 @@ class FinetuneJob:
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracies on eval.classification."""
+        """Accuracies and cross-entropy on eval.classification."""
         if not self._reader:
             return {}
         with evaluating(self.engine):

@@ -7,6 +7,7 @@ process group (or at world size 1) every collective here is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -77,9 +78,23 @@ def through_scale(
     return grad_image.mul_(scale * factor), grad_text.mul_(scale * factor), grad_scale
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it a loss is that of this process's pairs and calls no collective, whatever the other ranks do."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def world() -> tuple[int, int]:
-    """(rank, world size) of the default process group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    """(rank, world size) of the default process group; (0, 1) within `alone`."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() and not _alone else (0, 1)
 
 
 def gather_rows(local: torch.Tensor) -> torch.Tensor:

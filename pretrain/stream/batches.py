@@ -1,7 +1,7 @@
 """Building a training batch, in the loader processes: order -> read -> decode, crop, caption or label -> tensors."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -116,7 +116,7 @@ class BatchBuilder:
             ids=np.array([row.id for row in rows], dtype=np.uint64),
             keys=[row.key for row in rows],
             captions=captions,
-            identity=None if texts is None else _identity(rows, texts),
+            identity=None if texts is None else torch.stack(hashes_of([row.image_hash for row in rows], texts), dim=1),
             bad=bad,
         )
 
@@ -146,7 +146,7 @@ class BatchBuilder:
         except BadSampleError as error:
             error.key = sample.key
             raise
-        return _Row(place, sample.id, sample.key, caption, number, xxhash.xxh3_64_intdigest(data))
+        return _Row(place, sample.id, sample.key, caption, number, image_hash(data))
 
     def _load_substitute(self, place: Place, picture: np.ndarray, transform: ImageTransform) -> _Row:
         order, reason = self.mixture.orders[place.source], ""
@@ -166,12 +166,16 @@ class BatchBuilder:
         return self.reader.corpus.paths[self.shard(place)]
 
 
-def _identity(rows: list[_Row], texts: torch.Tensor) -> torch.Tensor:
-    hashes = [
-        (row.image_hash, xxhash.xxh3_64_intdigest(text.tobytes()))
-        for row, text in zip(rows, texts.numpy(), strict=True)
-    ]
-    return torch.from_numpy(np.array(hashes, dtype=np.uint64).view(np.int64))
+def image_hash(data: bytes) -> int:
+    """What tells whether two images are one: a hash of the bytes that hold it."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def hashes_of(images: Sequence[int], texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 `[n]` of images, by their `image_hash`, and `[m]` of texts, by their tokens `[m, context]`."""
+    of_texts = [xxhash.xxh3_64_intdigest(text.tobytes()) for text in texts.numpy()]
+    image, text = (torch.from_numpy(np.array(hashes, np.uint64).view(np.int64)) for hashes in (images, of_texts))
+    return image, text
 
 
 def refuse_foreign_shard(

@@ -10,7 +10,7 @@ from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, label
-from pretrain.stream.batches import Tokenize, read_sample
+from pretrain.stream.batches import Tokenize, hashes_of, image_hash, read_sample
 from pretrain.stream.loader import check_first_shard
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
@@ -28,6 +28,7 @@ class EvalBatch:
     text_image: torch.Tensor  # int64 [m], corpus position of each text's image
     captions: list[str]  # [m]
     labels: torch.Tensor | None  # int64 [n]
+    hashes: tuple[torch.Tensor, torch.Tensor] | None  # with texts: int64 [n] of images, [m] of texts, as in training
     keys: list[str]  # [n]
 
     def pin_memory(self) -> "EvalBatch":
@@ -104,36 +105,40 @@ class _EvalBuilder:
         size = self.transform.settings.size
         images = torch.zeros((len(positions), 3, size, size), dtype=torch.uint8)
         labels = torch.full((len(positions),), PADDING)
-        keys, captions, text_image = [""] * len(positions), [], []
+        keys, captions, text_image, of_images = [""] * len(positions), [], [], [0] * len(positions)
         for row, position in enumerate(positions.tolist()):
             if position == PADDING:
                 continue
-            sample, texts, labels[row] = self._load(position, images[row].numpy())
+            sample, texts, labels[row], of_images[row] = self._load(position, images[row].numpy())
             keys[row] = sample.key
             captions += texts
             text_image += [position] * len(texts)
         if not captions:
             captions, text_image = [""], [PADDING]
+        tokens = self.tokenize(captions) if self.tokenize else None
         return EvalBatch(
             images=images,
             positions=torch.from_numpy(positions),
-            texts=self.tokenize(captions) if self.tokenize else None,
+            texts=tokens,
             text_image=torch.tensor(text_image),
             captions=captions,
             labels=labels if self.labelled else None,
+            hashes=None if tokens is None else hashes_of(of_images, tokens),
             keys=keys,
         )
 
-    def _load(self, position: int, picture: np.ndarray) -> tuple[Sample, list[str], int]:
+    def _load(self, position: int, picture: np.ndarray) -> tuple[Sample, list[str], int, int]:
+        """The sample, its captions, its label, and the hash of its image; fills `picture`."""
         shard, index = self.reader.corpus.locate(position)
         sample = _read(self.reader, shard, index)
         try:
-            picture[:] = self.transform.evaluate(self.fields.image_bytes(sample)).transpose(2, 0, 1)
+            data = self.fields.image_bytes(sample)
+            picture[:] = self.transform.evaluate(data).transpose(2, 0, 1)
             texts = self.fields.all_captions(sample) if self.tokenize else []
             number = label(sample, len(self.reader.corpus.classes)) if self.labelled else PADDING
         except BadSampleError as error:
             raise _unreadable(self.reader.corpus, shard, sample.key, error) from error
-        return sample, texts, number
+        return sample, texts, number, image_hash(data)
 
 
 def _read(reader: ShardReader, shard: int, index: int) -> Sample:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+import plain_losses
 from evaluate_fakes import FakeReader, FakeTowers, fake_tokenize, ranks
+from pretrain.evaluate.pair_loss import PairLoss, validation_loss
 from pretrain.evaluate.pairs import MinimalPairs
 from pretrain.evaluate.retrieval import retrieval_metrics
-from pretrain.evaluate.runner import evaluate_classification, evaluate_pairs, evaluate_retrieval
+from pretrain.evaluate.runner import (
+    evaluate_classification,
+    evaluate_pairs,
+    evaluate_retrieval,
+)
 from ranks import RankError, run_ranks
 
 CLASSES = ("cat", "dog", "red bus", "tree", "house", "street", "sea")
@@ -23,11 +29,13 @@ def _all_tasks(rank, world_size, images, batch):
     def reader(classes=None):
         return FakeReader(images, batch, rank, world_size, classes)
 
-    retrieval = evaluate_retrieval(towers, reader(), place, images, scale=20.0, loss_batch=4)
+    losses = [PairLoss(20.0, -2.0, settings) for settings in plain_losses.SETTINGS.values()]
+    retrieval = evaluate_retrieval(towers, reader(), place, images, losses[0], loss_batch=4)
+    values = [validation_loss(retrieval.features, loss, place, 4) for loss in losses]
     pairs = evaluate_pairs(towers, reader(), PAIRS, place, images)
     classes = evaluate_classification(towers, fake_tokenize, reader(7), CLASSES, TEMPLATES, place)
     features = tuple(getattr(retrieval.features, name) for name in ("images", "texts", "text_image"))
-    return [retrieval, pairs, classes], features, towers.forwards
+    return [retrieval, values, pairs, classes], (*features, *retrieval.features.hashes), towers.forwards
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -24,6 +24,7 @@ SAVED = {"checkpoint_stall", "checkpoint_bytes", "checkpoint_seconds"}
 RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 RETRIEVAL = RECALLS | {"image_to_text_median_rank", "text_to_image_median_rank", "validation_loss"}
 ACCURACY = {"top1", "top5", "mean_per_class"}
+TUNED = ACCURACY | {"validation_loss"}  # a fine-tune's own cross-entropy, for checkpoint.keep_best
 SPEC = {"name", "model_cfg", "preprocess_cfg"}
 
 MIXTURE = {"share_0", "share_1"}  # in a run with several sources
@@ -127,7 +128,7 @@ def test_names_of_a_pretraining(workspace):
 def test_names_of_a_fine_tune(workspace):
     assert _names(workspace / "tuned") == {
         "train": COMMON | TRAIN,
-        "eval": COMMON | ACCURACY,
+        "eval": COMMON | TUNED,
         "data": COMMON | DATA,
         "checkpoint": COMMON | SAVED,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from data_tools.errors import UserError
 from evaluate_fakes import FakeReader, FakeTowers, fake_tokenize, ranks
 from pretrain.evaluate import classification
 from pretrain.evaluate.classification import ClassCounts, class_embeddings
-from pretrain.evaluate.runner import evaluate_classification
+from pretrain.evaluate.runner import evaluate_classification, evaluate_classifier
 from pretrain.evaluate.templates import load_classes, load_templates
 
 CLASSES = ("cat", "dog", "red bus", "tree", "house", "street", "sea")
@@ -54,6 +56,23 @@ def test_accuracies_equal_a_dense_reference():
     assert outcome.counts == {"images": 60, "classes": 7, "templates": 3}
     assert outcome.chance == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "mean_per_class": 1 / 7})
     assert 0 < outcome.metrics["top1"] < outcome.metrics["top5"] < 1
+
+
+def test_a_classifier_reports_its_own_cross_entropy():
+    """As training computes it, on every image once; chance is that of equal scores."""
+    head = torch.linspace(-2, 2, 3 * 7).reshape(3, 7)
+    scores = lambda images: images[:, :, 0, 0].float() % 5 @ head  # noqa: E731
+    outcome = evaluate_classifier(scores, FakeReader(60, 8, classes=7), CLASSES, ranks())
+    images = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 1, 1)
+    want = F.cross_entropy(scores(images).double(), torch.arange(60) % 7).item()
+    assert outcome.metrics["validation_loss"] == pytest.approx(want, abs=1e-9)
+    assert outcome.chance["validation_loss"] == pytest.approx(math.log(7))
+    numbers = torch.arange(7).flip(0)  # what the model calls each label
+    outcome = evaluate_classifier(scores, FakeReader(60, 8, classes=7), CLASSES, ranks(), numbers)
+    want = F.cross_entropy(scores(images).double(), 6 - torch.arange(60) % 7).item()
+    assert outcome.metrics["validation_loss"] == pytest.approx(want, abs=1e-9)
+    with pytest.raises(UserError, match="label that is no class"):
+        evaluate_classifier(scores, FakeReader(60, 8, classes=8), CLASSES, ranks())
 
 
 def test_top5_is_left_out_up_to_five_classes():

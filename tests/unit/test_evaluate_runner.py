@@ -8,15 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import plain_losses
 from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.format.writer import write_shard
 from evaluate_fakes import FakeReader, FakeTowers, ranks
 from pretrain.evaluate import features as features_module
 from pretrain.evaluate.features import CorpusFeatures, encode_corpus
+from pretrain.evaluate.pair_loss import PairLoss, validation_loss
 from pretrain.evaluate.pairs import MinimalPairs, metrics_by_kind, pair_metrics, read_pairs
 from pretrain.evaluate.retrieval import retrieval_metrics
-from pretrain.evaluate.runner import evaluate_retrieval, validation_loss
+from pretrain.evaluate.runner import evaluate_retrieval
 
 
 def _expected(towers: FakeTowers, images: int) -> CorpusFeatures:
@@ -46,7 +48,7 @@ def test_many_captions_go_through_in_chunks(monkeypatch):
 def test_the_outcome_has_metrics_chance_and_counts():
     towers, progress = FakeTowers(), []
     outcome = evaluate_retrieval(
-        towers, FakeReader(40, 8), ranks(), 40, scale=20.0, loss_batch=16, progress=progress.append
+        towers, FakeReader(40, 8), ranks(), 40, PairLoss(20.0), loss_batch=16, progress=progress.append
     )
     want = _expected(towers, 40)
     assert outcome.metrics.items() >= retrieval_metrics(want.images, want.texts, want.text_image).items()
@@ -66,9 +68,26 @@ def test_validation_loss_is_the_mean_of_full_batches_of_first_captions():
         logits = 20.0 * towers.image[part].double() @ towers.text[part * 4].double().T
         rows, columns = torch.log_softmax(logits, 1).diagonal(), torch.log_softmax(logits, 0).diagonal()
         losses.append(-(rows.mean() + columns.mean()) / 2)
-    assert validation_loss(features, 20.0, 8) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-6)
-    everything = validation_loss(features, 20.0, 30)
-    assert validation_loss(features, 20.0, 1000) == everything  # smaller than a batch: one batch
+    infonce = PairLoss(20.0)
+    assert validation_loss(features, infonce, ranks(), 8) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-9)
+    everything = validation_loss(features, infonce, ranks(), 30)
+    assert validation_loss(features, infonce, ranks(), 1000) == everything  # smaller than a batch: one batch
+
+
+@pytest.mark.parametrize("name", plain_losses.SETTINGS)
+def test_validation_loss_is_the_value_of_the_loss_that_trains(name):
+    """By the loss's definition on the whole matrix; captions and images that are one are so here too."""
+    towers, settings = FakeTowers(), plain_losses.SETTINGS[name]
+    loss = PairLoss(15.0, -2.5, settings)
+    found = evaluate_retrieval(towers, FakeReader(40, 8), ranks(), 40, loss, loss_batch=15)
+    image = torch.tensor([image for image in range(40) if image % 4])
+    identity = torch.stack([image // 2, image * 4 % 50], dim=1)
+    scalars = (torch.tensor([value], dtype=torch.float64) for value in (15.0, -2.5))
+    pairs = towers.image[image].double(), towers.text[image * 4].double()
+    scale, bias = scalars
+    want = [plain_losses.plain_loss(settings, *(side[rows] for side in pairs), scale, bias, identity[rows])
+            for rows in (slice(0, 15), slice(15, 30))]  # fmt: skip
+    assert found.metrics["validation_loss"] == pytest.approx(torch.stack(want).mean().item(), abs=1e-9)
 
 
 def _pair_features(images: list[list[float]], texts: list[list[float]]) -> CorpusFeatures:

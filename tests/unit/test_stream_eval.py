@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from data_tools.errors import UserError
 from data_tools.media.members import Fields
@@ -47,6 +48,16 @@ def test_all_captions_with_the_position_of_their_image(corpus):
         assert batch.captions == captions
         assert torch.equal(batch.texts, characters(captions))
         assert batch.text_image.tolist() == [p for p in batch.positions.tolist() for _ in range(3)]
+
+
+def test_images_and_texts_are_told_apart_as_in_training(corpus):
+    """By the bytes of the image and the tokens of the text."""
+    signed = lambda data: np.uint64(xxhash.xxh3_64_intdigest(data)).astype(np.int64)  # noqa: E731
+    for batch in read(corpus):
+        of_images, of_texts = batch.hashes
+        assert of_images.tolist() == [signed(members(position)["jpg"]) for position in batch.positions.tolist()]
+        assert of_texts.tolist() == [signed(text.numpy().tobytes()) for text in batch.texts]
+    assert read(corpus, tokenize=None)[0].hashes is None
 
 
 def test_labels_where_there_are_any(corpus, tmp_path):
