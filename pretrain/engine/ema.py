@@ -14,9 +14,10 @@ from pretrain.process.runtime import Runtime
 
 
 class Ema:
-    """The average after `updates` updates, flat tensors by parameter name; of what learns alone.
+    """The moving average of the parameters that learn, after `updates` updates.
 
-    Early on it forgets faster, by (1 + updates) / (10 + updates), so that the first weights do not stay in it.
+    `values` holds the part of it that this rank keeps: flat tensors by parameter name. Early on the decay is smaller,
+    (1 + updates) / (10 + updates), so that the random first weights do not stay in the average.
     """
 
     def __init__(self, zero: Zero, decay: float, runtime: Runtime):
