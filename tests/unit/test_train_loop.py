@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from pretrain.loop.saving import Saving
 from pretrain.loop.timetable import make_timetable
 from pretrain.process.runtime import OnHost, Runtime
 from pretrain.process.status import Status
+from pretrain.process.watch import Watch
 from pretrain.report.metrics import Metrics
 from pretrain.report.writes import Writes
 from pretrain.stream.loader import TrainStream
@@ -142,12 +144,12 @@ def test_a_step_that_was_left_out_is_logged_without_a_loss(tmp_path, stream):
 def test_pauses_are_not_training_time(tmp_path, stream, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    book, _ = book_of(tmp_path, stream, TrainState(step=1))
+    book, _ = book_of(tmp_path, stream, TrainState(step=1, samples_seen=100))  # resumed there
     with book.paused("an evaluation"):
         now[0] += 50
     book.count(0, 0.5, False)
     now[0] += 2
-    assert book._interval.close(8, 1) == {"samples_per_second": 4.0, "data_wait": 0.25}
+    assert book._interval.close(108, 1) == {"samples_per_second": 4.0, "data_wait": 0.25}
     assert Interval(8).close(8, 1) == {"samples_per_second": 0.0, "data_wait": 0.0}
 
 
@@ -259,6 +261,19 @@ def test_what_ends_the_run_names_ranks_samples_and_the_way_back():
     assert "ranks none, all features finite; remedy: last good checkpoint: none yet" in str(
         explain(error, 8, 1.0, [], None)
     )
+
+
+def test_an_error_that_leaves_the_watch_is_the_last_word_of_the_status(tmp_path):
+    status = Status(tmp_path, True)
+    status.own()
+    with pytest.raises(OSError, match="full"), Watch(alone(), status, "20 minutes"):
+        raise OSError("the disk is full")
+    said = json.loads((tmp_path / "status.json").read_text())
+    assert (said["state"], said["reason"]) == ("failed", "the disk is full")
+    for thread in threading.enumerate():
+        if thread.name == "hang-watch":
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
