@@ -28,15 +28,15 @@ from pretrain.process.precision import settle
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
 from pretrain.report.provenance import git_commit, package_versions
-from pretrain.stream.batches import Batch
-from pretrain.stream.draw import Draw, Purpose
-from pretrain.stream.eval_reader import EvalReader
-from pretrain.stream.loader import StreamSource, TrainStream
-from pretrain.stream.members import Fields
+from pretrain.stream.eval_reader import EvalReader, eval_fields
+from pretrain.stream.fields import Field
+from pretrain.stream.fields.image import Image, image_settings
+from pretrain.stream.fields.label import Label
+from pretrain.stream.fields.text import Text
+from pretrain.stream.loader import FieldsOf, StreamSettings, StreamSource, TrainStream
 from pretrain.stream.position import Position
-from pretrain.stream.transform import ImageSettings
-from pretrain.tasks import ContrastiveConfig
-from pretrain.towers.build import DualEncoder
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.towers.cut import TextRule
 from pretrain.towers.dropout import without_dropout
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
@@ -59,48 +59,48 @@ def cache_settings(data: ImageDataConfig) -> CacheSettings:
 
 
 def _source(source: ImageSource, corpus: Corpus) -> StreamSource:
-    places = parse_fields(source.image, source.captions)
-    fields = fitting(Fields(places.image, places.captions, source.choose), corpus)
+    mapping = fitting(parse_fields(source.image, source.captions), corpus)
     weight = corpus.num_samples * source.repeat if source.weight is None else source.weight
-    return StreamSource(corpus, fields, weight, source.repeat)
+    return StreamSource(corpus, mapping, source.choose, weight, source.repeat)
 
 
-def image_settings(spec: ModelSpec, data: ImageDataConfig | None = None) -> ImageSettings:
-    """Picture size, interpolation and evaluation resize as the architecture has them; training as `data` says."""
-    data = data or ImageDataConfig()
-    low, high = data.crop_scale
-    return ImageSettings(
-        size=spec.image_size,
-        crop_scale=(low, high),
-        interpolation=spec.preprocess_cfg["interpolation"],
-        resize_mode=spec.preprocess_cfg["resize_mode"],
-        flip=data.flip,
-        color_jitter=data.color_jitter,
-        scaled_decode=data.scaled_decode,
-    )
+def pair_fields(
+    config: ContrastiveConfig, spec: ModelSpec, rule: TextRule | None = None, dropped: Sequence[float] = ()
+) -> FieldsOf:
+    """The fields of pairs: a caption, cut by `rule`, and a picture. `dropped`: the share of patches that each phase and
+    the time after them leaves out; none where it is empty."""
+    sizes = [phase.image_size for phase in config.model.phases]
+    tokenize = tokenizer_of(spec)
+
+    def fields(source: StreamSource, phase: int) -> dict[str, Field]:
+        settings = image_settings(spec, config.data, [*sizes, None][phase])
+        return {
+            "text": Text(tokenize, source.mapping, source.choose, config.data.word_dropout, rule),
+            "image": Image(settings, source.mapping, dropped[phase] if dropped else 0.0),
+        }
+
+    return fields
+
+
+def label_fields(config: ClassifyConfig, spec: ModelSpec, classes: int, dropped: float = 0.0) -> FieldsOf:
+    """The fields of labelled images: a number below `classes`, and a picture. `dropped`: the share of patches left
+    out."""
+    settings = image_settings(spec, config.data)
+    return lambda source, _: {"label": Label(classes), "image": Image(settings, source.mapping, dropped)}
 
 
 def train_stream(
-    config: Config,
-    sources: Sequence[StreamSource],
-    spec: ModelSpec,
-    target: str,
-    runtime: Runtime,
-    look_only: bool = False,
+    config: Config, sources: Sequence[StreamSource], fields: FieldsOf, runtime: Runtime, look_only: bool = False
 ) -> TrainStream:
-    """This rank's stream of captions or labels. `look_only`: read in this process and write down no bad samples."""
-    local_batch(config, runtime.world_size)
-    folder = Path(config.run.dir)
-    return TrainStream(
-        sources,
+    """This rank's stream. `look_only`: read in this process and write down no bad samples."""
+    share, folder = local_batch(config, runtime.world_size), Path(config.run.dir)
+    settings = StreamSettings(
+        fields=fields,
         seed=config.seed,
         global_batch=config.train.global_batch,
         window=config.data.window,
-        image=image_settings(spec, config.data),
+        micro_batch=config.train.micro_batch or share,
         phases=config.model.phases if isinstance(config, ContrastiveConfig) else (),
-        word_dropout=config.data.word_dropout,
-        tokenize=tokenizer_of(spec) if target == "caption" else None,
-        target=target,
         rank=runtime.rank,
         world_size=runtime.world_size,
         workers=0 if look_only else config.data.workers,
@@ -109,20 +109,14 @@ def train_stream(
         node_ranks=runtime.node_ranks if runtime.local_rank == 0 and not look_only else None,
         changed_shards=folder / f"changed-shards-{runtime.rank}.jsonl" if config.data.verify_shards else None,
     )
+    return TrainStream(sources, settings)
 
 
 def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: bool, runtime: Runtime) -> EvalReader:
     """This rank's evaluation reader, with or without captions."""
-    return EvalReader(
-        corpus,
-        image_settings(spec),
-        tokenizer_of(spec) if captions else None,
-        config.eval.batch,
-        runtime.rank,
-        runtime.world_size,
-        config.data.workers,
-        parse_fields(None, config.eval.captions if captions else None),
-    )
+    tokenize = tokenizer_of(spec) if captions else None
+    fields = eval_fields(corpus, spec, tokenize, parse_fields(None, config.eval.captions if captions else None))
+    return EvalReader(corpus, fields, config.eval.batch, runtime.rank, runtime.world_size, config.data.workers)
 
 
 def settle_precision(config: _Config, runtime: Runtime) -> _Config:
@@ -234,14 +228,6 @@ def _first_difference(saved: object, now: object, path: str = "model") -> str:
         place = next(place for place, pair in enumerate(zip(saved, now, strict=True)) if pair[0] != pair[1])
         return _first_difference(saved[place], now[place], f"{path}.{place}")
     return f"{path}: {shown(repr(now))} where the checkpoint has {shown(repr(saved))}"
-
-
-def patch_bits(towers: DualEncoder, seed: int, batch: Batch) -> torch.Tensor | None:
-    """What the towers draw the kept patches of each sample from, int64 `[b]` on the host; None where they drop none."""
-    if towers.patch_dropout is None or not towers.patch_dropout.prob:
-        return None
-    samples = zip(batch.slots.epochs.tolist(), batch.ids.tolist(), strict=True)
-    return torch.tensor([Draw(seed, *sample).signed(Purpose.PATCHES) for sample in samples])
 
 
 def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:

@@ -27,6 +27,7 @@ from pretrain.objectives import SigmoidConfig
 from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
+from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
@@ -48,8 +49,9 @@ class PretrainJob:
         if config.train.compile:
             self.model.compile_towers()
         spec = self.model.spec
-        self.stream = assemble.train_stream(config, assemble.train_sources(config.data), spec, "caption", runtime)
         self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
+        fields = assemble.pair_fields(config, spec, self.model.rule, self._patch_dropouts)
+        self.stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
         self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
@@ -73,7 +75,8 @@ class PretrainJob:
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
-        identity = batch.identity.to(self.runtime.device, non_blocking=True)
+        identity = torch.stack([batch.identity["image"], batch.identity["text"]], dim=1)
+        identity = identity.to(self.runtime.device, non_blocking=True)
 
         def loss(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
             return contrastive_loss(Features.of(rows, shared, identity), self.config.objective)
@@ -92,15 +95,10 @@ class PretrainJob:
         """Recall and the run's own loss on eval.retrieval, accuracy on eval.classification."""
         return self._evaluations(self.engine)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
+    def _micro_batches(self, batch: Batch) -> list[Inputs]:
         if self.model.patch_dropout is not None:
             self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
-        bits = assemble.patch_bits(self.model, self.config.seed, batch)
-        for start in range(0, len(batch.images), self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            texts = self.model.rule(batch.texts[rows])
-            image = {"pixels": batch.images[rows]} | ({} if bits is None else {"patch_bits": bits[rows]})
-            yield {"image": image, "text": texts}
+        return micro_batches(batch.inputs, self.micro_batch)
 
 
 def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:

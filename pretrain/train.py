@@ -213,7 +213,8 @@ def _evaluate(job: Job, book: Book, batch: Batch) -> dict[str, float]:
     with book.paused("an evaluation"):
         values = job.evaluate()
         shown = job.config.log.images
-        book.evaluated(values, batch.images[:shown], batch.captions and batch.captions[:shown])
+        pictures = batch.inputs["image"]["pixels"][:shown] if batch.captions and "image" in batch.inputs else None
+        book.evaluated(values, pictures, batch.captions[:shown])
     return values
 
 

@@ -16,12 +16,10 @@ CONTEXT, DIM = 4, 33
 class FakeBatch:
     """What evaluation reads of an EvalBatch."""
 
-    images: torch.Tensor
+    inputs: dict[str, dict[str, torch.Tensor]]
     positions: torch.Tensor
-    texts: torch.Tensor
     text_image: torch.Tensor
-    labels: torch.Tensor | None
-    hashes: tuple[torch.Tensor, torch.Tensor]
+    identity: dict[str, torch.Tensor]
 
 
 class FakeReader:
@@ -42,15 +40,15 @@ class FakeReader:
             captions = [(image, index) for image in mine for index in range(image % 4)]
             captions = captions or [(-1, 0)]  # as EvalReader: one padding text where there is none
             tokens = [[max(image, 0) * 4 + index, 9, 9, 9] for image, index in captions]
-            labels = None if self.classes is None else positions % self.classes
-            yield FakeBatch(
-                values.expand(-1, 3, 2, 2),
-                positions,
-                torch.tensor(tokens, dtype=torch.int64).reshape(-1, CONTEXT),
-                torch.tensor([image for image, _ in captions], dtype=torch.int64),
-                labels,
-                (positions // 2, torch.tensor([token[0] % 50 for token in tokens])),
-            )
+            inputs = {
+                "image": {"pixels": values.expand(-1, 3, 2, 2)},
+                "text": {"tokens": torch.tensor(tokens, dtype=torch.int64).reshape(-1, CONTEXT)},
+            }
+            if self.classes is not None:
+                inputs["label"] = {"class": positions % self.classes}
+            owners = torch.tensor([image for image, _ in captions], dtype=torch.int64)
+            hashes = {"image": positions // 2, "text": torch.tensor([token[0] % 50 for token in tokens])}
+            yield FakeBatch(inputs, positions, owners, hashes)
 
 
 class FakeTowers:

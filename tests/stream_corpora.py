@@ -4,16 +4,69 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
-from PIL import Image
 
 from data_tools.corpus import Corpus, open_corpus
 from data_tools.format.writer import write_shard
+from data_tools.media.members import DEFAULT_FIELDS, fitting
+from pretrain.stream.eval_reader import EvalReader, labels_of
+from pretrain.stream.fields import Field
+from pretrain.stream.fields.image import Image
+from pretrain.stream.fields.label import Label
+from pretrain.stream.fields.text import Text
+from pretrain.stream.loader import FieldsOf, StreamSettings, StreamSource, TrainStream
+from pretrain.stream.transform import ImageSettings
 
 CONTEXT = 12
+IMAGE = ImageSettings(16)
+
+
+def fields_of(image: ImageSettings = IMAGE, tokenize=None, word_dropout=0.0, rule=None, phases=()) -> FieldsOf:
+    """What `StreamSettings` take: pictures, with a tokenizer their captions, else their labels."""
+
+    def fields(source: StreamSource, phase: int) -> dict[str, Field]:
+        size = [*(phase.image_size for phase in phases), None][phase] or image.size
+        picture = Image(replace(image, size=size), source.mapping)
+        if tokenize is None:
+            return {"label": Label(), "image": picture}
+        return {"text": Text(tokenize, source.mapping, source.choose, word_dropout, rule), "image": picture}
+
+    return fields
+
+
+def stream_of(sources: Corpus | list[StreamSource], **settings) -> TrainStream:
+    """A stream by the settings of `fields_of` and of `StreamSettings`."""
+    names = ("image", "tokenize", "word_dropout", "rule")
+    own = {name: settings.pop(name) for name in names if name in settings}
+    settings.setdefault("fields", fields_of(phases=settings.get("phases", ()), **own))
+    return TrainStream(sources, StreamSettings(**settings))
+
+
+def reader_of(corpus: Corpus, tokenize=None, batch=4, image=IMAGE, mapping=DEFAULT_FIELDS, **settings) -> EvalReader:
+    """An evaluation reader of pictures, with a tokenizer of their captions, of labels where there are any."""
+    mapping = fitting(mapping, corpus)
+    texts = {} if tokenize is None else {"text": Text(tokenize, mapping)}
+    return EvalReader(corpus, {"image": Image(image, mapping), **texts, **labels_of(corpus)}, batch, **settings)
+
+
+def pixels(batch) -> torch.Tensor:
+    """Of the images of a Batch or EvalBatch."""
+    return batch.inputs["image"]["pixels"]
+
+
+def tokens(batch) -> torch.Tensor:
+    """Of its texts."""
+    return batch.inputs["text"]["tokens"]
+
+
+def classes(batch) -> torch.Tensor:
+    """Of its labels."""
+    return batch.inputs["label"]["class"]
 
 
 def characters(texts: list[str]) -> torch.Tensor:
@@ -27,7 +80,9 @@ def picture(number: int, format: str = "JPEG") -> bytes:
     generator = np.random.default_rng(number)
     coarse = generator.integers(0, 256, (4, 5, 3)).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((24 + number % 9, 20 + number % 7), Image.Resampling.BILINEAR).save(buffer, format)
+    PIL.Image.fromarray(coarse).resize((24 + number % 9, 20 + number % 7), PIL.Image.Resampling.BILINEAR).save(
+        buffer, format
+    )
     return buffer.getvalue()
 
 

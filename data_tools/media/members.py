@@ -1,7 +1,7 @@
 """What a stored sample means: which member is the image, which texts are its captions, what is its label."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from data_tools.corpus import Corpus, Sample
 from data_tools.errors import UsageError
@@ -9,9 +9,6 @@ from data_tools.media import DEFAULT_CAPTIONS
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts, captions_of_text, has_caption_lines, parse_json, usable
 from data_tools.media.image import IMAGE_EXTENSIONS
-
-Target = Literal["caption", "label"]
-Mapping = TypeVar("Mapping", bound="Fields")
 
 LINES = "lines"
 
@@ -33,16 +30,15 @@ class Fields:
         if not self.image or not self.captions or not all((*self.image, *self.captions)):
             raise UsageError("an empty name in a key mapping", got=f"{self.image}, {self.captions}")
 
-    def missing(self, sample: Sample, target: Target | None) -> str | None:
-        """What the sample lacks of the kind that this mapping expects, with the names looked for; None: nothing. Only
-        whether it is there is asked, not what it holds."""
-        if not any(extension in sample.members for extension in self.image):
-            return f"image ({', '.join(self.image)})"
-        if target == "label" and "cls" not in sample.members:
-            return "label (cls)"
-        if target == "caption" and not any(_present(sample, place) for place in self.captions):
-            return f"caption ({', '.join(self.captions)})"
-        return None
+    def lacks_image(self, sample: Sample) -> str | None:
+        """What a sample without an image member lacks, with the names looked for; None: it has one."""
+        there = any(extension in sample.members for extension in self.image)
+        return None if there else f"image ({', '.join(self.image)})"
+
+    def lacks_caption(self, sample: Sample) -> str | None:
+        """Likewise for captions. Only whether something is there is asked, not what it holds."""
+        there = any(_present(sample, place) for place in self.captions)
+        return None if there else f"caption ({', '.join(self.captions)})"
 
     def image_bytes(self, sample: Sample) -> bytes:
         """Raises BadSampleError `no_image`."""
@@ -71,7 +67,7 @@ def parse_fields(image: str | None, captions: str | None) -> Fields:
     return Fields(names, tuple((captions or DEFAULT_CAPTIONS).split(";")))
 
 
-def fitting(fields: Mapping, corpus: Corpus) -> Mapping:
+def fitting(fields: Fields, corpus: Corpus) -> Fields:
     """The mapping as the layout of a corpus has it: of CLIP_benchmark's, the lines of a txt are captions."""
     if "txt" in fields.captions and has_caption_lines(corpus.urls[0]):
         return replace(fields, captions=tuple(LINES if place == "txt" else place for place in fields.captions))
@@ -85,6 +81,11 @@ def captions_at(sample: Sample, place: str) -> list[str]:
     if isinstance(found, bytes):
         return captions_of_text(found, lines=place == LINES)
     return usable(as_texts(found))
+
+
+def lacks_label(sample: Sample) -> str | None:
+    """What a sample without a label lacks; None: it has one."""
+    return None if "cls" in sample.members else "label (cls)"
 
 
 def label(sample: Sample, num_classes: int = 0) -> int:

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_tools.corpus import open_corpus
 from data_tools.progress import Progress
 from launch.benchmark.trainers import Trial
-from pretrain.assemble import image_settings
 from pretrain.config.tree import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.gradcache import contrastive_backward
@@ -22,7 +21,9 @@ from pretrain.objectives import InfoNCEConfig
 from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
-from pretrain.stream.loader import TrainStream
+from pretrain.stream.fields.image import Image, image_settings
+from pretrain.stream.fields.text import Text
+from pretrain.stream.loader import StreamSettings, TrainStream
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder, build_model
 from pretrain.towers.cut import parts_of
 from pretrain.towers.model import Outputs
@@ -76,12 +77,13 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     ours, theirs = [], []
     with Progress("both trainers", trial.steps_per_epoch, "steps") as progress:
         for batch in _batches(trial, model, trial.steps_per_epoch):
-            images = batch.images.to(runtime.device)
+            images = batch.inputs["image"]["pixels"].to(runtime.device)
+            texts = batch.inputs["text"]["tokens"]
             lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
-            inputs = {"image": {"pixels": images}, "text": model.text_rows(batch.texts)}
+            inputs = {"image": {"pixels": images}, "text": model.text_rows(texts)}
             ours.append(float(contrastive_backward(engine, [inputs], _infonce)))
             engine.update(lr)
-            theirs.append(peer.backward(images, batch.texts.to(runtime.device)))
+            theirs.append(peer.backward(images, texts.to(runtime.device)))
             peer.update(lr)
             progress.update(len(ours))
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
@@ -95,7 +97,7 @@ def step_flops(trial: Trial, pairs: int) -> dict:
     model = build_model(trial.model, trial.seed, _BUCKETS)
     peer = Peer(model, trial)
     batch = next(_batches(trial, model, 1))
-    images, texts = batch.images[:pairs], batch.texts[:pairs]
+    images, texts = batch.inputs["image"]["pixels"][:pairs], batch.inputs["text"]["tokens"][:pairs]
     inputs = {"image": {"pixels": images}, "text": model.text_rows(texts)}
     ours = _count(lambda: _backward(model(inputs)))
     theirs = _count(lambda: peer.backward(images, texts))
@@ -120,15 +122,14 @@ def _backward(outputs: Outputs) -> None:
 
 
 def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:
-    stream = TrainStream(
-        open_corpus(trial.source),
+    settings = StreamSettings(
+        fields=lambda *_: {"text": Text(model.tokenize), "image": Image(image_settings(model.spec))},
         seed=trial.seed,
         global_batch=trial.global_batch,
         window=DataConfig.window,
-        image=image_settings(model.spec),
-        tokenize=model.tokenize,
         workers=trial.workers,
     )
+    stream = TrainStream(open_corpus(trial.source), settings)
     for number, batch in enumerate(stream.iterate(0), 1):
         yield batch
         if number == count:

@@ -81,27 +81,31 @@ def dualstream(trial: LoaderTrial) -> Batches:
     import torch
 
     from data_tools.corpus import open_corpus
-    from pretrain.config.tree import DataConfig
-    from pretrain.stream.loader import TrainStream
+    from pretrain.config.tree import DataConfig, ModelConfig
+    from pretrain.stream.fields.image import Image
+    from pretrain.stream.fields.text import Text
+    from pretrain.stream.loader import StreamSettings, TrainStream
     from pretrain.stream.transform import ImageSettings
+    from pretrain.towers.cut import TextRule
     from pretrain.towers.spec import resolve_spec, tokenizer_of
 
     mean, std = (
         torch.tensor(values).view(3, 1, 1) * 255
         for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
-    stream = TrainStream(
-        open_corpus(trial.shards),
+    image = ImageSettings(trial.size, crop_scale=trial.crop_scale, scaled_decode=trial.scaled_decode)
+    tokenize, rule = tokenizer_of(resolve_spec(_MODEL)), TextRule(causal=True, buckets=ModelConfig.text_buckets)
+    settings = StreamSettings(
+        fields=lambda *_: {"text": Text(tokenize, rule=rule), "image": Image(image)},
         seed=0,
         global_batch=trial.batch,
         window=DataConfig.window,
-        image=ImageSettings(trial.size, crop_scale=trial.crop_scale, scaled_decode=trial.scaled_decode),
-        tokenize=tokenizer_of(resolve_spec(_MODEL)),
         workers=trial.workers,
     )
-    with stream:
+    with TrainStream(open_corpus(trial.shards), settings) as stream:
         for batch in stream.iterate():
-            yield (batch.images - mean) / std if trial.as_float else batch.images, batch.texts
+            images = batch.inputs["image"]["pixels"]
+            yield (images - mean) / std if trial.as_float else images, batch.inputs["text"]["tokens"]
 
 
 def open_clip_pipeline(trial: LoaderTrial) -> Batches:

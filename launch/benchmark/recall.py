@@ -12,12 +12,11 @@ import torch
 from data_tools.corpus import Corpus, open_corpus
 from launch.benchmark.throughput import Bench
 from launch.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
-from pretrain.assemble import image_settings
 from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained
 from pretrain.evaluate.runner import evaluate_retrieval
 from pretrain.process.runtime import Runtime
-from pretrain.stream.eval_reader import EvalReader
+from pretrain.stream.eval_reader import EvalReader, eval_fields
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise
 from pretrain.towers.weights_file import read_weights
@@ -79,7 +78,7 @@ def _their_weights(trial: Trial, run: Path, epoch: int) -> DualEncoder:
 
 def _retrieval(model: DualEncoder, corpus: Corpus, runtime: Runtime) -> dict[str, float]:
     model.to(runtime.device)
-    reader = EvalReader(corpus, image_settings(model.spec), model.tokenize, batch=64, rank=0, world_size=1, workers=1)
+    reader = EvalReader(corpus, eval_fields(corpus, model.spec, model.tokenize), batch=64, workers=1)
 
     def encode(images: torch.Tensor | None, texts: torch.Tensor | None):
         image_features = None if images is None else model.encode_image(images.to(runtime.device))

@@ -19,7 +19,6 @@ from data_tools.errors import shown as short
 from data_tools.media.members import parse_fields
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
-from pretrain.assemble import image_settings
 from pretrain.engine.opening import open_model
 from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.classes import class_numbers, shown
@@ -47,7 +46,7 @@ from pretrain.evaluate.templates import load_classes, load_templates
 from pretrain.process.agree import gather, together
 from pretrain.process.precision import FP32, ability, is_bf16, settle
 from pretrain.process.runtime import Runtime, finish, start
-from pretrain.stream.eval_reader import EvalReader
+from pretrain.stream.eval_reader import EvalReader, eval_fields
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 
@@ -126,8 +125,8 @@ def _run_task(
 ) -> Outcome:
     tokenize = None if options.task == "classification" else model.tokenize
     place = (options.batch, runtime.rank, runtime.world_size, options.workers)
-    fields = parse_fields(None, options.captions)
-    reader = EvalReader(corpus, image_settings(model.spec), tokenize, *place, fields)
+    mapping = parse_fields(None, options.captions)
+    reader = EvalReader(corpus, eval_fields(corpus, model.spec, tokenize, mapping), *place)
     what = options.task if runtime.world_size == 1 else f"{options.task} (rank 0 of {runtime.world_size})"
     with Progress(what, -(-corpus.num_samples // runtime.world_size), "images") as bar:
         progress = bar.update if runtime.is_main else None

@@ -99,10 +99,9 @@ def encode_corpus(
     for batch in counted(reader, progress):
         image, text = _encode_batch(encode, batch, ranks)
         real, captions = batch.positions >= 0, batch.text_image >= 0
-        image_hash, text_hash = batch.hashes
-        rows = (image, batch.positions, image_hash)
+        rows = (image, batch.positions, batch.identity["image"])
         of_images.append([values.to(image.device)[real.to(image.device)] for values in rows])
-        rows = (text[: len(captions)], batch.text_image, text_hash)
+        rows = (text[: len(captions)], batch.text_image, batch.identity["text"])
         of_texts.append([values.to(text.device)[captions.to(text.device)] for values in rows])
     if not of_images:
         raise UserError("the evaluation corpus is empty", remedy="check --data")
@@ -115,9 +114,10 @@ def _joined(batches: list[list[torch.Tensor]]) -> list[torch.Tensor]:
 
 def _encode_batch(encode: Encode, batch, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of a batch's images [n, d] and of its texts, padded to the largest count of any rank."""
-    count = _largest(len(batch.texts), ranks)
-    chunks = batch.texts[torch.arange(count) % len(batch.texts)].split(TEXT_CHUNK)
-    image, text = encode(batch.images, chunks[0])
+    texts = batch.inputs["text"]["tokens"]
+    count = _largest(len(texts), ranks)
+    chunks = texts[torch.arange(count) % len(texts)].split(TEXT_CHUNK)
+    image, text = encode(batch.inputs["image"]["pixels"], chunks[0])
     rest = [encode(None, chunk)[1] for chunk in chunks[1:]]
     return image.float(), torch.cat([text, *rest]).float()
 

@@ -97,10 +97,12 @@ def evaluate_classification(
     embeddings = class_embeddings(encode, tokenize, classes, templates, ranks)
     hits = ClassCounts.zeros(len(classes), embeddings.device)
     for batch in counted(reader, progress):
-        check_classes(classes, batch.labels is not None)
+        check_classes(classes, "label" in batch.inputs)
         real = batch.positions >= 0
-        features = encode(batch.images, None)[0].float()
-        hits.add(features[real.to(features.device)], batch.labels[real].to(features.device), embeddings)
+        features = encode(batch.inputs["image"]["pixels"], None)[0].float()
+        hits.add(
+            features[real.to(features.device)], batch.inputs["label"]["class"][real].to(features.device), embeddings
+        )
     return _accuracies(hits, classes, ranks, {"templates": len(templates)})
 
 
@@ -130,10 +132,11 @@ def evaluate_classifier(
     )
     for batch in counted(reader, progress):
         beat()
-        check_classes(classes, batch.labels is not None)
+        check_classes(classes, "label" in batch.inputs)
         real = batch.positions >= 0
-        found = scores(batch.images.to(ranks.device, non_blocking=True)).float()
-        found, labels = found[real.to(found.device)], renumber(batch.labels[real], numbers).to(found.device)
+        found = scores(batch.inputs["image"]["pixels"].to(ranks.device, non_blocking=True)).float()
+        found = found[real.to(found.device)]
+        labels = renumber(batch.inputs["label"]["class"][real], numbers).to(found.device)
         hits.add_scores(found, labels)
         fit = (labels >= 0) & (labels < len(classes))  # others are an error once all ranks know of them
         loss += F.cross_entropy(found[fit].double(), labels[fit], reduction="sum")

@@ -11,8 +11,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from data_tools.errors import UserError
-from pretrain.assemble import image_settings
 from pretrain.export.clients import Client
+from pretrain.stream.fields.image import image_settings
 from pretrain.stream.transform import ImageTransform
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from data_tools.errors import UserError
-from pretrain.assemble import image_settings
 from pretrain.export.clients import Client
 from pretrain.export.formats import formats_of
 from pretrain.export.probes import (
@@ -26,6 +25,7 @@ from pretrain.export.probes import (
     picture_divergences,
     text_divergences,
 )
+from pretrain.stream.fields.image import image_settings
 from pretrain.stream.transform import ImageTransform
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -27,6 +26,7 @@ from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
 from pretrain.report.profiling import part
 from pretrain.stream.batches import Batch
+from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ClassifyConfig
 from pretrain.towers.classifier import SCORES, scores_of
 from pretrain.towers.model import Inputs, to_device
@@ -55,7 +55,10 @@ class Prepared:
             self.model, self.lines = resumed_classifier(config, reader), []
         self.lines += filter(None, [self.model.towers.silenced])
         spec = wanted_spec(config, self.model.spec)
-        self.stream = assemble.train_stream(config, sources, spec, "label", runtime)
+        dropout = self.model.towers.patch_dropout
+        dropped = 0.0 if dropout is None else dropout.prob
+        fields = assemble.label_fields(config, spec, len(self.classes), dropped)
+        self.stream = assemble.train_stream(config, sources, fields, runtime)
         self.reader = self.evaluated and assemble.eval_reader(config, self.evaluated, spec, False, runtime)
         if self.reader:
             check_classes(self.classes, self.reader.labelled)
@@ -113,13 +116,9 @@ class FinetuneJob:
             scores = functools.partial(scores_of, self.engine)
             return evaluate_classifier(scores, self._reader, self.classes, self.runtime, self._numbers).metrics
 
-    def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
-        """Images, random bits and labels on the host, so that the device holds one micro-batch at a time."""
-        bits = assemble.patch_bits(self.engine.module.towers, self.config.seed, batch)
-        for start in range(0, len(batch.images), self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            image = {"pixels": batch.images[rows]} | ({} if bits is None else {"patch_bits": bits[rows]})
-            yield {"image": image, "label": {"class": batch.labels[rows]}}
+    def _micro_batches(self, batch: Batch) -> list[Inputs]:
+        """On the host, so that the device holds one micro-batch at a time."""
+        return micro_batches(batch.inputs, self.micro_batch)
 
     def _scores(self, inputs: Inputs) -> torch.Tensor:
         return self.engine(to_device(inputs, self.runtime.device), SCORES)["local"]["classes"]

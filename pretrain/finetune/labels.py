@@ -18,8 +18,8 @@ from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
 from pretrain.process.agree import together
 from pretrain.process.runtime import Runtime
-from pretrain.stream.batches import read_sample
 from pretrain.stream.loader import StreamSource
+from pretrain.stream.samples import read_sample
 
 _PROBES = 256  # places all over a corpus that are looked at before the whole of it
 

@@ -90,11 +90,11 @@ class Book:
             self.note(starvation_advice(pace["data_wait"], workers, cores, self._data.scaled_decode))
         self._interval = Interval(state.samples_seen)
 
-    def evaluated(self, values: Mapping[str, float], images: torch.Tensor, captions: list[str] | None) -> None:
+    def evaluated(self, values: Mapping[str, float], images: torch.Tensor | None, captions: list[str]) -> None:
         """Write down an evaluation, and show some `images` `[n, 3, h, w]` of the step's batch with their captions."""
         if values:
             self._metrics.write("eval", self._state.step, self._state.samples_seen, values)
-        if captions:
+        if images is not None:
             self._metrics.pictures(self._state.step, images, captions)
 
     def committed(self, saved: Saved, stall: float) -> None:

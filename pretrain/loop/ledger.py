@@ -24,7 +24,7 @@ class Ledger:
         bad, read = self._state.bad_samples, self._state.samples_seen
         if self._stream.too_many_bad(bad, read):
             worst = sum((Counter(shards) for shards in gather(dict(self._stream.account.by_shard))), Counter())
-            raise bad_ratio_error(bad, read, self._stream.max_bad_ratio, worst)
+            raise bad_ratio_error(bad, read, self._stream.settings.max_bad_ratio, worst)
 
     def settle(self, last: bool) -> None:
         """At the end of an epoch, and of the run if `last`: report what was expected, read and replaced since the

@@ -81,12 +81,13 @@ def _read(config: ContrastiveConfig, step: int, world_size: int, ranks: range, c
     """The samples of `ranks`, in pieces, so that the progress moves: pieces are the slices of a larger world size."""
     share = local_batch(config, world_size)
     piece = max(size for size in range(1, min(share, _PIECE) + 1) if share % size == 0)
-    sources, spec = assemble.train_sources(config.data), resolve_spec(config.model.name)
+    sources = assemble.train_sources(config.data)
+    fields = assemble.pair_fields(config, resolve_spec(config.model.name))
     lines: list[_Line] = []
     with Progress("reading", share * len(ranks), "samples") as progress:
         for number in range(ranks.start * share // piece, ranks.stop * share // piece):
             runtime = Runtime(number, config.train.global_batch // piece, 0, torch.device("cpu"), 1)
-            stream = assemble.train_stream(config, sources, spec, "caption", runtime, look_only=True)
+            stream = assemble.train_stream(config, sources, fields, runtime, look_only=True)
             if checkpoint is not None:
                 stream.go_on_from(Position.from_dict(CheckpointReader(checkpoint).state().position))
             _check_step(step, stream, config.train.duration)
@@ -120,7 +121,7 @@ def _lines(batch: Batch, planned: Slots, sources: Sequence[StreamSource], first:
             shard=sources[place.source].corpus.paths[place.shard],
             key=batch.keys[row],
             caption=batch.captions[row],
-            picture=batch.images[row],
+            picture=batch.inputs["image"]["pixels"][row],
             replaces=(planned.shards[row], planned.indices[row]) != (place.shard, place.index),
         )
 

@@ -31,8 +31,8 @@ def dry_run(config: ContrastiveConfig) -> int:
     config = assemble.settle_precision(config, runtime)
     reader = assemble.find_checkpoint(config, runtime)
     model = make_model(config, fresh=reader is None)
-    stream = assemble.train_stream(config, assemble.train_sources(config.data), model.spec, "caption", runtime)
-    patch_dropouts(model, config.model.phases)
+    fields = assemble.pair_fields(config, model.spec, model.rule, patch_dropouts(model, config.model.phases))
+    stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
     assemble.start_state(reader, config, describe(model.spec), stream, runtime)
     lines = start_lines(model, config) if reader is None else []

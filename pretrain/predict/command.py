@@ -12,7 +12,6 @@ import torch
 from data_tools.errors import UserError, shown
 from data_tools.progress import Progress
 from data_tools.redaction import redact_source
-from pretrain.assemble import image_settings
 from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.results import classifier_digest
 from pretrain.predict.pictures import BatchBuilder, PictureBatch, open_pictures
@@ -20,6 +19,7 @@ from pretrain.predict.table import column_names, open_table
 from pretrain.process.precision import is_bf16, settle
 from pretrain.process.runtime import start
 from pretrain.report.provenance import git_commit, package_versions
+from pretrain.stream.fields.image import image_settings
 from pretrain.stream.transform import ImageTransform
 from pretrain.stream.workers import BatchIterator
 from pretrain.towers.classifier import Classifier

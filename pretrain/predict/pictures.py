@@ -16,13 +16,13 @@ from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.files import read_file
 from data_tools.media.image import is_image_name
+from data_tools.media.members import DEFAULT_FIELDS
 from data_tools.pack.delimited import Dialect
 from data_tools.pack.folder import read_folder
 from data_tools.pack.records import read_records, table_suffix
 from data_tools.pack.rows import clean
 from data_tools.remote.urls import is_remote
-from pretrain.stream.batches import read_sample
-from pretrain.stream.members import PLAIN
+from pretrain.stream.samples import read_sample
 from pretrain.stream.transform import ImageTransform
 
 _MOST_BYTES = 100_000_000  # of a file, as packing has it by default
@@ -82,7 +82,7 @@ class Shards:
             sample = read_sample(self.reader, shard, index)
         except BadSampleError as error:
             return f"sample {index} of {os.path.basename(self.reader.corpus.paths[shard])}", _raising(error)
-        return sample.key, lambda: PLAIN.image_bytes(sample)
+        return sample.key, lambda: DEFAULT_FIELDS.image_bytes(sample)
 
 
 def _raising(error: Exception) -> Callable[[], bytes]:

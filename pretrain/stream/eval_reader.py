@@ -1,7 +1,10 @@
 """The evaluation reader: every sample once, in corpus order, with equal padded batches on every rank."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,71 +12,68 @@ import torch
 from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
-from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, label
-from pretrain.stream.batches import Tokenize, hashes_of, image_hash, read_sample
-from pretrain.stream.loader import check_first_shard
-from pretrain.stream.transform import ImageSettings, ImageTransform
+from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, lacks_label
+from pretrain.stream.fields import Field, Inputs, Tokenize
+from pretrain.stream.fields.image import Image, image_settings
+from pretrain.stream.fields.label import PADDING, Label
+from pretrain.stream.fields.text import Text
+from pretrain.stream.samples import Samples, check_first_shard, modules_of, pinned, read_sample
 from pretrain.stream.workers import BatchIterator
 
-PADDING = -1
+if TYPE_CHECKING:  # it imports open_clip, which loader processes of images do without
+    from pretrain.towers.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """n images and all m captions of them. Padding has position, text_image and label -1, black pixels, key ""."""
+    """n samples and all m of their texts. Padding has position, text_image and class -1, black pixels, key ""."""
 
-    images: torch.Tensor  # uint8 [n, 3, size, size]
-    positions: torch.Tensor  # int64 [n], place of each image in the corpus
-    texts: torch.Tensor | None  # int64 [m, context], m >= 1: one padding text where there is no caption
-    text_image: torch.Tensor  # int64 [m], corpus position of each text's image
+    inputs: Inputs  # rows of each field, [n, ...], of a text [m, ...]: m >= 1, one of no word where there is none
+    positions: torch.Tensor  # int64 [n], place of each sample in the corpus
+    text_image: torch.Tensor  # int64 [m], position of each text's sample
     captions: list[str]  # [m]
-    labels: torch.Tensor | None  # int64 [n]
-    hashes: tuple[torch.Tensor, torch.Tensor] | None  # with texts: int64 [n] of images, [m] of texts, as in training
+    identity: dict[str, torch.Tensor]  # of each field int64 [n] or [m], equal where two rows hold the same
     keys: list[str]  # [n]
 
-    def pin_memory(self) -> "EvalBatch":
-        """The same batch with its tensors in page-locked memory; the loader calls it."""
-        tensors = {name: getattr(self, name) for name in ("images", "texts", "labels")}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items() if tensor is not None})
+    def pin_memory(self) -> EvalBatch:
+        """The same batch with its inputs in page-locked memory; the loader calls it."""
+        return replace(self, inputs={name: pinned(rows) for name, rows in self.inputs.items()})
 
 
 class EvalReader:
     """Iterates over this rank's EvalBatches; may be iterated again. Rank r has the r-th contiguous part of the corpus.
 
-    Every rank has as many batches, with as many images in each, as the others: the end of the last parts is padding.
+    Every rank has as many batches, with as many samples in each, as the others: the end of the last parts is padding.
 
     Args:
-        image: picture size and resize mode.
-        tokenize: list of m texts -> int64 [m, context], picklable; None leaves out the captions.
-        batch: images per batch.
+        fields: what is read of each sample, see `eval_fields`; texts are the field `text`.
+        batch: samples per batch.
         workers: loader processes; 0 reads in this one.
-        fields: where images and captions are; lines of a txt are captions also where the corpus's layout says so.
 
     Raises:
-        UserError: the first shard has no image (or, with `tokenize`, no caption) member; when iterated: an unreadable
-            sample, which is never substituted here. Labels are read where the first sample has a `cls` member.
+        UserError: no sample of the first shard has what the fields need; when iterated: an unreadable sample, which is
+            never substituted here.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        image: ImageSettings,
-        tokenize: Tokenize | None,
+        fields: Mapping[str, Field],
         batch: int,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
-        fields: Fields = DEFAULT_FIELDS,
     ):
-        self.fields = fitting(fields, corpus)
-        check_first_shard(corpus, self.fields, "caption" if tokenize else None)
-        with ShardReader(corpus) as reader:
-            self.labelled = "cls" in _read(reader, 0, 0).members
+        self.fields = fields
+        check_first_shard(corpus, fields)
         share = -(-corpus.num_samples // world_size)
-        self._build = _EvalBuilder(
-            ShardReader(corpus), self.fields, ImageTransform(image), tokenize, self.labelled, batch, rank * share, share
-        )
+        self._build = _EvalBuilder(ShardReader(corpus), fields, batch, rank * share, share)
         self._batches, self._workers = -(-share // batch), workers
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are read."""
+        return "label" in self.fields
 
     def __len__(self) -> int:
         return self._batches
@@ -85,60 +85,67 @@ class EvalReader:
         self._build.reader.close()
 
 
+def eval_fields(
+    corpus: Corpus, spec: ModelSpec, tokenize: Tokenize | None = None, mapping: Fields = DEFAULT_FIELDS
+) -> dict[str, Field]:
+    """Images as the architecture takes them, with `tokenize` the captions too, and labels where the first sample has
+    one.
+
+    Args:
+        tokenize: list of m texts -> int64 [m, context], picklable.
+        mapping: where images and captions are; lines of a txt are captions also where the corpus's layout says so.
+    """
+    mapping = fitting(mapping, corpus)
+    fields: dict[str, Field] = {"image": Image(image_settings(spec), mapping)}
+    if tokenize is not None:
+        fields["text"] = Text(tokenize, mapping)
+    return fields | labels_of(corpus)
+
+
+def labels_of(corpus: Corpus) -> dict[str, Field]:
+    """The field `label` where the first sample of the corpus has one. Raises UserError where it cannot be read."""
+    with ShardReader(corpus) as reader:
+        unlabelled = lacks_label(_read(reader, 0, 0))
+    return {} if unlabelled else {"label": Label(len(corpus.classes))}
+
+
 @dataclass
 class _EvalBuilder:
     """Builds the batches of positions first .. first + share."""
 
     reader: ShardReader
-    fields: Fields
-    transform: ImageTransform
-    tokenize: Tokenize | None
-    labelled: bool
+    fields: Mapping[str, Field]
     batch: int
     first: int
     share: int
+
+    @property
+    def modules(self) -> list[str]:
+        """What the fork server imports for it."""
+        return modules_of(self.fields)
 
     def __call__(self, number: int) -> EvalBatch:
         start = self.first + number * self.batch
         positions = np.arange(start, min(start + self.batch, self.first + self.share))
         positions[positions >= self.reader.corpus.num_samples] = PADDING
-        size = self.transform.settings.size
-        images = torch.zeros((len(positions), 3, size, size), dtype=torch.uint8)
-        labels = torch.full((len(positions),), PADDING)
-        keys, captions, text_image, of_images = [""] * len(positions), [], [], [0] * len(positions)
+        samples, keys = Samples(self.fields, len(positions)), [""] * len(positions)
         for row, position in enumerate(positions.tolist()):
-            if position == PADDING:
-                continue
-            sample, texts, labels[row], of_images[row] = self._load(position, images[row].numpy())
-            keys[row] = sample.key
-            captions += texts
-            text_image += [position] * len(texts)
-        if not captions:
-            captions, text_image = [""], [PADDING]
-        tokens = self.tokenize(captions) if self.tokenize else None
-        return EvalBatch(
-            images=images,
-            positions=torch.from_numpy(positions),
-            texts=tokens,
-            text_image=torch.tensor(text_image),
-            captions=captions,
-            labels=labels if self.labelled else None,
-            hashes=None if tokens is None else hashes_of(of_images, tokens),
-            keys=keys,
-        )
+            if position != PADDING:
+                keys[row] = self._load(position, row, samples)
+        inputs, identity = samples.finish()
+        texts = samples.texts("text") if "text" in self.fields else []
+        captions = [text for own in texts for text in own] or [""]
+        owners = [at for at, own in zip(positions.tolist(), texts, strict=False) for _ in own] or [PADDING]
+        return EvalBatch(inputs, torch.from_numpy(positions), torch.tensor(owners), captions, identity, keys)
 
-    def _load(self, position: int, picture: np.ndarray) -> tuple[Sample, list[str], int, int]:
-        """The sample, its captions, its label, and the hash of its image; fills `picture`."""
+    def _load(self, position: int, row: int, samples: Samples) -> str:
         shard, index = self.reader.corpus.locate(position)
         sample = _read(self.reader, shard, index)
         try:
-            data = self.fields.image_bytes(sample)
-            picture[:] = self.transform.evaluate(data).transpose(2, 0, 1)
-            texts = self.fields.all_captions(sample) if self.tokenize else []
-            number = label(sample, len(self.reader.corpus.classes)) if self.labelled else PADDING
+            samples.put(row, sample, self.fields)
         except BadSampleError as error:
             raise _unreadable(self.reader.corpus, shard, sample.key, error) from error
-        return sample, texts, number, image_hash(data)
+        return sample.key
 
 
 def _read(reader: ShardReader, shard: int, index: int) -> Sample:

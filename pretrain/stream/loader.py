@@ -1,62 +1,64 @@
 """The training stream of one rank: batches from any global step on, the same at any world size and worker count."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from data_tools.corpus import Corpus, ShardReader, join_corpora
 from data_tools.errors import UsageError
-from data_tools.media.bad import BadSampleError
-from data_tools.media.members import Target
+from data_tools.media.members import DEFAULT_FIELDS, Fields
 from pretrain.config.batch import check_world_size
 from pretrain.config.durations import parse_duration
 from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
-from pretrain.stream.batches import Batch, BatchBuilder, Tokenize, read_sample, refuse_foreign_shard
-from pretrain.stream.members import PLAIN, Fields
+from pretrain.stream.batches import Batch, BatchBuilder
+from pretrain.stream.fields import Field
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position
 from pretrain.stream.prefetch import NodeShards, Prefetcher
+from pretrain.stream.samples import check_first_shard
 from pretrain.stream.shard_check import ShardCheck
-from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.stream.workers import BatchIterator
 
-__all__ = ["BadSample", "Batch", "StreamSource", "TrainStream"]
+__all__ = ["BadSample", "Batch", "StreamSettings", "StreamSource", "TrainStream"]
 
 MIN_READS = 1000  # reads (or one epoch, if shorter) over which the ratio of bad samples is judged
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """A source of a mixture: its shards, key mapping, share of every global batch relative to the other sources', and
-    how often an epoch of the run counts its samples."""
+    """A source of a mixture: its shards, where its images and captions are and which of several captions a step sees,
+    its share of every global batch relative to the other sources', and how often an epoch of the run counts its
+    samples."""
 
     corpus: Corpus
-    fields: Fields = PLAIN
+    mapping: Fields = DEFAULT_FIELDS
+    choose: str = "random"
     weight: float = 1.0
     repeat: float = 1.0
 
 
-class TrainStream:
-    """Batches of one rank. Calls no collective; ranks stay in step because every epoch has the same steps on each.
+FieldsOf = Callable[[StreamSource, int], dict[str, Field]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """What decides a rank's stream beside its sources.
 
     Args:
-        sources: the sources of a mixture, or the shards of a single one.
+        fields: (source, number of the phase) -> what is read of its samples; the number behind the last phase is that
+            of the time after it. All sources and phases have the same fields. What is cheap comes first: a sample that
+            is bad there costs no more.
         seed: defines, with the corpus, the order, the crops and the choice of captions.
         global_batch: samples of a step over all ranks.
         window: samples per shuffle window of a canonical stream.
-        image: picture size, training crop and augmentation.
+        micro_batch: samples that the model sees at a time; None: all of the rank's.
         phases: of the run, with pictures of other sizes.
-        word_dropout: share of the words that a caption loses.
-        tokenize: list of n texts -> int64 [n, context]; picklable (not a bound method of a model), and not defined in
-            the script that runs. None leaves `Batch.texts` None.
-        target: `caption` or `label`.
         workers: loader processes; 0 builds batches in this process.
         max_bad_ratio: share of bad samples above which `too_many_bad` says so.
         quarantine: JSON-lines file that bad samples are appended to.
@@ -64,84 +66,81 @@ class TrainStream:
             bring remote shards when they need them.
         changed_shards: JSON-lines file of shards whose content is not that of their manifest or index any more; with
             `node_ranks`, each is looked at once. None: none is.
-
-    Raises:
-        UserError: a batch that does not fit the corpus or the world size, or a source whose first shard holds no image,
-            caption or label.
     """
 
-    def __init__(
-        self,
-        sources: Corpus | Sequence[StreamSource],
-        *,
-        seed: int,
-        global_batch: int,
-        window: int,
-        image: ImageSettings,
-        phases: Sequence[Phase] = (),
-        word_dropout: float = 0.0,
-        tokenize: Tokenize | None = None,
-        target: Target = "caption",
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        max_bad_ratio: float = 0.01,
-        quarantine: str | Path | None = None,
-        node_ranks: range | None = None,
-        changed_shards: str | Path | None = None,
-    ):
-        if target not in get_args(Target):
-            raise UsageError("unknown target", got=target, expected=" or ".join(get_args(Target)))
+    fields: FieldsOf
+    seed: int
+    global_batch: int
+    window: int
+    micro_batch: int | None = None
+    phases: Sequence[Phase] = ()
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+    max_bad_ratio: float = 0.01
+    quarantine: str | Path | None = None
+    node_ranks: range | None = None
+    changed_shards: str | Path | None = None
+
+
+class TrainStream:
+    """Batches of one rank. Calls no collective; ranks stay in step because every epoch has the same steps on each.
+
+    Args:
+        sources: the sources of a mixture, or the shards of a single one.
+
+    Raises:
+        UserError: a batch that does not fit the corpus or the world size, or a source whose first shard lacks what the
+            fields need.
+    """
+
+    def __init__(self, sources: Corpus | Sequence[StreamSource], settings: StreamSettings):
         self.sources = [StreamSource(sources)] if isinstance(sources, Corpus) else list(sources)
+        self.settings = settings
         self.corpus = join_corpora([source.corpus for source in self.sources])
-        self.global_batch, self.workers, self.max_bad_ratio = global_batch, workers, max_bad_ratio
-        self._seed, self._window = seed, window
         mixture = self._mixture()
-        check_world_size(global_batch, world_size)
-        for source in self.sources:
-            check_first_shard(source.corpus, source.fields, target)
+        check_world_size(settings.global_batch, settings.world_size)
+        fields = tuple(
+            tuple(settings.fields(source, phase) for source in self.sources)
+            for phase in range(len(settings.phases) + 1)
+        )
+        for source, own in zip(self.sources, fields[0], strict=True):
+            check_first_shard(source.corpus, own)
         self._build = BatchBuilder(
             reader=ShardReader(self.corpus),
             mixture=mixture,
-            fields=tuple(source.fields for source in self.sources),
+            fields=fields,
             first_shards=tuple(accumulate((len(s.corpus.paths) for s in self.sources[:-1]), initial=0)),
-            transforms=tuple(
-                ImageTransform(replace(image, size=size or image.size))
-                for size in (*(phase.image_size for phase in phases), None)
-            ),
             ends=(),
-            word_dropout=word_dropout,
-            tokenize=tokenize,
-            target=target,
-            rank=rank,
-            world_size=world_size,
+            micro_batch=settings.micro_batch or settings.global_batch // settings.world_size,
+            rank=settings.rank,
+            world_size=settings.world_size,
         )
         self.account = BadSampleAccount()
-        self._quarantine = Quarantine(quarantine) if quarantine else None
-        self._phases = phases
+        self._quarantine = Quarantine(settings.quarantine) if settings.quarantine else None
         self._set(mixture)
         self._source: BatchIterator | None = None
-        self._node_ranks = node_ranks
         self._prefetcher: Prefetcher | None = None
-        self._changed_shards = changed_shards
         self._check: ShardCheck | None = None
 
     def _set(self, mixture: Mixture) -> None:
         """Go by this order, and by the steps at which the phases end in it."""
         self._build.mixture = mixture
         begun = mixture.anchor.step  # steps of a resumed run in an order of its past, in which no end can be placed
-        ends = [max(begun, self.steps_until(phase.until, "model.phases")) for phase in self._phases]
+        phases = self.settings.phases
+        ends = [max(begun, self.steps_until(phase.until, "model.phases")) for phase in phases]
         ahead = [end for end in ends if end > begun]
         if ends[len(ends) - len(ahead) :] != sorted(set(ahead)):
             raise UsageError(
                 "model.phases do not end one after the other",
-                got=", ".join(f"{phase.until} (step {end})" for phase, end in zip(self._phases, ends, strict=True)),
+                got=", ".join(f"{phase.until} (step {end})" for phase, end in zip(phases, ends, strict=True)),
                 remedy="put them in order; `until` counts from the start of the run",
             )
         self._build.ends = tuple(ends)
 
     def _mixture(self, streams: int | None = None, anchor: Anchor | None = None) -> Mixture:
-        return make_mixture(self.sources, self._seed, self.global_batch, self._window, streams, anchor)
+        settings = self.settings
+        return make_mixture(self.sources, settings.seed, settings.global_batch, settings.window, streams, anchor)
 
     @property
     def mixture(self) -> Mixture:
@@ -155,18 +154,19 @@ class TrainStream:
 
     def describe(self) -> list[str]:
         """What the stream reads, a line each."""
-        mixture, shards = self.mixture, len(self.corpus.paths)
+        mixture, shards, batch = self.mixture, len(self.corpus.paths), self.settings.global_batch
         lines = [
             f"data:     {self.corpus.num_samples} samples in {shards} shards, digest {self.corpus.digest}",
-            f"epoch:    {self.steps_per_epoch} steps of {self.global_batch}, {mixture.dropped} samples left out",
+            f"epoch:    {self.steps_per_epoch} steps of {batch}, {mixture.dropped} samples left out",
         ]
         shares = [source.weight for source in self.sources]
         for number, source in enumerate(self.sources if len(shares) > 1 else ()):
             share = shares[number] / sum(shares)
             lines.append(f"source {number}: {source.corpus.num_samples} samples, {share:.2%} of every global batch")
-        for phase, end, transform in zip(self._phases, self._build.ends, self._build.transforms[:-1], strict=True):
+        for phase, end, fields in zip(self.settings.phases, self._build.ends, self._build.fields, strict=False):
             dropped = "" if phase.patch_dropout is None else f", {phase.patch_dropout:.0%} of the patches left out"
-            lines.append(f"phase:    images of {transform.settings.size} px{dropped}, until step {end}")
+            size = fields[0]["image"].rows(0)["pixels"].shape[-1]
+            lines.append(f"phase:    images of {size} px{dropped}, until step {end}")
         lines += [f"damaged:  {shard}; what it lost is replaced and counted" for shard in self.corpus.damaged]
         return lines
 
@@ -197,9 +197,9 @@ class TrainStream:
         self.close()
         self.account = BadSampleAccount()
         pin = torch.cuda.is_available()
-        self._source = BatchIterator(self._build, count(first_step), self.workers, pin_memory=pin)
-        if self._node_ranks is not None:
-            self._look_ahead(self._node_ranks, first_step)
+        self._source = BatchIterator(self._build, count(first_step), self.settings.workers, pin_memory=pin)
+        if self.settings.node_ranks is not None:
+            self._look_ahead(self.settings.node_ranks, first_step)
         return self._accounted(self._source)
 
     def _look_ahead(self, ranks: range, first_step: int) -> None:
@@ -207,8 +207,9 @@ class TrainStream:
         needed = NodeShards(self.mixture, self._build.first_shards, self._build.world_size, ranks)
         if self.corpus.cache is not None:
             self._prefetcher = Prefetcher(self.corpus, self.corpus.cache, needed, first_step)
-        if self._changed_shards is not None:
-            self._check = ShardCheck(self.corpus, needed, first_step, self.max_bad_ratio, self._changed_shards)
+        journal = self.settings.changed_shards
+        if journal is not None:
+            self._check = ShardCheck(self.corpus, needed, first_step, self.settings.max_bad_ratio, journal)
 
     def _accounted(self, source: BatchIterator) -> Iterator[Batch]:
         with source:
@@ -232,15 +233,16 @@ class TrainStream:
         """The data state after `step` optimizer steps."""
         return Position(
             manifest_digest=self.corpus.digest,
-            seed=self._seed,
+            seed=self.settings.seed,
             streams=max(order.streams for order in self.mixture.orders),
-            window=self._window,
+            window=self.settings.window,
             **self.mixture.anchor_at(step)._asdict(),
         )
 
     def too_many_bad(self, bad: int, read: int) -> bool:
         """Whether more than `max_bad_ratio` of `read` samples, summed over the ranks, are bad."""
-        return too_many_bad(bad, read, self.max_bad_ratio, min(MIN_READS, self.steps_per_epoch * self.global_batch))
+        least = min(MIN_READS, self.steps_per_epoch * self.settings.global_batch)
+        return too_many_bad(bad, read, self.settings.max_bad_ratio, least)
 
     def close(self) -> None:
         """End the workers and close the shards."""
@@ -285,13 +287,3 @@ def make_mixture(
 def source_streams(num_samples: int, streams: int) -> int:
     """C of a source in a mixture: one stream where leaving out up to C - 1 samples of an epoch would be much of it."""
     return streams if num_samples >= streams * streams else 1
-
-
-def check_first_shard(corpus: Corpus, fields: Fields, target: Target | None) -> None:
-    """Raises UserError, with the keys that there are, where no sample of the first shard has what `fields` name."""
-    with ShardReader(corpus) as reader:
-        try:
-            sample = read_sample(reader, 0, 0)
-        except BadSampleError:
-            return
-        refuse_foreign_shard(reader, 0, sample, fields, target)

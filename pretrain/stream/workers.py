@@ -157,8 +157,7 @@ def _start_server(build: Callable[[int], Any] | None) -> None:
     It is born with the signals blocked that a scheduler sends to every process of a job, else it would die of them and
     take the workers along while the rank still saves its checkpoint.
     """
-    tokenizer = getattr(getattr(build, "tokenize", None), "__module__", None)
-    preload = [*_PRELOAD, tokenizer] if tokenizer not in (None, "__main__") else _PRELOAD
+    preload = [*_PRELOAD, *getattr(build, "modules", ())]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     path = os.environ.get("PYTHONPATH")

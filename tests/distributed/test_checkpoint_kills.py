@@ -21,7 +21,8 @@ from pretrain.engine.committed import Retention, newest_intact
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
 from pretrain.process.agree import agree
 from pretrain.process.runtime import start
-from pretrain.stream.loader import TrainStream
+from pretrain.stream.fields.image import Image
+from pretrain.stream.loader import StreamSettings, TrainStream
 from pretrain.stream.transform import ImageSettings
 from pretrain.tasks import ContrastiveConfig
 from ranks import fork_ranks, run_ranks, run_warm
@@ -132,15 +133,16 @@ class PlainJob:
         assemble.git_commit = lambda: None  # a process of its own, 200 times
         self.runtime = runtime
         folder.mkdir(parents=True, exist_ok=True)
-        self.stream = TrainStream(
-            open_corpus(corpus),
+        picture = Image(ImageSettings(size=8, interpolation="bilinear"))
+        settings = StreamSettings(
+            fields=lambda *_: {"image": picture},
             seed=0,
             global_batch=BATCH,
             window=8,
-            image=ImageSettings(size=8, interpolation="bilinear"),
             rank=runtime.rank,
             world_size=runtime.world_size,
         )
+        self.stream = TrainStream(open_corpus(corpus), settings)
         self.extras = Extras({}, "")
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(192, 32), torch.nn.Linear(32, 1))
@@ -155,7 +157,7 @@ class PlainJob:
         os.write(self._trail, f'["start", {self.state.step}]\n'.encode())
 
     def forward_backward(self, batch):
-        loss = self.engine.module(batch.images.flatten(1).float() / 255).square().mean()
+        loss = self.engine.module(batch.inputs["image"]["pixels"].flatten(1).float() / 255).square().mean()
         loss.backward()
         os.write(self._trail, (json.dumps([self.state.step, batch.keys]) + "\n").encode())
         return loss.detach()

@@ -16,10 +16,9 @@ from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.remote.cache import Cache
 from data_tools.remote.settings import CacheSettings
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from remote_servers import HURRIED, http_server
-from stream_corpora import write_corpus
+from stream_corpora import stream_of, write_corpus
 
 SETTINGS = {"seed": 3, "global_batch": 16, "window": 4, "image": ImageSettings(16), "node_ranks": range(1)}
 
@@ -33,7 +32,7 @@ def alter(tar):
 
 def read_all(corpus, journal, max_bad_ratio, writable=True):
     """Batches until every shard was looked at, and some of the next epoch."""
-    with TrainStream(corpus, **SETTINGS, max_bad_ratio=max_bad_ratio, changed_shards=journal) as stream:
+    with stream_of(corpus, **SETTINGS, max_bad_ratio=max_bad_ratio, changed_shards=journal) as stream:
         batches = iter(stream.iterate(0))
         until = time.monotonic() + 60
         while stream._check.process.is_alive():

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from pretrain.stream.workers import PREFETCH
 from processes import wait_until_gone, worker_pids
-from stream_corpora import characters, write_corpus
+from stream_corpora import characters, stream_of, write_corpus
 
 SETTINGS = {"seed": 3, "global_batch": 16, "window": 4, "image": ImageSettings(48), "tokenize": characters}
 WARM_UP, EPOCHS = 40, 200
@@ -44,7 +43,7 @@ def assert_flat(before: dict[int, tuple[int, int]], after: dict[int, tuple[int, 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_hundreds_of_epochs_leave_nothing_behind(corpus, workers):
-    with TrainStream(corpus, **SETTINGS, workers=workers) as stream:
+    with stream_of(corpus, **SETTINGS, workers=workers) as stream:
         batches = stream.iterate(0)
         assert stream.steps_per_epoch == 2
         for _ in islice(batches, WARM_UP * 2):
@@ -60,7 +59,7 @@ def test_hundreds_of_epochs_leave_nothing_behind(corpus, workers):
 
 
 def test_an_iterator_left_in_the_middle_leaves_nothing_behind(corpus):
-    with TrainStream(corpus, **SETTINGS) as stream:
+    with stream_of(corpus, **SETTINGS) as stream:
         for reopened in range(300):
             if reopened == 50:
                 before = usage([os.getpid()])
@@ -69,7 +68,7 @@ def test_an_iterator_left_in_the_middle_leaves_nothing_behind(corpus):
 
 
 def test_workers_left_in_the_middle_leave_nothing_behind(corpus):
-    with TrainStream(corpus, **SETTINGS, workers=1) as stream:
+    with stream_of(corpus, **SETTINGS, workers=1) as stream:
         for reopened in range(12):
             batches = stream.iterate(reopened)
             next(batches)

@@ -18,12 +18,10 @@ import torch.distributed as dist
 
 from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
-from pretrain.stream.eval_reader import EvalReader
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from processes import alive, wait_until_gone, worker_pids
 from ranks import run_ranks
-from stream_corpora import characters, write_corpus
+from stream_corpora import characters, pixels, reader_of, stream_of, tokens, write_corpus
 
 SETTINGS = {
     "seed": 3,
@@ -40,15 +38,15 @@ def corpus(tmp_path_factory):
 
 
 def batches(corpus, first_step=0, steps=7, **settings):
-    with TrainStream(corpus, **(SETTINGS | settings)) as stream:
+    with stream_of(corpus, **(SETTINGS | settings)) as stream:
         return list(islice(stream.iterate(first_step), steps))
 
 
 def assert_same(ours, theirs):
     assert (ours.step, ours.keys, ours.captions, ours.bad) == (theirs.step, theirs.keys, theirs.captions, theirs.bad)
-    assert torch.equal(ours.images, theirs.images)
-    assert ours.images.stride() == theirs.images.stride()
-    assert torch.equal(ours.texts, theirs.texts)
+    assert torch.equal(pixels(ours), pixels(theirs))
+    assert pixels(ours).stride() == pixels(theirs).stride()
+    assert torch.equal(tokens(ours), tokens(theirs))
     assert np.array_equal(ours.ids, theirs.ids)
 
 
@@ -66,16 +64,16 @@ def test_one_shard_feeds_four_ranks_of_two_workers(tmp_path):
     whole = batches(corpus, steps=5)
     ranks = [batches(corpus, steps=5, rank=rank, world_size=4, workers=2) for rank in range(4)]
     for step, batch in enumerate(whole):
-        assert torch.equal(torch.cat([rank[step].images for rank in ranks]), batch.images)
+        assert torch.equal(torch.cat([pixels(rank[step]) for rank in ranks]), pixels(batch))
         assert [key for rank in ranks for key in rank[step].keys] == batch.keys
 
 
 def test_workers_and_files_are_gone_after_closing(corpus):
-    with TrainStream(corpus, **SETTINGS, workers=2) as stream:
+    with stream_of(corpus, **SETTINGS, workers=2) as stream:
         next(stream.iterate(0))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with TrainStream(corpus, **SETTINGS, workers=2) as stream:
+        with stream_of(corpus, **SETTINGS, workers=2) as stream:
             iterator = stream.iterate(0)
             next(iterator)
             pids = worker_pids()
@@ -89,7 +87,7 @@ def test_workers_and_files_are_gone_after_closing(corpus):
 
 
 def test_an_abandoned_iterator_ends_its_workers(corpus):
-    with TrainStream(corpus, **SETTINGS, workers=1) as stream:
+    with stream_of(corpus, **SETTINGS, workers=1) as stream:
         iterator = stream.iterate(0)
         next(iterator)
         pids = worker_pids()
@@ -99,7 +97,7 @@ def test_an_abandoned_iterator_ends_its_workers(corpus):
 
 
 def test_an_abandoned_stream_ends_its_workers(corpus):
-    stream = TrainStream(corpus, **SETTINGS, workers=1)
+    stream = stream_of(corpus, **SETTINGS, workers=1)
     iterator = stream.iterate(0)
     next(iterator)
     pids = worker_pids()
@@ -109,7 +107,7 @@ def test_an_abandoned_stream_ends_its_workers(corpus):
 
 
 def test_workers_survive_signals_meant_for_their_rank(corpus):
-    with TrainStream(corpus, **SETTINGS, workers=2) as stream:
+    with stream_of(corpus, **SETTINGS, workers=2) as stream:
         iterator = stream.iterate(0)
         next(iterator)
         for pid in worker_pids():
@@ -119,7 +117,7 @@ def test_workers_survive_signals_meant_for_their_rank(corpus):
 
 
 def test_a_killed_worker_is_a_clear_error(corpus):
-    with TrainStream(corpus, **SETTINGS, workers=1) as stream:
+    with stream_of(corpus, **SETTINGS, workers=1) as stream:
         iterator = stream.iterate(0)
         next(iterator)
         os.kill(worker_pids()[0], signal.SIGKILL)
@@ -129,7 +127,7 @@ def test_a_killed_worker_is_a_clear_error(corpus):
 
 def test_an_error_in_a_worker_keeps_its_text(tmp_path):
     corpus = write_corpus(tmp_path, [40])
-    with TrainStream(corpus, **SETTINGS, workers=1) as stream:
+    with stream_of(corpus, **SETTINGS, workers=1) as stream:
         (tmp_path / "s-000000.tar").unlink()
         with pytest.raises(UserError) as caught:
             next(stream.iterate(0))
@@ -142,12 +140,11 @@ SCRIPT = """
     sys.path[0:1] = [{repository!r}, {tests!r}]
     from itertools import islice
     from data_tools.corpus import open_corpus
-    from pretrain.stream.loader import TrainStream
     from pretrain.stream.transform import ImageSettings
-    from stream_corpora import characters
+    from stream_corpora import characters, stream_of
     import multiprocessing
     print("imported", __name__, flush=True)
-    stream = TrainStream(open_corpus({tars!r}), seed=3, global_batch=16, window=4, image=ImageSettings(16),
+    stream = stream_of(open_corpus({tars!r}), seed=3, global_batch=16, window=4, image=ImageSettings(16),
                          tokenize=characters, workers=2)
     batches = stream.iterate(0)
     for batch in islice(batches, 3):
@@ -192,7 +189,7 @@ def test_workers_die_with_a_killed_parent(corpus, tmp_path, repo_root):
 
 
 def _epoch(rank, world_size, tars, workers):
-    stream = TrainStream(open_corpus(tars), **SETTINGS, rank=rank, world_size=world_size, workers=workers)
+    stream = stream_of(open_corpus(tars), **SETTINGS, rank=rank, world_size=world_size, workers=workers)
     keys, steps = [], 0
     for batch in islice(stream.iterate(0), 2 * stream.steps_per_epoch):
         total = torch.tensor([len(batch.keys)])
@@ -216,10 +213,10 @@ def test_ranks_make_equal_steps_with_bad_samples(corpus, world_size, workers):
 
 def test_evaluation_is_the_same_with_workers(tmp_path):
     corpus = write_corpus(tmp_path, [7, 4])
-    ours, theirs = (list(EvalReader(corpus, ImageSettings(16), characters, 4, workers=n)) for n in (2, 0))
+    ours, theirs = (list(reader_of(corpus, characters, 4, workers=n)) for n in (2, 0))
     assert len(ours) == len(theirs) == 3
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys == b.keys
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.texts, b.texts)
+        assert torch.equal(pixels(a), pixels(b))
+        assert torch.equal(tokens(a), tokens(b))
     assert wait_until_gone(worker_pids()) == []

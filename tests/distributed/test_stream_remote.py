@@ -15,12 +15,10 @@ from data_tools.errors import UserError
 from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
 from data_tools.remote.settings import CacheSettings
 from pretrain.process.runtime import Runtime
-from pretrain.stream.eval_reader import EvalReader
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from ranks import run_ranks
 from remote_servers import HURRIED, http_server, s3_server, stall, upload
-from stream_corpora import characters, write_corpus
+from stream_corpora import characters, pixels, reader_of, stream_of, tokens, write_corpus
 
 COUNTS = [23, 31, 16, 20, 9]
 SETTINGS = {
@@ -63,7 +61,7 @@ def cache_for(folder, tmp_path, share):
 
 
 def batches(corpus, first_step=0, steps=14, **settings):
-    with TrainStream(corpus, **(SETTINGS | settings)) as stream:
+    with stream_of(corpus, **(SETTINGS | settings)) as stream:
         return list(islice(stream.iterate(first_step), steps)), stream.position(steps)
 
 
@@ -72,8 +70,8 @@ def assert_same(ours, theirs):
         (batch.step, batch.keys, batch.captions) for batch in theirs
     ]
     for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.texts, other.texts)
+        assert torch.equal(pixels(one), pixels(other))
+        assert torch.equal(tokens(one), tokens(other))
         assert np.array_equal(one.ids, other.ids)
         assert [(bad.index, bad.key, bad.kind) for bad in one.bad] == [
             (bad.index, bad.key, bad.kind) for bad in other.bad
@@ -97,15 +95,15 @@ def test_remote_evaluation_is_the_local_one(url, folder, tmp_path):
         open_corpus([f"{url}/{name}" for name in good], cache_for(folder, tmp_path, 0.9)),
         open_corpus([folder / name for name in good]),
     )
-    remote, local = (list(EvalReader(corpus, ImageSettings(16), characters, 8, workers=1)) for corpus in corpora)
+    remote, local = (list(reader_of(corpus, characters, 8, workers=1)) for corpus in corpora)
     assert [batch.keys for batch in remote] == [batch.keys for batch in local]
-    assert all(torch.equal(one.images, other.images) for one, other in zip(remote, local, strict=True))
+    assert all(torch.equal(pixels(one), pixels(other)) for one, other in zip(remote, local, strict=True))
 
 
 def _rank(rank, world_size, url, settings):
     place = {"rank": rank, "world_size": world_size, "node_ranks": range(world_size) if rank == 0 else None}
     found, _ = batches(open_corpus(url, settings), steps=6, workers=1, **place)
-    return [batch.keys for batch in found], [batch.images for batch in found]
+    return [batch.keys for batch in found], [pixels(batch) for batch in found]
 
 
 def test_ranks_of_a_node_bring_each_shard_once(folder, tmp_path):
@@ -116,7 +114,7 @@ def test_ranks_of_a_node_bring_each_shard_once(folder, tmp_path):
         assert {len(server.asked(f"s-{number:06d}.tar")) for number in range(len(COUNTS))} == {1}
     for step, batch in enumerate(whole):
         assert [key for keys, _ in results for key in keys[step]] == batch.keys
-        assert torch.equal(torch.cat([images[step] for _, images in results]), batch.images)
+        assert torch.equal(torch.cat([images[step] for _, images in results]), pixels(batch))
 
 
 def test_nodes_are_told_by_rank_and_local_rank():
@@ -134,7 +132,7 @@ def test_starving_remote_ends_the_run_with_one_line(folder, tmp_path, workers):
         server.serve(folder)
         settings = replace(cache_for(folder, tmp_path, 0.5), limits=replace(HURRIED, deadline=2.0))
         corpus = open_corpus(server.url(""), settings)
-        with TrainStream(corpus, **SETTINGS, workers=workers) as stream:
+        with stream_of(corpus, **SETTINGS, workers=workers) as stream:
             server.always = stall
             started = time.monotonic()
             with pytest.raises(UserError, match=r"giving up on http.*; got .*; expected .*; remedy: "):
@@ -147,7 +145,7 @@ def test_step_that_cannot_fit_is_refused_at_the_start(folder, tmp_path):
         server.serve(folder)
         corpus = open_corpus(server.url(""), cache_for(folder, tmp_path, 0.5))
         with (
-            TrainStream(corpus, **SETTINGS, node_ranks=range(1)) as stream,
+            stream_of(corpus, **SETTINGS, node_ranks=range(1)) as stream,
             pytest.raises(UserError, match="does not hold the shards of one step"),
         ):
             stream.iterate(0)

@@ -80,14 +80,16 @@ def _slices(case: Case, config: Config, rank: int, world_size: int) -> Iterator[
         sources = [replace(source, corpus=replace(source.corpus, classes=_CLASSES)) for source in sources]
     phases = config.model.phases if isinstance(config, ContrastiveConfig) else ()
     model = make_model(config) if phases else None
-    dropped = patch_dropouts(model, phases) if model else [0.0]
-    with assemble.train_stream(config, sources, tiny.SPEC, case.target, runtime, look_only=True) as stream:
+    if case.target == "label":
+        fields = assemble.label_fields(config, tiny.SPEC, len(_CLASSES))
+    else:
+        dropped = patch_dropouts(model, phases) if model else ()
+        fields = assemble.pair_fields(config, tiny.SPEC, dropped=dropped)
+    with assemble.train_stream(config, sources, fields, runtime, look_only=True) as stream:
         for _, batch in zip(range(STEPS), stream.iterate(), strict=False):
-            fields = {"pixels": batch.images, "tokens": batch.texts, "class": batch.labels, "identity": batch.identity}
-            if model:
-                model.patch_dropout.prob = dropped[batch.phase]
-                fields["patch_bits"] = assemble.patch_bits(model, config.seed, batch)
-            arrays = {name: value.numpy() for name, value in fields.items() if value is not None}
+            arrays = {name: row.numpy() for rows in batch.inputs.values() for name, row in rows.items()}
+            if "text" in batch.identity:
+                arrays["identity"] = np.stack([batch.identity[name].numpy() for name in ("image", "text")], axis=1)
             yield {"keys": np.array(batch.keys), **arrays}
 
 

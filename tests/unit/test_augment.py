@@ -19,11 +19,10 @@ from pretrain.config.tree import DataConfig, ModelConfig, Source, TrainConfig
 from pretrain.process.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.draw import Draw, Purpose
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
-from stream_corpora import characters, write_corpus
+from stream_corpora import characters, pixels, stream_of, write_corpus
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 24, 3)).astype(np.uint8)
 CAPTION = " ".join(f"w{i}" for i in range(11))
@@ -90,16 +89,16 @@ def test_ranks_and_workers_do_not_enter(tmp_path):
 
     def steps(**settings):
         common = {"seed": 3, "global_batch": 16, "window": 4, "tokenize": characters}
-        with TrainStream(corpus, **(common | ALL | settings)) as stream:
+        with stream_of(corpus, **(common | ALL | settings)) as stream:
             return list(islice(stream.iterate(0), 6))
 
     whole, plain = steps(), steps(image=ImageSettings(16), word_dropout=0.0)
     for ranks in (2, 4):
         parts = [steps(rank=rank, world_size=ranks, workers=rank % 2) for rank in range(ranks)]
         for step, batches in enumerate(zip(*parts, strict=True)):
-            assert torch.equal(torch.cat([batch.images for batch in batches]), whole[step].images)
+            assert torch.equal(torch.cat([pixels(batch) for batch in batches]), pixels(whole[step]))
             assert [caption for batch in batches for caption in batch.captions] == whole[step].captions
-    assert not torch.equal(whole[0].images, plain[0].images)
+    assert not torch.equal(pixels(whole[0]), pixels(plain[0]))
     assert whole[0].captions != plain[0].captions
     assert np.array_equal(whole[0].ids, plain[0].ids)
 
@@ -112,12 +111,13 @@ def test_the_settings_reach_the_stream(tmp_path):
         data = DataConfig(train=[Source(urls=str(tmp_path / "s-000000.tar"))], **data)
         model = ModelConfig(name=str(tmp_path / "tiny.json"))
         config = ContrastiveConfig(data=data, model=model, train=TrainConfig(global_batch=8))
-        sources, spec = assemble.train_sources(config.data), resolve_spec(config.model.name)
-        with assemble.train_stream(config, sources, spec, "caption", start(distributed=False), True) as stream:
+        sources = assemble.train_sources(config.data)
+        fields = assemble.pair_fields(config, resolve_spec(config.model.name))
+        with assemble.train_stream(config, sources, fields, start(distributed=False), True) as stream:
             return next(stream.iterate(0))
 
     plain = first()
-    assert torch.equal(first(flip=1.0).images, plain.images.flip(-1))
-    assert not torch.equal(first(color_jitter=0.4).images, plain.images)
+    assert torch.equal(pixels(first(flip=1.0)), pixels(plain).flip(-1))
+    assert not torch.equal(pixels(first(color_jitter=0.4)), pixels(plain))
     assert all(len(caption.split()) == 1 for caption in first(word_dropout=0.999).captions)  # of two
     assert all(len(caption.split()) == 2 for caption in plain.captions)

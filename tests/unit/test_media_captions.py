@@ -11,13 +11,13 @@ from data_tools.corpus import Sample, ShardReader, open_corpus
 from data_tools.format.writer import write_shard
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import MAX_TEXT, captions_of_text, has_caption_lines
-from data_tools.media.members import parse_fields
+from data_tools.media.members import DEFAULT_FIELDS, parse_fields
 from packing import jpeg, photo_folder
 from pretrain import assemble
 from pretrain.config.tree import DataConfig, EvalConfig, Source
 from pretrain.process.runtime import Runtime
 from pretrain.stream.draw import Draw
-from pretrain.stream.members import Fields
+from pretrain.stream.fields.text import Text
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 
@@ -56,7 +56,7 @@ def test_texts_that_are_no_captions():
 
 def test_json_and_tables_keep_their_texts_as_they_stand():
     sample = Sample("k", 1, {"json": json.dumps({"captions": ["one\ntwo", " ", "a \ud800 b"]}).encode()})
-    assert Fields().all_captions(sample) == ["one\ntwo", "a ? b"]
+    assert DEFAULT_FIELDS.all_captions(sample) == ["one\ntwo", "a ? b"]
 
 
 def training_texts(tar, places: str) -> set[str]:
@@ -64,14 +64,15 @@ def training_texts(tar, places: str) -> set[str]:
     (source,) = assemble.train_sources(DataConfig(train=[Source(urls=str(tar), captions=places)]))
     with ShardReader(source.corpus) as reader:
         sample = reader.read(0, 0)
-    return {source.fields.training_caption(sample, Draw(0, epoch, sample.id)) for epoch in range(50)}
+    field = Text(len, source.mapping, source.choose)
+    return {field.train(sample, Draw(0, epoch, sample.id), {}).texts[0] for epoch in range(50)}
 
 
 def evaluation_texts(tar, places: str) -> list[str]:
     config = ContrastiveConfig(eval=EvalConfig(captions=places))
     runtime = Runtime(0, 1, 0, None, 1)
     reader = assemble.eval_reader(config, open_corpus(tar), resolve_spec("ViT-B-32"), True, runtime)
-    return reader.fields.all_captions(reader._build.reader.read(0, 0))
+    return next(iter(reader)).captions
 
 
 @pytest.mark.parametrize("layout", [False, True], ids=["plain", "CLIP_benchmark"])
@@ -95,7 +96,7 @@ def test_packing_and_training_read_the_same_texts(tmp_path, options, capsys):
     with ShardReader(corpus) as reader:
         samples = [reader.read(0, index) for index in range(corpus.num_samples)]
     expected = ["one", "two", "three"] if options else ["one two three"]
-    assert sorted(text for sample in samples for text in Fields().all_captions(sample)) == sorted(expected)
+    assert sorted(text for sample in samples for text in DEFAULT_FIELDS.all_captions(sample)) == sorted(expected)
     assert len(samples) == (3 if "--pairs" in options else 1)
     assert samples[0].members["txt"].decode() in expected
 

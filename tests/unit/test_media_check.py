@@ -23,8 +23,9 @@ from data_tools.media.check import check
 from data_tools.media.decode import decode_rgb
 from packing import encoded, jpeg, photo_folder, picture
 from pretrain.stream.draw import Draw
-from pretrain.stream.members import PLAIN
-from pretrain.stream.transform import ImageSettings, ImageTransform
+from pretrain.stream.fields import image as image_field
+from pretrain.stream.fields.text import Text
+from pretrain.stream.transform import ImageSettings
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -100,13 +101,14 @@ def awkward(tmp_path_factory):
 
 def bad_in_training(tar) -> dict[str, str]:
     """Key -> kind of what training replaces, through its own ways from stored bytes to pixels and text."""
-    corpus, transform, found = open_corpus(tar), ImageTransform(ImageSettings(16)), {}
+    corpus, found, field = open_corpus(tar), {}, image_field.Image(ImageSettings(16))
+    out = {name: row[0] for name, row in field.rows(1).items()}
     with ShardReader(corpus) as reader:
         for index in range(corpus.num_samples):
             sample = reader.read(0, index)
             try:
-                transform.train(PLAIN.image_bytes(sample), Draw(0, 0, sample.id))
-                PLAIN.training_caption(sample, Draw(0, 0, sample.id))
+                field.train(sample, Draw(0, 0, sample.id), out)
+                Text(len).train(sample, Draw(0, 0, sample.id), {})
             except BadSampleError as error:
                 found[sample.key.replace("_", " ")] = error.kind
     return found

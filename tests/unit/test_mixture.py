@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from data_tools.errors import UserError
 from pretrain.config.durations import ENDLESS
-from pretrain.stream.loader import StreamSource, TrainStream, source_streams
+from pretrain.stream.loader import StreamSource, source_streams
 from pretrain.stream.mixture import PERIOD, Mixture, Quotas, largest_remainders
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor, Position
 from pretrain.stream.transform import ImageSettings
-from stream_corpora import characters, write_corpus
+from stream_corpora import characters, stream_of, write_corpus
 
 SIZES = (5000, 700, 90)
 
@@ -155,7 +155,7 @@ def test_a_source_smaller_than_its_part_is_refused():
 def stream(folders, **settings):
     sources = [StreamSource(corpus, weight=weight) for corpus, weight in folders]
     image = ImageSettings(16, crop_scale=(0.5, 1.0))
-    return TrainStream(
+    return stream_of(
         sources, **{"seed": 3, "global_batch": 16, "window": 4, "image": image, "tokenize": characters} | settings
     )
 

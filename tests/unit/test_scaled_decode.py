@@ -15,7 +15,7 @@ from PIL import Image
 from data_tools.media.bad import BadSampleError
 from data_tools.media.decode import CHEAP_SCALES, WHOLE, decode_rgb, scaled_size
 from data_tools.media.image import jpeg_size
-from pretrain.assemble import train_stream
+from pretrain.assemble import pair_fields, train_stream
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import DataConfig, RunConfig, TrainConfig
 from pretrain.process.runtime import Runtime
@@ -192,8 +192,9 @@ def test_the_setting_reaches_the_stream_and_the_resolved_config(flag, tmp_path):
     data, run = DataConfig(scaled_decode=flag), RunConfig(dir=str(tmp_path))
     config = ContrastiveConfig(run=run, data=data, train=TrainConfig(global_batch=4))
     alone = Runtime(0, 1, 0, torch.device("cpu"), 1)
-    with train_stream(config, corpus, resolve_spec("ViT-B-32"), "label", alone) as stream:
-        assert [t.settings.scaled_decode for t in stream._build.transforms] == [flag]
+    with train_stream(config, corpus, pair_fields(config, resolve_spec("ViT-B-32")), alone) as stream:
+        ((fields,),) = stream._build.fields
+        assert fields["image"].settings.scaled_decode == flag
     assert f"scaled_decode: {str(flag).lower()}" in dump_config(config)
     assert DataConfig().scaled_decode
 

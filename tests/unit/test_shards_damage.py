@@ -333,9 +333,7 @@ def test_one_damaged_header_costs_the_sample_that_it_stood_in(tmp_path, kind):
 
 
 def test_training_replaces_what_a_damaged_tar_lost_and_evaluation_refuses(tmp_path):
-    from pretrain.stream.eval_reader import EvalReader
-    from pretrain.stream.loader import TrainStream
-    from pretrain.stream.transform import ImageSettings
+    from stream_corpora import characters, reader_of, stream_of
 
     path = tmp_path / "s.tar"
     write_shard(path, [(f"{key:03d}", {"jpg": jpeg(key), "txt": b"a caption"}) for key in range(40)])
@@ -344,13 +342,13 @@ def test_training_replaces_what_a_damaged_tar_lost_and_evaluation_refuses(tmp_pa
         at = next(member.offset for member in tar if member.name == "020.jpg")
     overwrite(path, at + 3, b"?")
     corpus = open_corpus(path)
-    with TrainStream(corpus, seed=0, global_batch=8, window=8, image=ImageSettings(16), target="caption") as stream:
+    with stream_of(corpus, seed=0, global_batch=8, window=8, tokenize=characters) as stream:
         assert any("at least 1 of 40 samples were lost" in line for line in stream.describe())
         steps = stream.iterate()
         bad = [sample for _ in range(stream.steps_per_epoch) for sample in next(steps).bad if sample.kind == "damaged"]
     assert [(sample.index, sample.shard) for sample in bad] == [(20, str(path))]
     with pytest.raises(UserError, match=r"cannot evaluate on sample number 20 of .*damaged"):
-        list(EvalReader(corpus, ImageSettings(16), None, 8))
+        list(reader_of(corpus, None, 8))
 
 
 def test_missing_tar_is_a_user_error(tmp_path):

@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.corpus import Sample, open_corpus
-from data_tools.errors import UsageError, UserError
-from data_tools.media.bad import BadSampleError
-from data_tools.media.members import label
+from data_tools.corpus import open_corpus
+from data_tools.errors import UserError
 from pretrain.stream.bad import BadSample, BadSampleAccount, bad_ratio_error, too_many_bad
-from pretrain.stream.draw import Draw
-from pretrain.stream.loader import TrainStream
-from pretrain.stream.members import PLAIN, Fields
 from pretrain.stream.transform import ImageSettings
-from stream_corpora import CONTEXT, characters, members, picture, write_corpus
+from stream_corpora import CONTEXT, characters, classes, members, picture, pixels, stream_of, tokens, write_corpus
 
 GLOBAL_BATCH = 16
 SETTINGS = {
@@ -37,7 +32,7 @@ def corpus(tmp_path_factory):
 
 
 def batches(corpus, first_step=0, steps=9, **settings):
-    with TrainStream(corpus, **(SETTINGS | settings)) as stream:
+    with stream_of(corpus, **(SETTINGS | settings)) as stream:
         return list(islice(stream.iterate(first_step), steps))
 
 
@@ -45,15 +40,15 @@ def assert_same(ours, theirs):
     assert (ours.step, ours.epoch, ours.keys, ours.captions, ours.bad) == (
         theirs.step, theirs.epoch, theirs.keys, theirs.captions, theirs.bad
     )  # fmt: skip
-    assert torch.equal(ours.images, theirs.images)
-    assert torch.equal(ours.texts, theirs.texts)
+    assert torch.equal(pixels(ours), pixels(theirs))
+    assert torch.equal(tokens(ours), tokens(theirs))
     assert np.array_equal(ours.ids, theirs.ids)
 
 
 def assert_slices(ranks, whole):
     """The ranks' batches of one step, laid together, are the global batch."""
-    assert torch.equal(torch.cat([batch.images for batch in ranks]), whole.images)
-    assert torch.equal(torch.cat([batch.texts for batch in ranks]), whole.texts)
+    assert torch.equal(torch.cat([pixels(batch) for batch in ranks]), pixels(whole))
+    assert torch.equal(torch.cat([tokens(batch) for batch in ranks]), tokens(whole))
     assert np.array_equal(np.concatenate([batch.ids for batch in ranks]), whole.ids)
     assert [key for batch in ranks for key in batch.keys] == whole.keys
     assert [caption for batch in ranks for caption in batch.captions] == whole.captions
@@ -62,15 +57,21 @@ def assert_slices(ranks, whole):
 
 def test_a_batch_is_complete(corpus):
     batch = batches(corpus, steps=1)[0]
-    assert (batch.images.shape, batch.images.dtype) == ((GLOBAL_BATCH, 3, 16, 16), torch.uint8)
-    assert (batch.texts.shape, batch.texts.dtype) == ((GLOBAL_BATCH, CONTEXT), torch.int64)
-    assert batch.labels is None
+    assert (pixels(batch).shape, pixels(batch).dtype) == (
+        (GLOBAL_BATCH, 3, 16, 16),
+        torch.uint8,
+    )
+    assert (tokens(batch).shape, tokens(batch).dtype) == (
+        (GLOBAL_BATCH, CONTEXT),
+        torch.int64,
+    )
+    assert set(batch.inputs) == {"text", "image"}
     assert batch.ids.dtype == np.uint64
     for key, caption in zip(batch.keys, batch.captions, strict=True):
         assert caption in json.loads(members(int(key))["json"])["captions"]
-    assert torch.equal(batch.texts, characters(batch.captions))
-    assert batch.images.float().std() > 10  # real pictures, each another
-    assert len({image.numpy().tobytes() for image in batch.images}) == GLOBAL_BATCH
+    assert torch.equal(tokens(batch), characters(batch.captions))
+    assert pixels(batch).float().std() > 10  # real pictures, each another
+    assert len({image.numpy().tobytes() for image in pixels(batch)}) == GLOBAL_BATCH
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -89,13 +90,13 @@ def test_a_resumed_stream_goes_on_with_the_same_batches(corpus, first_step):
 
 
 def test_epochs_follow_each_other_and_augment_anew(corpus):
-    stream = TrainStream(corpus, **SETTINGS)
+    stream = stream_of(corpus, **SETTINGS)
     assert stream.steps_per_epoch == 4
     assert stream.mixture.dropped == 70 - 64
     run = batches(corpus, steps=8)
     assert [batch.epoch for batch in run] == [0] * 4 + [1] * 4
     assert [batch.step for batch in run] == list(range(8))
-    rows = [row for batch in run for row in zip(batch.keys, batch.captions, batch.images, strict=True)]
+    rows = [row for batch in run for row in zip(batch.keys, batch.captions, pixels(batch), strict=True)]
     first = {key: (caption, image) for key, caption, image in rows[:64]}
     assert len(first) == 64
     again = [(first[key], caption, image) for key, caption, image in rows[64:] if key in first]
@@ -120,9 +121,9 @@ def test_pinning_keeps_everything_else(corpus, monkeypatch):
     batch = batches(corpus, steps=1)[0]
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
     pinned = batch.pin_memory()
-    assert torch.equal(pinned.images, batch.images + 1)
-    assert torch.equal(pinned.texts, batch.texts + 1)
-    assert pinned.labels is None
+    assert torch.equal(pixels(pinned), pixels(batch) + 1)
+    assert torch.equal(tokens(pinned), tokens(batch) + 1)
+    assert torch.equal(pinned.identity["image"], batch.identity["image"] + 1)
     assert (pinned.step, pinned.keys, pinned.captions) == (batch.step, batch.keys, batch.captions)
 
 
@@ -135,18 +136,18 @@ def test_loading_in_the_rank_keeps_its_thread_count(corpus):
 
 
 def test_labels(corpus):
-    batch = batches(corpus, steps=1, target="label")[0]
-    assert batch.labels.tolist() == [int(key) % 3 for key in batch.keys]
-    assert batch.labels.dtype == torch.int64
-    assert batch.texts is None
+    batch = batches(corpus, steps=1, tokenize=None)[0]
+    assert classes(batch).tolist() == [int(key) % 3 for key in batch.keys]
+    assert classes(batch).dtype == torch.int64
+    assert set(batch.inputs) == {"label", "image"}
     assert batch.captions == []
 
 
 def test_the_position_derives_from_the_step(corpus):
-    position = TrainStream(corpus, **SETTINGS).position(6)
+    position = stream_of(corpus, **SETTINGS).position(6)
     assert (position.step, position.samples_seen, position.sources) == (6, 96, ((1, 32),))
     assert (position.manifest_digest, position.seed, position.streams) == (corpus.digest, 3, 16)
-    position.check_resumable(TrainStream(corpus, **SETTINGS).position(0))
+    position.check_resumable(stream_of(corpus, **SETTINGS).position(0))
 
 
 @pytest.mark.parametrize(
@@ -154,17 +155,11 @@ def test_the_position_derives_from_the_step(corpus):
     [
         ({"global_batch": 128}, "larger than the corpus"),
         ({"world_size": 3}, "not divisible by the world size"),
-        ({"target": "captoin"}, "unknown target"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(corpus, settings, message):
     with pytest.raises(UserError, match=message):
-        TrainStream(corpus, **(SETTINGS | settings))
-
-
-def test_an_unknown_target_is_a_usage_error(corpus):
-    with pytest.raises(UsageError):
-        TrainStream(corpus, **(SETTINGS | {"target": "x"}))
+        stream_of(corpus, **(SETTINGS | settings))
 
 
 BAD = {
@@ -203,12 +198,12 @@ def test_only_the_bad_samples_change(corpus, damaged):
                 assert replaced.keys[row] != key
             else:
                 assert replaced.keys[row] == key
-                assert torch.equal(replaced.images[row], clean.images[row])
+                assert torch.equal(pixels(replaced)[row], pixels(clean)[row])
 
 
 def test_bad_samples_are_counted_and_quarantined(damaged, tmp_path):
     path = tmp_path / "run" / "quarantine-0.jsonl"
-    with TrainStream(damaged, **SETTINGS, quarantine=path) as stream:
+    with stream_of(damaged, **SETTINGS, quarantine=path) as stream:
         run = list(islice(stream.iterate(0), 8))
         bad = [sample for batch in run for sample in batch.bad]
         assert (stream.account.read_total, stream.account.bad_total) == (8 * GLOBAL_BATCH, len(bad))
@@ -221,7 +216,7 @@ def test_bad_samples_are_counted_and_quarantined(damaged, tmp_path):
 
 
 def test_one_early_bad_sample_is_not_too_many(damaged):
-    with TrainStream(damaged, **SETTINGS, max_bad_ratio=0.02) as stream:
+    with stream_of(damaged, **SETTINGS, max_bad_ratio=0.02) as stream:
         assert not stream.too_many_bad(1, 16)
         assert stream.too_many_bad(2, 16)
 
@@ -275,7 +270,7 @@ def test_damage_inside_a_tar_is_a_bad_sample(tmp_path):
 
 def test_a_shard_that_vanishes_is_named_and_never_replaced(tmp_path):
     corpus = write_corpus(tmp_path, [23, 31, 16])
-    with TrainStream(corpus, **SETTINGS) as stream:
+    with stream_of(corpus, **SETTINGS) as stream:
         (tmp_path / "s-000001.tar").unlink()
         with pytest.raises(UserError, match=r"missing shard .*s-000001\.tar"):
             list(islice(stream.iterate(0), 4))
@@ -286,89 +281,32 @@ def test_an_unreadable_shard_is_named_and_never_replaced(corpus, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    with TrainStream(corpus, **SETTINGS) as stream:
+    with stream_of(corpus, **SETTINGS) as stream:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(UserError, match=r"cannot read shard .*\.tar; got Input/output error"):
             next(stream.iterate(0))
 
 
 @pytest.mark.parametrize(
-    ("change", "target", "message"),
+    ("change", "tokenize", "message"),
     [
-        ({"jpg": None}, "caption", r"has the expected image \(jpg, .*got members cls, json, txt"),
+        ({"jpg": None}, characters, r"has the expected image \(jpg, .*got members cls, json, txt"),
         (
             {"txt": None, "json": None},
-            "caption",
+            characters,
             r"the expected caption \(json:captions, txt\); got members cls, jpg",
         ),
-        ({"cls": None}, "label", r"has the expected label \(cls\); got members jpg, json, txt"),
+        ({"cls": None}, None, r"has the expected label \(cls\); got members jpg, json, txt"),
     ],
 )
-def test_a_corpus_of_another_kind_fails_at_once(tmp_path, change, target, message):
+def test_a_corpus_of_another_kind_fails_at_once(tmp_path, change, tokenize, message):
     corpus = write_corpus(tmp_path, [20], dict.fromkeys(range(20), change))
     with pytest.raises(UserError, match=message):
-        TrainStream(corpus, **(SETTINGS | {"target": target}))
-
-
-def test_a_text_is_one_caption_where_the_json_has_none():
-    sample = Sample("k", 1, {"txt": b"two\nlines ", "json": b'{"width": 3}'})
-    assert PLAIN.training_caption(sample, Draw(0, 0, 1)) == "two lines"
-
-
-@pytest.mark.parametrize(
-    ("captions", "expected"),
-    [
-        ("json:meta.alt", "deep"),
-        ("json:none;json:captions", "a"),
-        ("txt;json:captions", "plain"),
-        ("empty.txt;json:title", "title"),
-    ],
-)
-def test_a_key_mapping_names_the_caption(captions, expected):
-    content = {"captions": ["a", "b"], "title": "title", "meta": {"alt": ["deep"]}}
-    sample = Sample("k", 1, {"txt": b"plain", "empty.txt": b" ", "json": json.dumps(content).encode()})
-    fields = Fields(captions=tuple(captions.split(";")), choose="first")
-    assert fields.training_caption(sample, Draw(0, 0, 1)) == expected
-    assert fields.missing(sample, None) is not None  # no image member
-
-
-def test_a_key_mapping_names_the_image():
-    sample = Sample("k", 1, {"jpg": b"thumbnail", "full.jpg": b"picture"})
-    assert PLAIN.image_bytes(sample) == b"thumbnail"
-    assert Fields(image=("full.jpg", "jpg")).image_bytes(sample) == b"picture"
-
-
-@pytest.mark.parametrize(
-    ("members", "kind"),
-    [
-        ({"txt": b"x" * 100_000}, "huge_text"),
-        ({"json": b'{"captions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"}, "bad_json"),
-        ({"json": b"[1]"}, "bad_json"),
-        ({"json": b'{"captions": {"a": 1}}'}, "bad_json"),
-        ({"json": b'{"captions": []}'}, "no_caption"),
-    ],
-)
-def test_texts_that_are_no_captions(members, kind):
-    with pytest.raises(BadSampleError) as caught:
-        PLAIN.training_caption(Sample("k", 1, members), Draw(0, 0, 1))
-    assert caught.value.kind == kind
-
-
-def test_captions_are_chosen_evenly():
-    choices = [PLAIN.training_caption(Sample("k", n, members(7)), Draw(0, 0, n)) for n in range(3000)]
-    assert all(900 < choices.count(caption) < 1100 for caption in set(choices))
-    assert len(set(choices)) == 3
-
-
-@pytest.mark.parametrize(("cls", "kind"), [(b"x", "bad_label"), (b"-1", "bad_label"), (b"3", "bad_label")])
-def test_labels_are_checked(cls, kind):
-    with pytest.raises(BadSampleError) as caught:
-        label(Sample("k", 1, {"cls": cls}), num_classes=3)
-    assert caught.value.kind == kind
+        stream_of(corpus, **(SETTINGS | {"tokenize": tokenize}))
 
 
 def test_a_closed_stream_can_be_used_again(corpus):
-    stream = TrainStream(corpus, **SETTINGS)
+    stream = stream_of(corpus, **SETTINGS)
     first = stream.iterate(0)
     keys = next(first).keys
     second = stream.iterate(0)
@@ -379,7 +317,7 @@ def test_a_closed_stream_can_be_used_again(corpus):
 
 
 def test_open_files_stay_flat(corpus):
-    stream = TrainStream(corpus, **SETTINGS)
+    stream = stream_of(corpus, **SETTINGS)
     list(islice(stream.iterate(0), 2))
     stream.close()
     before = len(os.listdir("/proc/self/fd"))
@@ -393,7 +331,7 @@ def test_identity_is_that_of_bytes_and_of_tokens(tmp_path):
     """Samples of one picture share its hash under any key, and equal texts theirs."""
     change = {n: {"jpg": picture(n if n % 4 else 0), "txt": f"text {n // 2}".encode(), "json": None} for n in range(16)}
     (batch,) = batches(write_corpus(tmp_path, [16], change), steps=1)
-    images, texts = batch.identity.T.tolist()
+    images, texts = batch.identity["image"].tolist(), batch.identity["text"].tolist()
     numbers = [int(key[-2:]) for key in batch.keys]
     same = lambda values: [[one == other for other in values] for one in values]  # noqa: E731
     assert same(images) == same([n if n % 4 else 0 for n in numbers])

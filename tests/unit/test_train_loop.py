@@ -36,10 +36,9 @@ from pretrain.process.status import Status
 from pretrain.process.watch import Watch
 from pretrain.report.metrics import Metrics
 from pretrain.report.writes import Writes
-from pretrain.stream.loader import TrainStream
 from pretrain.stream.transform import ImageSettings
 from pretrain.tasks import ContrastiveConfig
-from stream_corpora import write_corpus
+from stream_corpora import stream_of, write_corpus
 from training import PlainEngine
 
 BATCH = 4
@@ -50,7 +49,7 @@ STEPS = 8  # of an epoch of the corpus
 def stream(tmp_path_factory):
     corpus = write_corpus(tmp_path_factory.mktemp("corpus"), [20, 12])
     image = ImageSettings(size=8, interpolation="bilinear")
-    return TrainStream(corpus, seed=0, global_batch=BATCH, window=8, image=image)
+    return stream_of(corpus, seed=0, global_batch=BATCH, window=8, image=image)
 
 
 def alone(rank=0):

@@ -1,0 +1,122 @@
+"""From stored samples to tensors through the fields of a run: the one way of training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+import torch
+
+from data_tools.corpus import Corpus, Sample, ShardReader
+from data_tools.errors import UserError
+from data_tools.format.tar import TarDamageError
+from data_tools.media.bad import BadSampleError
+from data_tools.media.members import describe
+from pretrain.stream.draw import Draw
+from pretrain.stream.fields import Field, Inputs, Shown
+
+_LACKED = "no_"  # how the kind of a BadSampleError begins that says a sample lacks a field
+
+
+class Samples:
+    """n samples on their way into tensors. Of an optional field a row `present`, bool `[n]`, says who has it."""
+
+    def __init__(self, fields: Mapping[str, Field], n: int):
+        self._fields = fields
+        self._rows: Inputs = {name: field.rows(n) for name, field in fields.items()}
+        for name, field in fields.items():
+            if field.optional:
+                self._rows[name]["present"] = torch.zeros(n, dtype=torch.bool)
+        self._shown = {name: [Shown()] * n for name in fields}
+
+    def put(self, row: int, sample: Sample, fields: Mapping[str, Field], draw: Draw | None = None) -> None:
+        """Read a sample through `fields` into a row: with `draw` as training sees it, else as evaluation does. Writes
+        over what a bad sample has left there. Raises BadSampleError, with the sample's key."""
+        for name, field in fields.items():
+            out = {key: tensor[row] for key, tensor in self._rows[name].items()}
+            present = True
+            try:
+                shown = field.evaluate(sample, out) if draw is None else field.train(sample, draw, out)
+            except BadSampleError as error:
+                if not (field.optional and error.kind.startswith(_LACKED)):
+                    error.key = sample.key
+                    raise
+                for key, padding in field.rows(1).items():
+                    out[key].copy_(padding[0])
+                shown, present = Shown(() if draw is None else ("",)), False
+            if field.optional:
+                out["present"].fill_(present)
+            self._shown[name][row] = shown
+
+    def texts(self, field: str) -> list[tuple[str, ...]]:
+        """Of each sample the texts that it was shown with in `field`."""
+        return [shown.texts for shown in self._shown[field]]
+
+    def finish(self, micro_batch: int | None = None) -> tuple[Inputs, dict[str, torch.Tensor]]:
+        """The inputs, for training in micro-batches of so many samples, and each field's identities."""
+        inputs = {
+            name: field.finish(self._rows[name], self._shown[name], micro_batch) for name, field in self._fields.items()
+        }
+        identity = {name: field.identity(inputs[name], self._shown[name]) for name, field in self._fields.items()}
+        return inputs, identity
+
+
+def pinned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same in page-locked memory."""
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+
+def modules_of(fields: Mapping[str, Field]) -> list[str]:
+    """The modules that a loader process needs for `fields`, as far as they are not this package's."""
+    tokenizers = [getattr(field, "tokenize", None) for field in fields.values()]
+    return sorted({tokenize.__module__ for tokenize in tokenizers if tokenize is not None} - {"__main__"})
+
+
+def check_first_shard(corpus: Corpus, fields: Mapping[str, Field]) -> None:
+    """Raises UserError, with the keys that there are, where no sample of the first shard has what `fields` need."""
+    with ShardReader(corpus) as reader:
+        try:
+            sample = read_sample(reader, 0, 0)
+        except BadSampleError:
+            return
+        refuse_foreign_shard(reader, 0, sample, fields)
+
+
+def refuse_foreign_shard(reader: ShardReader, shard: int, sample: Sample, fields: Mapping[str, Field]) -> None:
+    """Raises UserError, with the keys that there are, where no sample of the shard has what `fields` need. The corpus
+    is then of another kind, and substitutes would only hide it. `sample` is one of the shard."""
+    missing = _missing(sample, fields)
+    if missing is None:
+        return
+    count = int(reader.corpus.counts[shard])
+    if any(_missing(other, fields) is None for other in _readable(reader, shard, count)):
+        return
+    raise UserError(
+        f"no sample of {reader.corpus.paths[shard]} has the expected {missing}",
+        got=describe(sample),
+        remedy="name the members with data.train.N.image and data.train.N.captions, or pack the corpus with "
+        "`python -m data_tools pack`",
+    )
+
+
+def _missing(sample: Sample, fields: Mapping[str, Field]) -> str | None:
+    return next(filter(None, (field.lacks(sample) for field in fields.values() if not field.optional)), None)
+
+
+def _readable(reader: ShardReader, shard: int, count: int) -> Iterator[Sample]:
+    for index in range(count):
+        with suppress(BadSampleError):
+            yield read_sample(reader, shard, index)
+
+
+def read_sample(reader: ShardReader, shard: int, index: int) -> Sample:
+    """Raises BadSampleError `damaged`; and UserError for a shard that is gone, changed or out of reach, because a
+    substitute would hide that and differ between ranks."""
+    try:
+        return reader.read(shard, index)
+    except TarDamageError as error:
+        raise BadSampleError("damaged", str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot read shard {reader.corpus.paths[shard]}", got=error.strerror, remedy="check the disk or mount"
+        ) from error
