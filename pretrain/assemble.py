@@ -16,8 +16,8 @@ from data_tools.format.commit import atomic_write
 from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from pretrain.config.batch import local_batch
-from pretrain.config.reading import dump_config, recorded_precision
-from pretrain.config.recorded import changes
+from pretrain.config.reading import dump_config
+from pretrain.config.recorded import changes, recorded_precision
 from pretrain.config.tree import Config, ImageDataConfig, ImageSource
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed

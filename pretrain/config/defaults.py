@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -25,8 +25,11 @@ def task_of(tasks: Mapping[str, Entry], raw: DictConfig, path: object, default: 
 
 
 def defaults(kind: type, raw: DictConfig) -> DictConfig:
-    """A tree of `kind` with all defaults, and with those of the types that `raw` maps names to. A name without settings
-    gets empty ones in `raw`. Raises UsageError where a type is none."""
+    """A tree of `kind` with all defaults, and with those of the types that `raw` maps names to.
+
+    Raises:
+        UsageError: a type that is none.
+    """
     tree = _structured(cast(Any, kind)).copy()
     given = cast(dict, OmegaConf.to_container(raw))
     for one in fields(kind):
@@ -38,10 +41,20 @@ def defaults(kind: type, raw: DictConfig) -> DictConfig:
                 name: _structured(cast(Any, _entry(registry, settings, one.name, name).settings)).copy()
                 for name, settings in named.items()
             }
-        for name, settings in named.items():
-            if settings is None:  # `infonce:` with nothing after it
-                raw[one.name][name] = {}
     return tree
+
+
+def name_things(raw: DictConfig, kinds: Iterable[type]) -> None:
+    """In settings as they are given, turn a name alone, or a list of names, into a map of things without settings of
+    their own, where the trees map names to things."""
+    for one in (field for kind in kinds for field in fields(kind) if registry_of(field) is not None):
+        given = cast(dict, OmegaConf.to_container(raw)).get(one.name)
+        named = [given] if isinstance(given, str) else given
+        if isinstance(named, list) and all(isinstance(name, str) and name for name in named):
+            raw[one.name] = {name: {} for name in named}
+        elif isinstance(named, dict):
+            for name in (name for name, settings in named.items() if settings is None):
+                raw[one.name][name] = {}
 
 
 @functools.cache

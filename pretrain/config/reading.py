@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config.check import check, names
-from pretrain.config.defaults import defaults, maps, task_of
+from pretrain.config.defaults import defaults, maps, name_things, task_of
 from pretrain.config.recorded import flat
 from pretrain.config.registry import Entry, registry_of
-from pretrain.config.tree import PRECISIONS, Config
+from pretrain.config.tree import Config
 
 _LARGEST = 1 << 20  # bytes of a config file
 _Config = TypeVar("_Config", bound=Config)
@@ -68,12 +68,13 @@ def _require_file(path: Path) -> None:
 
 def _build(tasks: Mapping[str, Entry], path: Path, overrides: Sequence[str], default: str) -> Config:
     raw, kind = _read_yaml(path), tasks[default].settings
-    mapped = set().union(*(maps(cast(Any, entry.settings)) for entry in tasks.values()))
+    kinds = [entry.settings for entry in tasks.values()]
+    mapped = set().union(*(maps(cast(Any, one)) for one in kinds))
     try:
-        _name_sources(raw)
+        _spell_out(raw, kinds)
         for word in overrides:
             _override(raw, word, mapped)
-            _name_sources(raw)
+            _spell_out(raw, kinds)
         kind = task_of(tasks, raw, path, default)
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(defaults(kind, raw), raw)))
     except UsageError:
@@ -108,21 +109,6 @@ def _shown(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_shown(value) for value in tree]
     return redact_source(tree) if isinstance(tree, str) else tree
-
-
-def recorded_precision(path: Path) -> str | None:
-    """train.precision of a settled tree that `dump_config` wrote to `path`; None where it cannot be read there."""
-    value = recorded(path, "train.precision")
-    return value if value in PRECISIONS[1:] else None
-
-
-def recorded(path: Path, name: str) -> str | None:
-    """The setting `name`, a text, of a tree that `dump_config` wrote to `path`; None where it cannot be read there."""
-    try:
-        value = OmegaConf.select(OmegaConf.load(path), name)
-    except Exception:  # absent, or damaged in one of the many ways of YAML: then it says nothing
-        return None
-    return value if isinstance(value, str) else None
 
 
 def _override(raw, word: str, mapped: Collection[str]) -> None:
@@ -168,9 +154,16 @@ def _paths(text: str) -> Any:
     return [part.strip().strip("'\"") for part in parts if part.strip()]
 
 
+def _spell_out(raw: Any, kinds: Iterable[type]) -> None:
+    """Give what the user wrote in short its full form."""
+    if OmegaConf.is_dict(raw):
+        _name_sources(raw)
+        name_things(raw, kinds)
+
+
 def _name_sources(raw: Any) -> None:
     """A source that is given as a path alone means `urls`, and one source alone is a list of one."""
-    found = OmegaConf.select(raw, _SOURCES) if OmegaConf.is_dict(raw) else None
+    found = OmegaConf.select(raw, _SOURCES)
     sources = [found] if isinstance(found, str) else found
     if isinstance(sources, list) or OmegaConf.is_list(sources):
         named = [{"urls": source} if isinstance(source, str) else source for source in cast(list, sources)]

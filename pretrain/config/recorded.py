@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from data_tools.errors import shown
+from pretrain.config.tree import PRECISIONS
 
 
 def changes(before: str, after: str) -> list[str]:
@@ -23,6 +25,21 @@ def changes(before: str, after: str) -> list[str]:
         if old.get(key) != new.get(key):
             lines += [shown(f"{mark} {key}{side[key]}") for mark, side in (("-", old), ("+", new)) if key in side]
     return lines
+
+
+def recorded_precision(path: Path) -> str | None:
+    """train.precision of a settled tree that `dump_config` wrote to `path`; None where it cannot be read there."""
+    value = recorded(path, "train.precision")
+    return value if value in PRECISIONS[1:] else None
+
+
+def recorded(path: Path, name: str) -> str | None:
+    """The setting `name`, a text, of a tree that `dump_config` wrote to `path`; None where it cannot be read there."""
+    try:
+        value = OmegaConf.select(OmegaConf.load(path), name)
+    except Exception:  # absent, or damaged in one of the many ways of YAML: then it says nothing
+        return None
+    return value if isinstance(value, str) else None
 
 
 def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from data_tools.redaction import redact_source
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.reading import recorded
+from pretrain.config.recorded import recorded
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.committed import SETTINGS
 from pretrain.engine.engine import Engine

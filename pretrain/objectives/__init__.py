@@ -14,7 +14,8 @@ from pretrain.config.registry import Entry
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Section):
-    """What is minimised, each under a name: `objectives: {infonce: {label_smoothing: 0.1}}`."""
+    """What is minimised, each under a name: `objectives: {infonce: {label_smoothing: 0.1}}`. A name alone, or a list of
+    names, takes their defaults: `objectives=sigmoid`."""
 
     type: str = "???"  # which objective; may be left out where the name says it
     weight: float = number(1.0, gt=0, le=1e6)  # its factor in the sum that is minimised

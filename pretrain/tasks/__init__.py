@@ -42,7 +42,7 @@ class ContrastiveConfig(Config):
         """Something is minimised, something learns, and what is locked has no rate."""
         yield from super().check()
         if len(self.objectives) != 1:
-            yield Fault("objectives", "exactly one", "objectives={infonce: {}} takes the place of those in the file")
+            yield Fault("objectives", "exactly one", "objectives=infonce takes the place of those in the file")
         for name, one in self.objectives.items():
             yield from unknown_parts(f"objectives.{name}.fields", getattr(one, "fields", ()), self.TOWERS)
         yield from unknown_parts("model.locked", self.model.locked, self.TOWERS)

@@ -60,7 +60,7 @@ def initialise(
         raise UserError(
             f"the weights of {source} do not fit model {model.spec.name}",
             got=f"missing {few(refused)}, unexpected {few(unexpected)}, other shape {few(wrong)}",
-            remedy="set model.name to the weights' own architecture, and objectives={sigmoid: {}} for a logit_bias",
+            remedy="set model.name to the weights' own architecture, and objectives=sigmoid for a logit_bias",
         )
     refuse_quantised({key: value for key, value in state.items() if own[key].is_floating_point()}, source)
     refuse_non_finite(state, source)
