@@ -140,7 +140,9 @@ def faulty(rank, world_size, workspace, folder, fault):
     """A run in whose fourth step every rank meets `fault`."""
     os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
     peers._GRACE = 1.0
-    words = [f"run.dir={folder}", "guard.hang_timeout=3 seconds", *ENDLESS]
+    # A rank that fails asks for three seconds whether another died: as long as the limit it would count as hanging.
+    limit = 3 if fault is hang else 20
+    words = [f"run.dir={folder}", f"guard.hang_timeout={limit} seconds", *ENDLESS]
     job = PretrainJob(load_config(ContrastiveConfig, workspace / "config.yaml", words), start(distributed=True))
     plain = job.forward_backward
 
