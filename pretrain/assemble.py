@@ -23,7 +23,7 @@ from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.committed import FOLDER, SETTINGS, committed
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader
-from pretrain.process.agree import gather, together
+from pretrain.process.agree import gather, raise_on_all_ranks
 from pretrain.process.precision import settle
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
@@ -90,9 +90,9 @@ def label_fields(config: ClassifyConfig, spec: ModelSpec, classes: int, dropped:
 
 
 def train_stream(
-    config: Config, sources: Sequence[StreamSource], fields: FieldsOf, runtime: Runtime, look_only: bool = False
+    config: Config, sources: Sequence[StreamSource], fields: FieldsOf, runtime: Runtime, inspect_only: bool = False
 ) -> TrainStream:
-    """This rank's stream. `look_only`: read in this process and write down no bad samples."""
+    """This rank's stream. `inspect_only`: read in this process and write down no bad samples."""
     share, folder = local_batch(config, runtime.world_size), Path(config.run.dir)
     settings = StreamSettings(
         fields=fields,
@@ -103,10 +103,10 @@ def train_stream(
         phases=config.model.phases if isinstance(config, ContrastiveConfig) else (),
         rank=runtime.rank,
         world_size=runtime.world_size,
-        workers=0 if look_only else config.data.workers,
+        workers=0 if inspect_only else config.data.workers,
         max_bad_ratio=config.data.max_bad_ratio,
-        quarantine=None if look_only else folder / f"quarantine-{runtime.rank}.jsonl",
-        node_ranks=runtime.node_ranks if runtime.local_rank == 0 and not look_only else None,
+        quarantine=None if inspect_only else folder / f"quarantine-{runtime.rank}.jsonl",
+        node_ranks=runtime.node_ranks if runtime.local_rank == 0 and not inspect_only else None,
         changed_shards=folder / f"changed-shards-{runtime.rank}.jsonl" if config.data.verify_shards else None,
     )
     return TrainStream(sources, settings)
@@ -149,9 +149,9 @@ def claim_run_dir(status: Status, runtime: Runtime) -> None:
                 remedy="set run.dir to a shared file system",
             )
 
-    together(own if runtime.is_main else lambda: None, f"preparing run.dir {folder}")
-    together(look, "checking run.dir")
-    together(probe.unlink if runtime.is_main else lambda: None, "checking run.dir")
+    raise_on_all_ranks(own if runtime.is_main else lambda: None, f"preparing run.dir {folder}")
+    raise_on_all_ranks(look, "checking run.dir")
+    raise_on_all_ranks(probe.unlink if runtime.is_main else lambda: None, "checking run.dir")
     status.share()
 
 
@@ -165,7 +165,7 @@ def keep_settings(config: Config, text: str, runtime: Runtime) -> None:
         with atomic_write(folder / SETTINGS) as file:
             file.write(text.encode())
 
-    together(write if runtime.is_main else lambda: None, f"writing the settings to run.dir {config.run.dir}")
+    raise_on_all_ranks(write if runtime.is_main else lambda: None, f"writing the settings to run.dir {config.run.dir}")
 
 
 def resolved(config: Config) -> str:

@@ -31,7 +31,7 @@ from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
-from pretrain.towers.logits import doubt_bias, set_logits, start_logits
+from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
 from pretrain.towers.model import Inputs, to_device
 from pretrain.towers.parts import lock, tower_of
 from pretrain.towers.resolution import check_image_size
@@ -62,7 +62,7 @@ class PretrainJob:
             lines = start_lines(self.model, config)
             if lines and runtime.is_main:
                 print("\n".join(lines), flush=True)
-        doubt = doubt_bias(config.objective, config.train.global_batch)
+        doubt = warn_of_bias(config.objective, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
         remarks = [*filter(None, [self.model.silenced]), *self._evaluations.remarks(self.stream.corpus)]

@@ -20,16 +20,16 @@ from pretrain.loop.book import Book
 from pretrain.loop.faults import Faults, explain
 from pretrain.loop.saving import Saving
 from pretrain.loop.timetable import Timetable, make_timetable
-from pretrain.process.agree import agree, gather, together
+from pretrain.process.agree import all_reduce_sum, gather, raise_on_all_ranks
 from pretrain.process.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.process.lifeline import Lifeline
 from pretrain.process.runtime import OnHost, Runtime, finish, start
 from pretrain.process.status import DONE, RUNNING, STOPPED, Status
 from pretrain.process.stop import StopRequest
 from pretrain.process.watch import Watch
-from pretrain.process.watchdog import beat
+from pretrain.process.watchdog import heartbeat
 from pretrain.report.metrics import Metrics
-from pretrain.report.profiling import StepProfiler, part
+from pretrain.report.profiling import StepProfiler, profiled
 from pretrain.report.writes import Writes
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import TrainStream
@@ -114,9 +114,11 @@ def train(job: Job, life: Lifeline) -> int:
                 job.stream.check_writes()
             asked = life.stop.reason is not None
             # The one agreement of a step: what the ranks must know of each other rides on it.
-            bad, stopping, unwritten, total, *saved = agree([len(batch.bad), asked, writes.failed, own_loss, *progress])
+            bad, stopping, unwritten, total, *saved = all_reduce_sum(
+                [len(batch.bad), asked, writes.failed, own_loss, *progress]
+            )
             if unwritten:
-                writes.settle(status.checkpoint)
+                writes.raise_faults(status.checkpoint)
             saving.advance(*saved)
             book.count(int(bad), waited, last)
             mean_loss = None if loss is None else total / runtime.world_size
@@ -147,7 +149,7 @@ def _open(job: Job, times: Timetable, status: Status, writes: Writes) -> tuple[B
         book = Book(runtime, job.stream, state, config.data, status, metrics, writes)
         return book, Faults(folder, runtime, state, config.guard, writes, book.note)
 
-    return together(open_all, f"opening the files of run.dir {folder}")
+    return raise_on_all_ranks(open_all, f"opening the files of run.dir {folder}")
 
 
 def _saving(job: Job, times: Timetable, book: Book) -> Saving:
@@ -177,8 +179,8 @@ def _batches(job: Job, times: Timetable, profiler: StepProfiler) -> Iterator[tup
     for step in range(job.state.step + 1, times.total + 1):
         profiler.before(step)
         before = time.perf_counter()
-        beat("waiting for data")
-        with part("data"):
+        heartbeat("waiting for data")
+        with profiled("data"):
             batch = next(stream)
         yield batch, time.perf_counter() - before
 
@@ -187,12 +189,12 @@ def _update(job: Job, times: Timetable, faults: Faults, saving: Saving, status: 
     """Make a step; returns its rank-local loss. A non-finite loss or gradient leaves the step out on all ranks (None),
     or ends them, before the update."""
     state = job.state
-    beat("a training step")
+    heartbeat("a training step")
     seed_step(job.config.seed, state.step, job.runtime.rank)
     loss = OnHost(job.forward_backward(batch))  # on the host in time: the update waits for the gradients
     kept = True
     try:
-        with part("optimizer"):
+        with profiled("optimizer"):
             job.engine.update(times.lr(state.samples_seen))
     except NonFiniteError as error:
         if not faults.may_skip:
@@ -222,9 +224,9 @@ def _end(job: Job, times: Timetable, book: Book, writes: Writes, status: Status,
     """The last word of a run whose last checkpoint is committed; returns the exit code."""
     step = job.state.step
     complete = step >= times.total  # more: a longer run was resumed as a shorter one
-    writes.settle(status.checkpoint)
+    writes.raise_faults(status.checkpoint)
     book.say(DONE if complete else STOPPED, stop)
-    writes.settle(status.checkpoint)
+    writes.raise_faults(status.checkpoint)
     book.note(f"{'done' if complete else f'stopped ({stop})'} at step {step}: {status.checkpoint}")
     return EXIT_DONE if complete else EXIT_STOPPED
 

@@ -24,7 +24,7 @@ from pretrain.engine import committed
 from pretrain.engine.committed import FOLDER, METRICS, MODEL, SETTINGS, STATE, Retention
 from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
-from pretrain.process.agree import agree, gather, together
+from pretrain.process.agree import all_reduce_sum, gather, raise_on_all_ranks
 from pretrain.process.runtime import Runtime
 
 _PATIENCE = 60  # seconds; a disk that hangs must not keep a failed rank from ending
@@ -82,7 +82,7 @@ class Checkpoints:
         final = committed.step_folder(self.folder, state.step)
         temporary = committed.temporary_folder(final)
         prepare = (lambda: committed.prepare(temporary)) if self.runtime.is_main else (lambda: None)
-        together(prepare, f"preparing checkpoint {final}")
+        raise_on_all_ranks(prepare, f"preparing checkpoint {final}")
         small = {STATE: _dump(state.to_dict()), MODEL: _dump(extras.model), SETTINGS: extras.config}
         if values:
             small[METRICS] = _dump(dict(values))
@@ -123,7 +123,7 @@ class Checkpoints:
         while self._save is not None:
             if self._task is not None:
                 self._task.join()
-            saved = self.advance(*agree(self.progress()))
+            saved = self.advance(*all_reduce_sum(self.progress()))
         return saved
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ from pretrain.engine.optimizers import make_optimizer
 from pretrain.engine.zero import shard, view_of
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
-from pretrain.process.watchdog import beat
-from pretrain.report.profiling import part
+from pretrain.process.watchdog import heartbeat
+from pretrain.report.profiling import profiled
 from pretrain.towers.build import attention_kernel
 
 _LARGEST_BUCKET = 5 * 10**8  # elements of a buffer that gradients are reduced in; DeepSpeed's default
@@ -62,18 +62,18 @@ class Engine:
 
     def __call__(self, *inputs):
         """The model's forward, under the configured precision. Each one counts as progress of the run."""
-        beat()
-        with part("forward"):
+        heartbeat()
+        with profiled("forward"):
             return self.deepspeed(*inputs)
 
     def accumulate(self, parts: Sequence[Callable[[], None]]) -> None:
         """Run `parts`, a `backward` each, with one reduction at the end: gradients add up as they are, undivided."""
-        with part("backward"):
+        with profiled("backward"):
             self.zero.accumulate(parts)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a rank-local mean; the mean over ranks is taken when they are reduced."""
-        with part("backward"), attention_kernel(self.device):
+        with profiled("backward"), attention_kernel(self.device):
             self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self, lr: float) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pretrain.engine.engine import Engine
-from pretrain.report.profiling import part
+from pretrain.report.profiling import profiled
 from pretrain.towers.model import Inputs, to_device
 
 Tensors = dict[str, torch.Tensor]
@@ -25,12 +25,12 @@ def contrastive_backward(engine: Engine, parts: Sequence[Inputs], loss_fn: Loss)
     with as many `parts`, its micro-batches. These may lie on the host: the device then holds one at a time."""
     if len(parts) == 1:
         outputs = engine(to_device(parts[0], engine.device))
-        with part("loss"):
+        with profiled("loss"):
             loss = loss_fn(outputs["rows"], outputs["shared"])
         engine.backward(loss)
         return loss.detach()
     rows, shared, sizes, states = _first_pass(engine, parts)
-    with part("loss"):
+    with profiled("loss"):
         loss = loss_fn(rows, shared)
         loss.backward()
     pieces = {field: _grad(leaf).split(sizes) for field, leaf in rows.items()}

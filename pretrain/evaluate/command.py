@@ -43,7 +43,7 @@ from pretrain.evaluate.runner import (
     evaluate_retrieval,
 )
 from pretrain.evaluate.templates import load_classes, load_templates
-from pretrain.process.agree import gather, together
+from pretrain.process.agree import gather, raise_on_all_ranks
 from pretrain.process.precision import FP32, ability, is_bf16, settle
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.stream.eval_reader import EvalReader, eval_fields
@@ -91,7 +91,7 @@ def evaluate(options: argparse.Namespace) -> int:
             "world_size": runtime.world_size,
         },
     }
-    together(
+    raise_on_all_ranks(
         (lambda: _finish_main(options, corpus, outcome, record)) if runtime.is_main else lambda: None, "the report"
     )
     finish()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from data_tools.errors import UserError
 from pretrain.process.precision import is_bf16
-from pretrain.process.watchdog import beat
+from pretrain.process.watchdog import heartbeat
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.model import Inputs, Outputs
 
@@ -60,7 +60,7 @@ def encoder(
     run = forward or model
 
     def encode(images, texts):
-        beat()
+        heartbeat()
         inputs: Inputs = {} if images is None else {"image": {"pixels": images.to(device, non_blocking=True)}}
         if texts is not None:
             inputs["text"] = model.text_rows(texts)

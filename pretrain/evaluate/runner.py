@@ -17,7 +17,7 @@ from pretrain.evaluate.classification import ClassCounts, class_embeddings
 from pretrain.evaluate.features import CorpusFeatures, Encode, Progress, Ranks, counted, encode_corpus
 from pretrain.evaluate.pair_loss import LOSS_BATCH, PairLoss, validation_loss
 from pretrain.evaluate.retrieval import retrieval_chance, retrieval_metrics
-from pretrain.process.watchdog import beat
+from pretrain.process.watchdog import heartbeat
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def evaluate_classifier(
         torch.zeros((), dtype=torch.float64, device=ranks.device),
     )
     for batch in counted(reader, progress):
-        beat()
+        heartbeat()
         check_classes(classes, "label" in batch.inputs)
         real = batch.positions >= 0
         found = scores(batch.inputs["image"]["pixels"].to(ranks.device, non_blocking=True)).float()

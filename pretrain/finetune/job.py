@@ -24,7 +24,7 @@ from pretrain.finetune.classifier import build_classifier, resumed_classifier, w
 from pretrain.finetune.labels import check_labels, set_classes
 from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
-from pretrain.report.profiling import part
+from pretrain.report.profiling import profiled
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ClassifyConfig
@@ -126,7 +126,7 @@ class FinetuneJob:
     def _backward(self, inputs: Inputs, losses: list[torch.Tensor]) -> None:
         share = self.config.train.global_batch // self.runtime.world_size
         scores = self._scores(inputs)
-        with part("loss"):
+        with profiled("loss"):
             loss = F.cross_entropy(scores, inputs["label"]["class"].to(scores.device), reduction="sum") / share
         losses.append(loss.detach())
         self.engine.backward(loss)

@@ -16,7 +16,7 @@ from data_tools.media.members import label
 from data_tools.progress import Progress
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
-from pretrain.process.agree import together
+from pretrain.process.agree import raise_on_all_ranks
 from pretrain.process.runtime import Runtime
 from pretrain.stream.loader import StreamSource
 from pretrain.stream.samples import read_sample
@@ -90,7 +90,7 @@ def check_labels(sources: Sequence[StreamSource], runtime: Runtime) -> None:
 
     Two labels are found at once unless a corpus is sorted or one class is rare; then the rest is read.
     """
-    together((lambda: _two_labels(sources)) if runtime.is_main else lambda: None, "looking at the labels")
+    raise_on_all_ranks((lambda: _two_labels(sources)) if runtime.is_main else lambda: None, "looking at the labels")
 
 
 def _two_labels(sources: Sequence[StreamSource]) -> None:

@@ -14,10 +14,10 @@ from pretrain.config.tree import ImageDataConfig
 from pretrain.engine.checkpoint import Saved
 from pretrain.engine.state import TrainState
 from pretrain.loop.ledger import Ledger
-from pretrain.process.agree import agree
+from pretrain.process.agree import all_reduce_sum
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import FILE, RUNNING, Status
-from pretrain.process.watchdog import beat
+from pretrain.process.watchdog import heartbeat
 from pretrain.report.metrics import DataWatch, Metrics, starvation_advice
 from pretrain.report.writes import Writes
 from pretrain.stream.loader import TrainStream
@@ -69,7 +69,7 @@ class Book:
         self._state.bad_samples += bad
         self._interval.waited += waited
         self._ledger.check()
-        self._ledger.settle(last)
+        self._ledger.close_epoch(last)
 
     def log(self, loss: float | None, lr: float, engine: Measured) -> None:
         """Write down the steps since the last call: the mean `loss` over all ranks (None: the step was left out) and
@@ -113,7 +113,7 @@ class Book:
     def paused(self, phase: str) -> Iterator[None]:
         """The time of this context is not training time: it does not slow the logged samples per second down."""
         started = time.perf_counter()
-        beat(phase)
+        heartbeat(phase)
         yield
         self._interval.started += time.perf_counter() - started
 
@@ -132,7 +132,7 @@ class Interval:
     def close(self, samples_seen: int, world_size: int) -> dict[str, float]:
         """The pace, and the share of the time that the ranks waited for data, on average. All ranks must call it."""
         now = time.perf_counter()
-        waited = agree([self.waited])[0] / world_size
+        waited = all_reduce_sum([self.waited])[0] / world_size
         seconds = max(now - self.started, 1e-9)
         return {
             "samples_per_second": (samples_seen - self._samples_seen) / seconds,

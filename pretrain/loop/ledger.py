@@ -26,7 +26,7 @@ class Ledger:
             worst = sum((Counter(shards) for shards in gather(dict(self._stream.account.by_shard))), Counter())
             raise bad_ratio_error(bad, read, self._stream.settings.max_bad_ratio, worst)
 
-    def settle(self, last: bool) -> None:
+    def close_epoch(self, last: bool) -> None:
         """At the end of an epoch, and of the run if `last`: report what was expected, read and replaced since the
         account before. Raises UserError where ranks were given more or fewer samples than the order holds."""
         step, mixture = self._state.step, self._stream.mixture

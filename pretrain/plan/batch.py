@@ -87,7 +87,7 @@ def _read(config: ContrastiveConfig, step: int, world_size: int, ranks: range, c
     with Progress("reading", share * len(ranks), "samples") as progress:
         for number in range(ranks.start * share // piece, ranks.stop * share // piece):
             runtime = Runtime(number, config.train.global_batch // piece, 0, torch.device("cpu"), 1)
-            stream = assemble.train_stream(config, sources, fields, runtime, look_only=True)
+            stream = assemble.train_stream(config, sources, fields, runtime, inspect_only=True)
             if checkpoint is not None:
                 stream.go_on_from(Position.from_dict(CheckpointReader(checkpoint).state().position))
             _check_step(step, stream, config.train.duration)

@@ -17,7 +17,7 @@ from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
 from pretrain.tasks import ContrastiveConfig
-from pretrain.towers.logits import doubt_bias
+from pretrain.towers.logits import warn_of_bias
 
 
 def dry_run(config: ContrastiveConfig) -> int:
@@ -37,7 +37,7 @@ def dry_run(config: ContrastiveConfig) -> int:
     assemble.start_state(reader, config, describe(model.spec), stream, runtime)
     lines = start_lines(model, config) if reader is None else []
     if runtime.is_main:
-        doubt = doubt_bias(config.objective, config.train.global_batch)
+        doubt = warn_of_bias(config.objective, config.train.global_batch)
         notes = [*lines, *(note for note in (doubt, model.silenced, *remarks) if note)]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0

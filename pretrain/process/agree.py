@@ -21,7 +21,7 @@ def use(group: dist.ProcessGroup) -> None:
     _control = group
 
 
-def agree(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """The sum over ranks of each value, on every rank. All ranks must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
@@ -39,7 +39,7 @@ def gather(value: object) -> list:
     return values
 
 
-def together(action: Callable[[], T], what: str) -> T:
+def raise_on_all_ranks(action: Callable[[], T], what: str) -> T:
     """Run `action` on this rank; if it raised OSError or UserError on any, raise on all. All ranks must call it.
 
     Without it the ranks that succeeded would wait for ever in their next collective.

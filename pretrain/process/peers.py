@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from data_tools.errors import UserError
-from pretrain.process.agree import gather, together
+from pretrain.process.agree import gather, raise_on_all_ranks
 from pretrain.process.entry import reason_of
 from pretrain.process.runtime import Runtime
 
@@ -94,9 +94,9 @@ class Peers:
             offer = (server.getsockname()[1], secrets.token_hex(16))
         port, token = gather(offer)[0]
         if server is None:
-            together(lambda: self._join(address, port, token), "connecting the ranks")
+            raise_on_all_ranks(lambda: self._join(address, port, token), "connecting the ranks")
         else:
-            together(lambda: self._accept(server, token, runtime.world_size - 1), "connecting the ranks")
+            raise_on_all_ranks(lambda: self._accept(server, token, runtime.world_size - 1), "connecting the ranks")
 
     def _join(self, address: str, port: int, token: str) -> None:
         connection = socket.create_connection((address, port), timeout=_CONNECT)

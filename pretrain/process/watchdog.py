@@ -21,7 +21,7 @@ class _Progress:
     beats, phase = 0, "the start"
 
 
-def beat(phase: str | None = None) -> None:
+def heartbeat(phase: str | None = None) -> None:
     """This process made progress, in `phase` (default: the one before). What counts: every forward, training or
     evaluation, and the beginning of each phase: waiting for data, a step, an evaluation, a checkpoint."""
     _Progress.beats += 1
@@ -46,7 +46,7 @@ class Watchdog:
         self._closed = threading.Event()
         self._outside: subprocess.Popen | None = None
         if limit is not None:
-            beat()
+            heartbeat()
             with suppress(OSError):  # no process more: then without it
                 faulthandler.register(STACKS, chain=True)
                 command = [sys.executable, "-I", outside_watch.__file__, str(os.getpid())]

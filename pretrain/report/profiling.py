@@ -1,7 +1,8 @@
 """`profile.steps`: a torch profiler trace of some steps, and one page that says where their time went.
 
-The parts of a step are marked where they happen (`part`), which costs nothing while no profiler runs. Their seconds are
-those of the clock; on a GPU, whose work is only queued, the device is waited for at the edges of each part meanwhile.
+The parts of a step are marked where they happen (`profiled`), which costs nothing while no profiler runs. Their seconds
+are those of the clock; on a GPU, whose work is only queued, the device is waited for at the edges of each part
+meanwhile.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _clock: _Clock | None = None  # while a profiler runs
 
 
 @contextlib.contextmanager
-def part(name: str) -> Iterator[None]:
+def profiled(name: str) -> Iterator[None]:
     """The time spent in this context is that of the part `name` of PARTS."""
     clock = _clock
     if clock is None:

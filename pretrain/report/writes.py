@@ -11,7 +11,8 @@ from pretrain.process.agree import gather
 
 class Writes:
     """What this rank could not write. Nothing is raised where it happens, because the other ranks would wait for this
-    one in their next collective: the loop sums `failed` over the ranks at every step, and then all call `settle`."""
+    one in their next collective: the loop sums `failed` over the ranks at every step, and then all call
+    `raise_faults`."""
 
     def __init__(self) -> None:
         self._fault: str | None = None
@@ -30,7 +31,7 @@ class Writes:
             if self._fault is None:
                 self._fault = f"{what}: {error.strerror or error or type(error).__name__}"
 
-    def settle(self, checkpoint: object) -> None:
+    def raise_faults(self, checkpoint: object) -> None:
         """Raises UserError on all ranks where any could not write; `checkpoint`: the last one. All ranks must call
         it."""
         faults = {rank: fault for rank, fault in enumerate(gather(self._fault)) if fault is not None}

@@ -39,7 +39,7 @@ def set_logits(model: DualEncoder, objective: ObjectiveConfig) -> None:
         bias.requires_grad_(biased)
 
 
-def doubt_bias(objective: ObjectiveConfig, global_batch: int) -> str | None:
+def warn_of_bias(objective: ObjectiveConfig, global_batch: int) -> str | None:
     """A warning where the settings start the bias far from -ln(global batch)."""
     bias, fitting = getattr(objective, "logit_bias", None), -math.log(global_batch)
     if bias is None or abs(bias - fitting) < _FAR:

@@ -16,7 +16,7 @@ from pretrain.engine.committed import newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
-from pretrain.process.agree import agree, gather
+from pretrain.process.agree import all_reduce_sum, gather
 from pretrain.process.runtime import start
 from ranks import run_ranks
 
@@ -166,7 +166,7 @@ def save_beside_training(rank, world_size, folder):
         store.begin(engine, state, EXTRAS)
         train_steps(engine, runtime, 1, 4)
         state.step = 4
-        during = store.advance(*agree(store.progress())), store.progress(), newest_intact(store.folder)
+        during = store.advance(*all_reduce_sum(store.progress())), store.progress(), newest_intact(store.folder)
         go.set()
         saved = store.wait()
         got = load_file(saved.folder / f"rank-{rank:05d}-of-{world_size:05d}.safetensors")
@@ -287,7 +287,7 @@ def train_until_told(store, engine, runtime, step):
     for number in range(step, 1000):
         train_steps(engine, runtime, number, number + 1)
         try:
-            assert store.advance(*agree(store.progress())) is None
+            assert store.advance(*all_reduce_sum(store.progress())) is None
         except UserError as error:
             return str(error)
 

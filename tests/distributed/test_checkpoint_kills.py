@@ -19,7 +19,7 @@ from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
-from pretrain.process.agree import agree
+from pretrain.process.agree import all_reduce_sum
 from pretrain.process.runtime import start
 from pretrain.stream.fields.image import Image
 from pretrain.stream.loader import StreamSettings, TrainStream
@@ -55,7 +55,7 @@ def save_twice(rank, world_size, folder, stage, point, victim):
     step, saved = 2, None
     while saved is None:
         train_steps(engine, runtime, step, step + 1)
-        saved = store.advance(*agree(store.progress()))
+        saved = store.advance(*all_reduce_sum(store.progress()))
         step += 1
 
 

@@ -16,7 +16,7 @@ from plain_losses import SETTINGS, identities, plain_loss
 from pretrain.engine.engine import Engine, NonFiniteError, bounds
 from pretrain.engine.gradcache import contrastive_backward
 from pretrain.objectives.contrastive import Features, contrastive_loss
-from pretrain.process.agree import agree
+from pretrain.process.agree import all_reduce_sum
 from pretrain.process.runtime import start
 from ranks import run_ranks
 
@@ -64,7 +64,7 @@ def engine_errors(rank, world_size):
         engine = Engine(model, *tiny.settings(PAIRS, stage, precision), runtime)
         micro_batches = tiny.micro_batches(model, images[rows], tokens[rows], local // parts)
         loss = tiny.backward(engine, micro_batches)
-        loss = agree([loss.item()])[0] / world_size
+        loss = all_reduce_sum([loss.item()])[0] / world_size
         grads = {name: safe_get_full_grad(p) for name, p in model.named_parameters()}
         results[stage, precision, parts] = errors((loss, grads), want)
     return results
@@ -104,7 +104,7 @@ def loss_errors(rank, world_size):
             micro_batches = tiny.micro_batches(model, images[rows], tokens[rows], local // parts)
             loss_fn = functools.partial(ours, settings, identities(PAIRS)[rows])
             loss = contrastive_backward(engine, micro_batches, loss_fn)
-            loss = agree([loss.item()])[0] / world_size
+            loss = all_reduce_sum([loss.item()])[0] / world_size
             grads = {name: safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
             assert set(grads) == set(want[1])
             results[name, stage, parts] = errors((loss, grads), want)

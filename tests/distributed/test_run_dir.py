@@ -8,7 +8,7 @@ import time
 
 from data_tools.errors import UserError
 from pretrain import assemble
-from pretrain.process.agree import agree, together
+from pretrain.process.agree import all_reduce_sum, raise_on_all_ranks
 from pretrain.process.run_lock import LOCK
 from pretrain.process.runtime import start
 from pretrain.process.status import Status
@@ -87,7 +87,7 @@ def fail_alone(rank, world_size):
 
     start(distributed=True)
     try:
-        together(action, "writing")
+        raise_on_all_ranks(action, "writing")
     except UserError as error:
         return str(error)
 
@@ -106,9 +106,9 @@ def write_alone(rank, world_size, folder):
     with writes.to(folder / "metrics.jsonl"):
         if rank == 1:
             raise OSError(28, "No space left on device")
-    failed = agree([writes.failed])
+    failed = all_reduce_sum([writes.failed])
     try:
-        writes.settle("step-7")
+        writes.raise_faults("step-7")
     except UserError as error:
         return failed, str(error)
 

@@ -60,7 +60,7 @@ def trained(workspace, step, world_size):
         runtime = Runtime(rank, world_size, 0, cpu.device, 1)
         sources = assemble.train_sources(config.data)
         fields = assemble.pair_fields(config, resolve_spec(config.model.name))
-        with assemble.train_stream(config, sources, fields, runtime, look_only=True) as stream:
+        with assemble.train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
             yield next(islice(stream.iterate(0), step - 1, None)).keys
 
 

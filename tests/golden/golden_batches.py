@@ -85,7 +85,7 @@ def _slices(case: Case, config: Config, rank: int, world_size: int) -> Iterator[
     else:
         dropped = patch_dropouts(model, phases) if model else ()
         fields = assemble.pair_fields(config, tiny.SPEC, dropped=dropped)
-    with assemble.train_stream(config, sources, fields, runtime, look_only=True) as stream:
+    with assemble.train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
         for _, batch in zip(range(STEPS), stream.iterate(), strict=False):
             arrays = {name: row.numpy() for rows in batch.inputs.values() for name, row in rows.items()}
             if "text" in batch.identity:

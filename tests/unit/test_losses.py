@@ -14,7 +14,7 @@ from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.objectives.infonce import infonce
 from pretrain.objectives.multi_positive import multi_positive
 from pretrain.towers.build import MAX_LOGIT_SCALE
-from pretrain.towers.logits import doubt_bias, set_logits, start_logits
+from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
 
 
 def features(pairs, dim):
@@ -82,9 +82,9 @@ def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():
 
 
 def test_a_bias_that_does_not_suit_the_batch_is_doubted():
-    assert doubt_bias(SigmoidConfig(), 512) is None
-    assert doubt_bias(SigmoidConfig(logit_bias=-10), 32768) is None
-    assert "suits a global batch of 22,026, this one is 512" in doubt_bias(SigmoidConfig(logit_bias=-10), 512)
+    assert warn_of_bias(SigmoidConfig(), 512) is None
+    assert warn_of_bias(SigmoidConfig(logit_bias=-10), 32768) is None
+    assert "suits a global batch of 22,026, this one is 512" in warn_of_bias(SigmoidConfig(logit_bias=-10), 512)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def said(folder):
 
 def settled(writes):
     with pytest.raises(UserError) as caught:
-        writes.settle("step-7")
+        writes.raise_faults("step-7")
     return str(caught.value)
 
 

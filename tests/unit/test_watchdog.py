@@ -13,7 +13,7 @@ from packing import ROOT
 SCRIPT = """
 import ctypes, sys, time
 from pretrain.process import watchdog
-from pretrain.process.watchdog import Watchdog, beat, end_process, print_stacks
+from pretrain.process.watchdog import Watchdog, heartbeat, end_process, print_stacks
 
 watchdog._SLACK = 0.5
 
@@ -24,7 +24,7 @@ def hangs():
 dog = Watchdog(1.0, hangs)
 for _ in range(6):
     time.sleep(0.4)
-    beat("a phase")
+    heartbeat("a phase")
 def stuck():
     STUCK
 stuck()
@@ -65,12 +65,12 @@ def test_a_closed_watch_does_not_fire(tmp_path):
 PAUSED = """
 for _ in range(20):
     time.sleep(0.1)
-    beat("a phase")
+    heartbeat("a phase")
 print("waiting", flush=True)
 sys.stdin.readline()  # of which it is woken before it counts as hanging
 for _ in range(4):
     time.sleep(0.2)
-    beat()
+    heartbeat()
 print("goes on", flush=True)
 """
 
