@@ -49,7 +49,8 @@ def check(data: bytes, limit: int = MAX_PIXELS) -> Facts:
             return facts
     with opened_sound(data, limit) as image:
         turned = load_whole(image)
-        return Facts(EXTENSIONS[image.format], *image.size, turned)
+        width, height = image.size
+        return Facts(EXTENSIONS[image.format], width, height, turned)
 
 
 @contextmanager

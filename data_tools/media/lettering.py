@@ -51,7 +51,8 @@ class Lettering:
         """`text` in at most so many lines of that width: broken at spaces, and anywhere in scripts that write none.
         What does not fit is cut, with an ellipsis."""
         text = "".join(character if character.isprintable() else " " for character in text)
-        found, rest = [], " ".join(text.split())
+        found: list[str] = []
+        rest = " ".join(text.split())
         while rest and len(found) < lines:
             end = self._fitting(rest, width)
             if end < len(rest):
@@ -68,7 +69,9 @@ class Lettering:
         """Of a line, in pixels."""
         return sum(font.getlength(run) for font, run in self._runs(line))
 
-    def draw(self, canvas: ImageDraw.ImageDraw, place: tuple[float, float], line: str, fill: object = "black") -> None:
+    def draw(
+        self, canvas: ImageDraw.ImageDraw, place: tuple[float, float], line: str, fill: str | tuple[int, ...] = "black"
+    ) -> None:
         """Draw one line with its upper left corner at `place`."""
         x, baseline = place[0], place[1] + self.size
         for font, run in self._runs(line):
@@ -76,7 +79,11 @@ class Lettering:
             x += font.getlength(run)
 
     def draw_lines(
-        self, canvas: ImageDraw.ImageDraw, place: tuple[float, float], lines: list[str], fill: object = "black"
+        self,
+        canvas: ImageDraw.ImageDraw,
+        place: tuple[float, float],
+        lines: list[str],
+        fill: str | tuple[int, ...] = "black",
     ) -> None:
         """Draw lines one under the other."""
         for number, line in enumerate(lines):

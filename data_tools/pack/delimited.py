@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.media.image import SUFFIXES
@@ -93,7 +93,7 @@ def _decoded(file: IO[bytes]) -> IO[str]:
     return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
 
 
-def _quoting(quoted: bool) -> int:
+def _quoting(quoted: bool) -> Literal[0, 3]:
     return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
 
 

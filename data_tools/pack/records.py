@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
@@ -67,7 +67,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             return
         try:
             with gzip.open(file) as unzipped:
-                yield unzipped
+                yield cast(IO[bytes], unzipped)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"cannot unzip {path}", got=error, remedy="fetch the file again") from None
 

@@ -120,7 +120,8 @@ def _difference(theirs: dict, ours: dict) -> tuple[str, str]:
     names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
     if not names or not theirs:
         return "another content", "the same rows and files as before"
-    return tuple(", ".join(f"{name} {side.get(name)}" for name in names) for side in (theirs, ours))
+    before, now = (", ".join(f"{name} {side.get(name)}" for name in names) for side in (theirs, ours))
+    return before, now
 
 
 def _task(plan: Plan, folder: Path, number: int) -> ShardTask:

@@ -125,8 +125,8 @@ def _pictures_in(value: object) -> str:
         keys = ", ".join(map(str, value))
         return f"{inner or 'pictures'} within an object ({keys})" if inner or "bytes" in value else ""
     if isinstance(value, (bytes, bytearray, memoryview)):
-        kind = sniff(bytes(value[:SNIFFED]))
-        return f"pictures as bytes ({kind}, {len(value)} bytes in the first row)" if kind else "bytes"
+        picture = sniff(bytes(value[:SNIFFED]))
+        return f"pictures as bytes ({picture}, {len(value)} bytes in the first row)" if picture else "bytes"
     return ""
 
 

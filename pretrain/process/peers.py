@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from data_tools.errors import UserError
 from pretrain.process.agree import gather, raise_on_all_ranks
@@ -166,7 +167,7 @@ class Peers:
             for connection in self._ranks:
                 selector.register(connection, selectors.EVENT_READ)
             while selector.get_map():
-                ready = [key.fileobj for key, _ in selector.select()]
+                ready = [cast(socket.socket, key.fileobj) for key, _ in selector.select()]
                 for connection, message in [(c, m) for c in ready for m in self._read(c)]:
                     self._handle(message, connection, selector)
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -97,7 +98,7 @@ def _join(rank: int, size: int, backend: str) -> None:
             dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if backend == "nccl":
-        use(dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT))
+        use(cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)))
 
 
 def finish() -> None:
