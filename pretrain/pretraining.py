@@ -13,9 +13,9 @@ from data_tools.errors import UserError
 from pretrain import assemble
 from pretrain.config.batch import local_batch
 from pretrain.config.tree import Phase
+from pretrain.engine.backward import backward
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.opening import check_weights, open_weights
 from pretrain.engine.weights import describe, restore_optimizer
 from pretrain.evaluate.features import Encode, encoder
@@ -24,7 +24,7 @@ from pretrain.evaluate.pair_loss import PairLoss
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
 from pretrain.objectives import SigmoidConfig
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import build
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
@@ -49,6 +49,7 @@ class PretrainJob:
         if config.train.compile:
             self.model.compile_towers()
         spec = self.model.spec
+        self.objectives = build(config.objectives)
         self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
         fields = assemble.pair_fields(config, spec, self.model.rule, self._patch_dropouts)
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
@@ -74,14 +75,9 @@ class PretrainJob:
             restore_optimizer(self.engine, reader, self.state.updates)
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
-        """Gradients of the global batch's contrastive loss; micro-batches turn the gradient cache on."""
-        identity = torch.stack([batch.identity["image"], batch.identity["text"]], dim=1)
-        identity = identity.to(self.runtime.device, non_blocking=True)
-
-        def loss(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
-            return contrastive_loss(Features.of(rows, shared, identity), self.config.objective)
-
-        return contrastive_backward(self.engine, list(self._micro_batches(batch)), loss)
+        """Gradients of the global batch's loss; micro-batches turn the gradient cache on."""
+        parts = self._micro_batches(batch)
+        return backward(self.engine, parts, self.objectives, self.state.samples_seen)["loss"]
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's pairs with a feature that is not finite."""
@@ -98,7 +94,8 @@ class PretrainJob:
     def _micro_batches(self, batch: Batch) -> list[Inputs]:
         if self.model.patch_dropout is not None:
             self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
-        return micro_batches(batch.inputs, self.micro_batch)
+        inputs = {field: {**rows, "identity": batch.identity[field]} for field, rows in batch.inputs.items()}
+        return micro_batches(inputs, self.micro_batch)
 
 
 def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:

@@ -1,44 +1,100 @@
-"""The losses by their definitions, on the whole matrix of similarities and by plain autograd: what ours must equal."""
+"""The objectives by their definitions, in one process, on the whole batch and by plain autograd: what ours must equal.
+
+`FORMS` has one for every registered objective. Pairs or samples that are absent are left out before anything else.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from pretrain.objectives import InfoNCEConfig, MarginConfig, MultiPositiveConfig, SigmoidConfig
+from pretrain import objectives
+from pretrain.objectives import OBJECTIVES, PairsConfig
+from pretrain.objectives.objective import build
 
 SETTINGS = {
-    "infonce": InfoNCEConfig(),
-    "infonce, smoothed": InfoNCEConfig(label_smoothing=0.1),
-    "multi_positive": MultiPositiveConfig(),
-    "multi_positive, smoothed": MultiPositiveConfig(label_smoothing=0.1),
-    "sigmoid": SigmoidConfig(),
-    "margin, sum": MarginConfig(margin=0.3, negatives="sum"),
-    "margin, hardest": MarginConfig(margin=0.3, negatives="hardest"),
+    **{name: entry.settings() for name, entry in OBJECTIVES.items()},
+    "infonce, smoothed": objectives.InfoNCEConfig(label_smoothing=0.1),
+    "multi_positive, smoothed": objectives.MultiPositiveConfig(label_smoothing=0.1),
+    "margin": objectives.MarginConfig(margin=0.3),
+    "margin, hardest": objectives.MarginConfig(margin=0.3, negatives="hardest"),
 }
+OF_PAIRS = {name: settings for name, settings in SETTINGS.items() if isinstance(settings, PairsConfig)}
 
 
-def plain_loss(settings, image, text, scale, bias=None, identity=None):
-    """The loss of pairs `[B, d]` in one process; arguments as in `pretrain.objectives.Features`."""
-    pairs, cosine = len(image), image @ text.T
-    if settings.type == "margin":
-        return _ranking(cosine, settings.margin, settings.negatives).mean()
-    if settings.type == "sigmoid":
-        answers = 2 * torch.eye(pairs, dtype=cosine.dtype) - 1
-        return -F.logsigmoid(answers * (scale * cosine + bias)).sum(dim=1).mean()
+def plain(settings, outputs, inputs):
+    """The loss of the whole batch: of the model's `outputs` (rows, shared, local) for its `inputs`."""
+    return FORMS[type(settings)](settings, outputs, inputs)
+
+
+def _pairs(settings, outputs, inputs):
+    """Rows of both fields, and who is who, of the pairs that have both."""
+    keep = torch.ones(len(outputs["rows"][settings.fields[0]]), dtype=torch.bool)
+    for field in settings.fields:
+        keep = keep & inputs.get(field, {}).get("present", keep)
+    known = [inputs[f]["identity"][keep] for f in settings.fields if "identity" in inputs.get(f, {})]
+    return (*(outputs["rows"][field][keep] for field in settings.fields), torch.stack(known, 1) if known else None)
+
+
+def _softmax(settings, outputs, inputs):
+    image, text, identity = _pairs(settings, outputs, inputs)
+    pairs, cosine, scale = len(image), image @ text.T, outputs["shared"]["logit_scale"]
+    if not pairs:
+        return image.sum() + text.sum() + 0 * scale.sum()
     target = torch.eye(pairs, dtype=cosine.dtype)
-    if settings.type == "multi_positive":
+    if isinstance(settings, objectives.MultiPositiveConfig):
         target = (identity[:, None] == identity[None]).any(dim=2).to(cosine.dtype)
         target /= target.sum(dim=1, keepdim=True)
     target = (1 - settings.label_smoothing) * target + settings.label_smoothing / pairs
     return (F.cross_entropy(scale * cosine, target) + F.cross_entropy(scale * cosine.T, target)) / 2
 
 
-def _ranking(cosine, margin, negatives):
-    """Hinges of both directions for every pair, `[2, B]`."""
+def _sigmoid(settings, outputs, inputs):
+    image, text, _ = _pairs(settings, outputs, inputs)
+    scale, bias = (outputs["shared"][name] for name in ("logit_scale", "logit_bias"))
+    answers = 2 * torch.eye(len(image), dtype=image.dtype) - 1
+    return -F.logsigmoid(answers * (scale * image @ text.T + bias)).sum() / max(len(image), 1)
+
+
+def _margin(settings, outputs, inputs):
+    """Hinges of both directions for every pair."""
+    image, text, _ = _pairs(settings, outputs, inputs)
+    cosine = image @ text.T
+    if not len(image):
+        return image.sum() + text.sum()
     own = cosine.diagonal()
-    hinges = [(margin + s - own[:, None]).clamp(min=0).fill_diagonal_(0) for s in (cosine, cosine.T)]
-    return torch.stack([h.sum(dim=1) if negatives == "sum" else h.amax(dim=1) for h in hinges])
+    hinges = [(settings.margin + s - own[:, None]).clamp(min=0).fill_diagonal_(0) for s in (cosine, cosine.T)]
+    return torch.stack([h.sum(dim=1) if settings.negatives == "sum" else h.amax(dim=1) for h in hinges]).mean()
+
+
+def _classes(settings, outputs, inputs):
+    wanted, scores = inputs["label"]["class"], outputs["local"]["classes"]
+    keep = inputs["label"].get("present", torch.ones_like(wanted, dtype=torch.bool))
+    return F.cross_entropy(scores[keep], wanted[keep], reduction="sum") / max(int(keep.sum()), 1)
+
+
+FORMS = {
+    objectives.InfoNCEConfig: _softmax,
+    objectives.MultiPositiveConfig: _softmax,
+    objectives.SigmoidConfig: _sigmoid,
+    objectives.MarginConfig: _margin,
+    objectives.ClassesConfig: _classes,
+}
+
+
+def of_pairs(settings, image, text, scale, bias=None, identity=None, present=None, by=None):
+    """The loss of features `[b, d]` by `settings`: ours, this rank's share, or `by=plain` that of the whole batch.
+
+    `scale` and `bias` `[1]`; `identity` int64 `[b, 2]` says who is who; `present` bool `[b]`: which texts are there.
+    """
+    facts = {"image": {}, "text": {} if present is None else {"present": present}}
+    if identity is not None:
+        facts["image"]["identity"], facts["text"]["identity"] = identity.unbind(1)
+    rows, shared = {"image": image, "text": text}, {"logit_scale": scale, "logit_bias": bias}
+    if by is not None:
+        return by(settings, {"rows": rows, "shared": shared}, facts)
+    (ours,) = build({"it": settings}).values()
+    return ours.objective.loss(rows, shared, facts)
 
 
 def identities(pairs):

@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 
 from pretrain.config.tree import OptimConfig, TrainConfig
+from pretrain.engine.backward import backward as backward_of
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
+from pretrain.objectives import InfoNCEConfig
 from pretrain.objectives.infonce import infonce
+from pretrain.objectives.objective import build as build_objectives
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.model import Inputs, Outputs
@@ -78,7 +80,7 @@ def loss(outputs: Outputs) -> torch.Tensor:
 
 def backward(engine: Engine, parts: list[Inputs]) -> torch.Tensor:
     """Gradients of InfoNCE over the global batch; returns this rank's share of the loss."""
-    return contrastive_backward(engine, parts, lambda rows, shared: loss({"rows": rows, "shared": shared}))
+    return backward_of(engine, parts, build_objectives({"infonce": InfoNCEConfig()}), samples_seen=0)["loss"]
 
 
 def settings(pairs: int, stage: int, precision: str = "fp32", **optim) -> tuple[OptimConfig, TrainConfig]:

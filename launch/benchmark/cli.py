@@ -9,7 +9,7 @@ from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PRECISIONS
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import OF_PAIRS
 from pretrain.places import check_architecture, check_corpus, check_output, check_settings
 from pretrain.process.entry import run_entry
 from pretrain.tasks import ContrastiveConfig
@@ -159,7 +159,7 @@ def _add_step(step: argparse.ArgumentParser) -> None:
 
 def _add_loss(loss: argparse.ArgumentParser) -> None:
     add = loss.add_argument
-    add("--losses", nargs="+", choices=OBJECTIVES, default=["infonce", "sigmoid"], help="default infonce sigmoid")
+    add("--losses", nargs="+", choices=OF_PAIRS, default=["infonce", "sigmoid"], help="default infonce sigmoid")
     add("--pairs", type=int, nargs="+", default=[4096, 8192, 16384], help="of both (default 4096 8192 16384)")
     add("--alone", type=int, nargs="*", default=[32768, 65536], help="pairs of ours alone (default 32768 65536)")
     add("--dim", type=int, default=512, help="of the features (default 512)")

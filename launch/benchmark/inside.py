@@ -14,11 +14,11 @@ from data_tools.corpus import open_corpus
 from data_tools.progress import Progress
 from launch.benchmark.trainers import Trial
 from pretrain.config.tree import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.schedule import Schedule
 from pretrain.objectives import InfoNCEConfig
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import build
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields.image import Image, image_settings
@@ -74,14 +74,14 @@ def loss_curves(trial: Trial, runtime: Runtime) -> dict:
     engine = Engine(model, optim, TrainConfig(global_batch=trial.global_batch, precision="fp32"), runtime)
     total = trial.steps_per_epoch * trial.global_batch
     schedule = Schedule("cosine", trial.lr, trial.warmup * trial.global_batch, total)
-    ours, theirs = [], []
+    ours, theirs, objectives = [], [], build({"infonce": InfoNCEConfig()})
     with Progress("both trainers", trial.steps_per_epoch, "steps") as progress:
         for batch in _batches(trial, model, trial.steps_per_epoch):
             images = batch.inputs["image"]["pixels"].to(runtime.device)
             texts = batch.inputs["text"]["tokens"]
             lr = schedule.lr(batch.step * trial.global_batch, trial.global_batch)
             inputs = {"image": {"pixels": images}, "text": model.text_rows(texts)}
-            ours.append(float(contrastive_backward(engine, [inputs], _infonce)))
+            ours.append(float(backward(engine, [inputs], objectives, samples_seen=0)["loss"]))
             engine.update(lr)
             theirs.append(peer.backward(images, texts.to(runtime.device)))
             peer.update(lr)
@@ -113,12 +113,9 @@ def step_flops(trial: Trial, pairs: int) -> dict:
     }
 
 
-def _infonce(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
-    return contrastive_loss(Features.of(rows, shared), InfoNCEConfig())
-
-
 def _backward(outputs: Outputs) -> None:
-    _infonce(outputs["rows"], outputs["shared"]).backward()
+    (infonce,) = build({"infonce": InfoNCEConfig()}).values()
+    infonce.objective.loss(outputs["rows"], outputs["shared"], {}).backward()
 
 
 def _batches(trial: Trial, model: DualEncoder, count: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.objectives import OBJECTIVES
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import build
 
 PEERS = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}  # open_clip's, by ours
 _WARM_PAIRS = 256
 _SCALE = 1 / 0.07
+
+
+class Features(NamedTuple):
+    """Unit-norm features of pairs, `[b, d]`, the scale and the bias `[1]`, and who is who, int64 `[b, 2]`."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+    identity: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,14 @@ def _step(loss: Callable[[Features], torch.Tensor], features: Features) -> float
 
 
 def _ours(name: str) -> Callable[[Features], torch.Tensor]:
-    return lambda features: contrastive_loss(features, OBJECTIVES[name].settings())
+    (ours,) = build({name: OBJECTIVES[name].settings()}).values()
+
+    def loss(f: Features) -> torch.Tensor:
+        facts = {field: {"identity": f.identity[:, side]} for side, field in enumerate(("image", "text"))}
+        shared = {"logit_scale": f.scale, "logit_bias": f.bias}
+        return ours.objective.loss({"image": f.image, "text": f.text}, shared, facts)
+
+    return loss
 
 
 def _theirs(name: str) -> Callable[[Features], torch.Tensor]:

@@ -13,9 +13,9 @@ import torch
 
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
+from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import build
 from pretrain.plan.memory import memory
 from pretrain.pretraining import make_model
 from pretrain.process.agree import gather
@@ -59,12 +59,9 @@ def measure(trial: MemoryTrial, runtime: Runtime) -> int:
     model = make_model(config)
     engine = Engine(model, config.optim, config.train, runtime)
     batch = micro_batches(model, *_pairs(model, trial.pairs), trial.micro_batch or trial.pairs)
-
-    def loss(rows: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> torch.Tensor:
-        return contrastive_loss(Features.of(rows, shared), config.objective)
-
+    objectives = build(config.objectives)
     for _ in range(_STEPS):
-        contrastive_backward(engine, batch, loss)
+        backward(engine, batch, objectives, samples_seen=0)
         engine.update(1e-4)
     return max(gather(peak(runtime.device) - before))
 

@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from launch.benchmark.memory_trial import micro_batches, warm_up
 from launch.benchmark.peak import peak, reset_peak
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
+from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
-from pretrain.engine.gradcache import contrastive_backward
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import build
 from pretrain.pretraining import make_model
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, finish, start
@@ -115,9 +115,10 @@ def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
         model.compile_towers()
     engine = Engine(model, config.optim, config.train, runtime)
     parts = _parts(model, trial, runtime.device)
+    objectives = build(config.objectives)
 
     def step() -> None:
-        contrastive_backward(engine, parts, lambda *outputs: contrastive_loss(Features.of(*outputs), config.objective))
+        backward(engine, parts, objectives, samples_seen=0)
         engine.update(_LR)
 
     return step
@@ -127,11 +128,12 @@ def _bare(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forward]:
     config = trial.config()
     model = make_model(config).to(device)
     (part,) = _parts(model, trial, device)
+    (loss,) = build(config.objectives).values()
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):
             outputs = model(part)
-        return contrastive_loss(Features.of(outputs["rows"], outputs["shared"]), config.objective)
+        return loss.objective.loss(outputs["rows"], outputs["shared"], {})
 
     return model, forward
 

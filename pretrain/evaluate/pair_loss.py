@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from pretrain.evaluate.features import CorpusFeatures, Ranks
 from pretrain.objectives import InfoNCEConfig, ObjectiveConfig
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from pretrain.objectives.objective import BIAS, SCALE, build
 from pretrain.objectives.tiles import alone
 
 LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it is part of the result
@@ -26,11 +26,16 @@ class PairLoss:
 
     def __call__(self, features: CorpusFeatures, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The loss, 0-dim, fp64, of the batch of pairs of these rows, int64 [n] each. No collective."""
-        image, text = features.images[images].double(), features.texts[texts].double()
-        scale, bias = (None if value is None else image.new_tensor([value]) for value in (self.scale, self.bias))
-        identity = features.hashes and torch.stack([features.hashes[0][images], features.hashes[1][texts]], dim=1)
+        rows = {"image": features.images[images].double(), "text": features.texts[texts].double()}
+        scalars = {SCALE: self.scale} | ({} if self.bias is None else {BIAS: self.bias})
+        shared = {name: rows["image"].new_tensor([value]) for name, value in scalars.items()}
+        facts: dict[str, dict[str, torch.Tensor]] = {}
+        if features.hashes is not None:
+            hashes = features.hashes[0][images], features.hashes[1][texts]
+            facts = {field: {"identity": own} for field, own in zip(rows, hashes, strict=True)}
+        (weighted,) = build({"it": self.settings}).values()
         with alone():
-            return contrastive_loss(Features(image, text, scale, bias, identity), self.settings)
+            return weighted.weight * weighted.objective.loss(rows, shared, facts)
 
 
 @torch.no_grad()

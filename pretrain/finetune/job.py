@@ -6,12 +6,12 @@ import functools
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from data_tools.redaction import redact_source
 from pretrain import assemble
 from pretrain.config.batch import local_batch
 from pretrain.config.recorded import recorded
+from pretrain.engine.backward import backward
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.committed import SETTINGS
 from pretrain.engine.engine import Engine
@@ -22,9 +22,10 @@ from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.runner import check_classes, evaluate_classifier
 from pretrain.finetune.classifier import build_classifier, resumed_classifier, wanted_spec
 from pretrain.finetune.labels import check_labels, set_classes
+from pretrain.objectives import ClassesConfig
+from pretrain.objectives.objective import build
 from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
-from pretrain.report.profiling import profiled
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ClassifyConfig
@@ -80,6 +81,7 @@ class FinetuneJob:
         parts = Prepared(config, reader, runtime)
         model, self.stream = parts.model, parts.stream
         self.classes, self._reader, self._numbers = parts.classes, parts.reader, parts.numbers
+        self.objectives = build({"classes": ClassesConfig()})
         self.extras = Extras(parts.description, assemble.resolved(config))
         self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
         assemble.keep_settings(config, self.extras.config, runtime)
@@ -94,18 +96,14 @@ class FinetuneJob:
 
     def forward_backward(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean cross-entropy of the global batch."""
-        losses: list[torch.Tensor] = []
-        parts = [functools.partial(self._backward, inputs, losses) for inputs in self._micro_batches(batch)]
-        if len(parts) == 1:
-            parts[0]()
-        else:
-            self.engine.accumulate(parts)
-        return torch.stack(losses).sum()
+        parts = self._micro_batches(batch)
+        return backward(self.engine, parts, self.objectives, self.state.samples_seen)["loss"]
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""
         with torch.no_grad():
-            scores = [self._scores(inputs) for inputs in self._micro_batches(batch)]
+            parts = [to_device(inputs, self.runtime.device) for inputs in self._micro_batches(batch)]
+            scores = [self.engine(inputs, SCORES)["local"]["classes"] for inputs in parts]
         return [batch.keys[row] for row in assemble.non_finite_rows([torch.cat(scores)])]
 
     def evaluate(self) -> dict[str, float]:
@@ -119,14 +117,3 @@ class FinetuneJob:
     def _micro_batches(self, batch: Batch) -> list[Inputs]:
         """On the host, so that the device holds one micro-batch at a time."""
         return micro_batches(batch.inputs, self.micro_batch)
-
-    def _scores(self, inputs: Inputs) -> torch.Tensor:
-        return self.engine(to_device(inputs, self.runtime.device), SCORES)["local"]["classes"]
-
-    def _backward(self, inputs: Inputs, losses: list[torch.Tensor]) -> None:
-        share = self.config.train.global_batch // self.runtime.world_size
-        scores = self._scores(inputs)
-        with profiled("loss"):
-            loss = F.cross_entropy(scores, inputs["label"]["class"].to(scores.device), reduction="sum") / share
-        losses.append(loss.detach())
-        self.engine.backward(loss)

@@ -75,9 +75,18 @@ class MarginConfig(PairsConfig):
     negatives: str = choice("sum", "hardest")  # of all negatives | the hardest of each image and of each text
 
 
+@dataclass(frozen=True)
+class ClassesConfig(ObjectiveConfig):
+    """Cross-entropy of a classifier's scores."""
+
+    type: str = choice("classes")
+
+
 OBJECTIVES = {
-    "infonce": Entry(InfoNCEConfig, "pretrain.objectives.contrastive:of_infonce"),
-    "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.contrastive:of_multi_positive"),
-    "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.contrastive:of_sigmoid"),
-    "margin": Entry(MarginConfig, "pretrain.objectives.contrastive:of_margin"),
+    "infonce": Entry(InfoNCEConfig, "pretrain.objectives.infonce:InfoNCE"),
+    "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.multi_positive:MultiPositive"),
+    "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.sigmoid:Sigmoid"),
+    "margin": Entry(MarginConfig, "pretrain.objectives.margin:Margin"),
+    "classes": Entry(ClassesConfig, "pretrain.objectives.classes:Classes"),
 }
+OF_PAIRS = {name: entry for name, entry in OBJECTIVES.items() if issubclass(entry.settings, PairsConfig)}

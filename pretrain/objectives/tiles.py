@@ -12,17 +12,67 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+HIDDEN = -1e30  # finite: a row of nothing else must not become infinity less infinity
 TILE_ELEMENTS = 4 * 2**20  # similarities held at once: 16 MiB of fp32, large enough to keep a GEMM busy
 
 
-def of_pairs(function: type[torch.autograd.Function], image: torch.Tensor, text: torch.Tensor, *more) -> torch.Tensor:
-    """`function` of features `[b, d]`, in their own precision. Raises ValueError where they do not come in pairs."""
+class Pairs:
+    """Which pairs of the global batch count. All ranks must make it, each with as many `rows`.
+
+    `present`, bool `[rows]`: of this rank's; None: all count, and nothing here costs anything. Pairs that are absent
+    must have features of zeros.
+    """
+
+    def __init__(self, rows: int, present: torch.Tensor | None, like: torch.Tensor):
+        self.own, self._all = present, None
+        self.count: int | torch.Tensor = rows  # of a rank, if the pairs that count lay evenly on all
+        if present is not None:
+            self._all = gather_rows(present.to(torch.uint8)).bool()  # [B]
+            self.count = self._all.sum().clamp(min=1).to(like.dtype) / world()[1]
+
+    def hide(self, similarity: torch.Tensor, tile: slice) -> torch.Tensor:
+        """A tile of logits, in which those of absent pairs are made so low that they count for nothing."""
+        if self.own is None or self._all is None:
+            return similarity
+        return similarity.masked_fill_(~(self.own[:, None] & self._all[tile]), HIDDEN)
+
+    def strike(self, marks: torch.Tensor, tile: slice) -> torch.Tensor:
+        """Marks of a tile, bool `[b, n]`, without those of absent pairs."""
+        return (
+            marks if self.own is None or self._all is None else marks.logical_and_(self.own[:, None] & self._all[tile])
+        )
+
+    def keep_own(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` `[b]`, 0 where this rank's pairs are absent."""
+        return values if self.own is None else torch.where(self.own, values, 0)
+
+    def keep_all(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` `[B]`, 0 where pairs are absent."""
+        return values if self._all is None else torch.where(self._all, values, 0)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """This rank's share of the mean of `values` `[b]` over all pairs that count: the mean over ranks is that."""
+        return values.mean() if self.own is None else self.keep_own(values).sum() / self.count
+
+
+def of_pairs(
+    function: type[torch.autograd.Function],
+    image: torch.Tensor,
+    text: torch.Tensor,
+    *more,
+    present: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`function` of features `[b, d]`, in their own precision, of `more` and of `Pairs`. Raises ValueError where they
+    do not come in pairs."""
     if image.shape != text.shape:
         raise ValueError(
             f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must have one shape"
         )
     with torch.autocast(image.device.type, enabled=False):
-        return function.apply(image, text, *more)
+        pairs = Pairs(len(image), present, image)
+        if present is not None:  # whatever stands in the place of an absent one, zeros or not a number
+            image, text = (torch.where(present[:, None], features, 0) for features in (image, text))
+        return function.apply(image, text, *more, pairs)
 
 
 def column_tiles(rows: int, columns: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
 from pretrain.config.registry import Entry, entries
 from pretrain.config.tree import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
-from pretrain.objectives import OBJECTIVES, ObjectiveConfig
+from pretrain.objectives import OF_PAIRS, ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ContrastiveConfig(Config):
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: dict[str, ObjectiveConfig] = entries(OBJECTIVES, "infonce")  # one, by its type or another name
+    objectives: dict[str, ObjectiveConfig] = entries(OF_PAIRS, "infonce")  # one, by its type or another name
 
     PARTS = TOWERS = ("image", "text")
 

@@ -16,11 +16,11 @@ from pretrain.config.check import within
 from pretrain.config.declare import rule_of
 from pretrain.config.registry import Entry, registry_of
 from pretrain.config.tree import Config
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import OF_PAIRS
 from pretrain.tasks import TASKS
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
-_NAMES: dict[str, Iterable[str]] = {"task": TASKS, "type": OBJECTIVES}  # what settings of such a name choose from
+_NAMES: dict[str, Iterable[str]] = {"task": TASKS, "type": OF_PAIRS}  # what settings of such a name choose from
 _HEAD = """# Settings
 
 A run is one YAML file, `--config FILE`; `section.key=value` words behind it win over the file. What neither says has

@@ -79,3 +79,8 @@ def parts_of(rows: Rows) -> list[torch.Tensor]:
     """The parts of cut texts, `tokens.0` and so on; of texts that are not cut, `tokens` alone."""
     names = takewhile(rows.__contains__, (f"tokens.{k}" for k in count()))
     return [rows[name] for name in names] or [rows["tokens"]]
+
+
+def uncut(rows: Rows) -> Rows:
+    """Those of `rows` that have one row a sample: not what `TextRule` made of a micro-batch's texts."""
+    return {name: value for name, value in rows.items() if name != "restore" and not name.startswith("tokens.")}

@@ -1,15 +1,15 @@
 """Every loss over real ranks against one process in fp64: loss, towers, logit scale and bias; and what ranks send."""
 
 import collections
+import itertools
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from plain_losses import SETTINGS, identities, plain_loss
-from pretrain.objectives import OBJECTIVES, tiles
-from pretrain.objectives.contrastive import Features, contrastive_loss
+from plain_losses import OF_PAIRS, identities, of_pairs, plain
+from pretrain.objectives import tiles
 from ranks import run_ranks
 
 PAIRS, IN, OUT = 160, 24, 16  # three column tiles of the smallest width, the last one ragged
@@ -23,28 +23,47 @@ def problem(dtype):
     return draw(PAIRS, IN), draw(PAIRS, IN), draw(IN, OUT), draw(IN, OUT), *scalars
 
 
-def reference(settings):
+PATTERNS = ("all", "some", "none of a rank", "none")
+
+
+def present(pattern):
+    """Which pairs have a text."""
+    found = torch.ones(PAIRS, dtype=torch.bool)
+    if pattern == "some":
+        found[[3, 7, 8, 60, 61, 159]] = False
+    if pattern == "none of a rank":
+        found[PAIRS // 2 :] = False
+        found[1] = False
+    if pattern == "none":
+        found[:] = False
+    return None if pattern == "all" else found
+
+
+def reference(settings, pattern):
     """Loss and gradients by plain autograd, one process, fp64."""
     x, y, *leaves = problem(torch.float64)
     a, b, log_scale, bias = (leaf.requires_grad_() for leaf in leaves)
     image, text = F.normalize(x @ a, dim=-1), F.normalize(y @ b, dim=-1)
-    loss = plain_loss(settings, image, text, log_scale.exp(), bias, identities(PAIRS))
+    rest = log_scale.exp(), bias, identities(PAIRS), present(pattern)
+    loss = of_pairs(settings, image, text, *rest, by=plain)
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [loss.detach(), *grads]
 
 
 def averaged(rank, world_size, dtype, tile_elements):
-    """What data parallelism with averaged gradients makes of the rank-local losses, for each of SETTINGS."""
+    """What data parallelism with averaged gradients makes of the rank-local losses, for each of PATTERNS
+    and OF_PAIRS."""
     tiles.TILE_ELEMENTS = tile_elements
     x, y, *leaves = problem(dtype)
     a, b, log_scale, bias = (leaf.requires_grad_() for leaf in leaves)
     rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
     results = {}
-    for name, settings in SETTINGS.items():
+    for pattern, (name, settings) in itertools.product(PATTERNS, OF_PAIRS.items()):
         image, text = F.normalize(x[rows] @ a, dim=-1), F.normalize(y[rows] @ b, dim=-1)
-        loss = contrastive_loss(Features(image, text, log_scale.exp(), bias, identities(PAIRS)[rows]), settings)
+        texts = None if pattern == "all" else present(pattern)[rows]
+        loss = of_pairs(settings, image, text, log_scale.exp(), bias, identities(PAIRS)[rows], texts)
         out = [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
-        results[name] = [value if value is None else _mean(value) for value in out]
+        results[pattern, name] = [value if value is None else _mean(value) for value in out]
     return results
 
 
@@ -57,23 +76,23 @@ def _mean(value):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("tile_elements", [64, 2**20], ids=["many-tiles", "one-tile"])
 def test_equals_single_process(world_size, dtype, bound, tile_elements):
-    assert {settings.type for settings in SETTINGS.values()} == set(OBJECTIVES)
-    wanted = {name: reference(settings) for name, settings in SETTINGS.items()}
+    rows = list(itertools.product(PATTERNS, OF_PAIRS))
+    wanted = {(pattern, name): reference(OF_PAIRS[name], pattern) for pattern, name in rows}
     for results in run_ranks(world_size, averaged, dtype, tile_elements):
-        for name, want in wanted.items():
-            assert_close(name, results[name], want, bound)
+        for pattern, name in rows:
+            assert_close(f"{name}, {pattern} present", results[pattern, name], wanted[pattern, name], bound)
 
 
 def assert_close(name, results, want, bound):
     parts = ("loss", "image tower", "text tower", "logit scale", "bias")
     for part, ours, other in zip(parts, results, want, strict=True):
         assert (ours is None) == (other is None), f"{name}: {part}"
-        error = 0.0 if other is None else (ours.double() - other).abs().max() / other.abs().max()
+        error = 0.0 if other is None else (ours.double() - other).abs().max() / other.abs().max().clamp(min=1e-30)
         assert error < bound, f"{name}, {part}: relative error {error:.2e}"
 
 
 def traffic(rank, world_size):
-    """For each of SETTINGS the collectives of one forward and backward: name -> bytes of each call's larger side."""
+    """For each of OF_PAIRS the collectives of one forward and backward: name -> bytes of each call's larger side."""
     seen = collections.defaultdict(list)
 
     def counting(name, whole):
@@ -90,9 +109,9 @@ def traffic(rank, world_size):
     x, y, a, b, log_scale, bias = problem(torch.float32)
     rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
     results = {}
-    for name, settings in SETTINGS.items():
+    for name, settings in OF_PAIRS.items():
         image, text = (F.normalize(v[rows] @ m, dim=-1).requires_grad_() for v, m in ((x, a), (y, b)))
-        contrastive_loss(Features(image, text, log_scale.exp(), bias, identities(PAIRS)[rows]), settings).backward()
+        of_pairs(settings, image, text, log_scale.exp(), bias, identities(PAIRS)[rows]).backward()
         results[name] = dict(seen)
         seen.clear()
     return results
@@ -110,7 +129,7 @@ def test_ranks_send_what_the_formula_says():
         "multi_positive": sweep | merge | gathered(4 * column, column),
         "multi_positive, smoothed": sweep | {"all_reduce": [column, column, mean]} | gathered(4 * column, column),
         "sigmoid": sweep,
-        "margin, sum": sweep | gathered(column) | {"reduce_scatter_tensor": [features, column]},
+        "margin": sweep | gathered(column) | {"reduce_scatter_tensor": [features, column]},
         "margin, hardest": sweep
         | gathered(column)
         | {"all_reduce": [column, 2 * column], "reduce_scatter_tensor": [column, features]},
@@ -125,9 +144,9 @@ def test_large_scale_does_not_overflow(name):
     features = F.normalize(torch.randn(64, 8, generator=g), dim=-1)
     image, text = features.clone().requires_grad_(), (-features).clone().requires_grad_()
     rest = torch.tensor([100.0]), torch.zeros(1), identities(64)
-    loss = contrastive_loss(Features(image, text, *rest), SETTINGS[name])
+    loss = of_pairs(OF_PAIRS[name], image, text, *rest)
     loss.backward()
-    want = plain_loss(SETTINGS[name], features.double(), -features.double(), *rest).item()
+    want = of_pairs(OF_PAIRS[name], features.double(), -features.double(), *rest, by=plain).item()
     assert abs(loss.item() - want) < 1e-5 * want
     assert image.grad.isfinite().all()
     assert text.grad.isfinite().all()
@@ -138,7 +157,7 @@ def tied(rank, world_size):
     numbers = torch.tensor([0, 1, 1, 2, 2, 1, 0, 1])
     rows = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     image, text = torch.eye(4)[numbers][rows].requires_grad_(), torch.eye(4)[numbers.roll(1)][rows].requires_grad_()
-    contrastive_loss(Features(image, text, torch.ones(1)), SETTINGS["margin, hardest"]).backward()
+    of_pairs(OF_PAIRS["margin, hardest"], image, text, torch.ones(1)).backward()
     return torch.cat([image.grad, text.grad], dim=1) / world_size
 
 
@@ -149,9 +168,7 @@ def test_among_equally_hard_negatives_the_first_counts_on_any_rank():
 
 
 def test_unequal_shapes_are_refused():
-    for name in OBJECTIVES:
+    rest = torch.ones(1), torch.ones(1), torch.ones(2, 2)
+    for settings in OF_PAIRS.values():
         with pytest.raises(ValueError, match="one shape"):
-            contrastive_loss(
-                Features(torch.ones(2, 4), torch.ones(3, 4), torch.ones(1), torch.ones(1), torch.ones(2, 2)),
-                OBJECTIVES[name].settings(),
-            )
+            of_pairs(settings, torch.ones(2, 4), torch.ones(3, 4), *rest)

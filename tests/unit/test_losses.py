@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from plain_losses import SETTINGS
+from plain_losses import OF_PAIRS, of_pairs
 from pretrain.objectives import InfoNCEConfig, MarginConfig, SigmoidConfig, tiles
-from pretrain.objectives.contrastive import Features, contrastive_loss
 from pretrain.objectives.infonce import infonce
 from pretrain.objectives.multi_positive import multi_positive
 from pretrain.towers.build import MAX_LOGIT_SCALE
@@ -22,16 +21,14 @@ def features(pairs, dim):
     return [F.normalize(torch.randn(pairs, dim, generator=g), dim=-1).requires_grad_() for _ in range(2)]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_flops(name):
     """A sweep forward and a sweep backward of three products; with the hardest negatives alone no sweep backward."""
     pairs, dim = 512, 64
     image, text = features(pairs, dim)
     identity = torch.arange(2 * pairs).view(pairs, 2)
     with FlopCounterMode(display=False) as counter:
-        contrastive_loss(
-            Features(image, text, torch.tensor([14.0]), torch.zeros(1), identity), SETTINGS[name]
-        ).backward()
+        of_pairs(OF_PAIRS[name], image, text, torch.tensor([14.0]), torch.zeros(1), identity).backward()
     assert counter.get_total_flops() == (2 if "hardest" in name else 8) * pairs**2 * dim
 
 
@@ -44,29 +41,28 @@ def test_a_batch_without_repeats_has_one_positive_each():
 def test_the_hardest_of_equal_negatives_is_the_first():
     image = torch.eye(4)[[0, 1, 1, 1]].requires_grad_()
     text = torch.eye(4)[[1, 1, 1, 1]].requires_grad_()
-    features = Features(image, text, torch.ones(1))
-    contrastive_loss(features, MarginConfig(margin=0.5, negatives="hardest")).backward()
+    of_pairs(MarginConfig(margin=0.5, negatives="hardest"), image, text, torch.ones(1)).backward()
     # Images 1 to 3 are as near to every text: 1 is the negative of three, and 2 that of the text of 1 itself.
     assert image.grad[:, 1].tolist() == pytest.approx([-1 / 8, 1 / 4, 0, -1 / 8])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_one_pair_has_no_negatives(name):
     image, text = features(1, 8)
-    one = Features(image, text, torch.tensor([10.0]), torch.zeros(1), torch.zeros(1, 2, dtype=torch.long))
-    loss = contrastive_loss(one, SETTINGS[name])
+    rest = torch.tensor([10.0]), torch.zeros(1), torch.zeros(1, 2, dtype=torch.long)
+    loss = of_pairs(OF_PAIRS[name], image, text, *rest)
     loss.backward()
     assert loss.isfinite()
     assert image.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", OF_PAIRS)
 @pytest.mark.parametrize("side", [0, 1])
 def test_what_is_not_a_number_shows_in_the_loss(name, side):
     pair = [value.detach() for value in features(130, 8)]
     pair[side][100] = math.nan
     rest = torch.tensor([10.0]), torch.zeros(1), torch.arange(260).view(130, 2)
-    assert contrastive_loss(Features(*pair, *rest), SETTINGS[name]).isnan()
+    assert of_pairs(OF_PAIRS[name], *pair, *rest).isnan()
 
 
 def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():

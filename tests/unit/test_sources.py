@@ -7,7 +7,7 @@ import pytest
 from data_tools.errors import UsageError
 from pretrain.config.reading import dump_config, load_config
 from pretrain.config.tree import ImageSource, Source
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import OF_PAIRS
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 PLAIN = "run: {dir: runs/a}\n"
@@ -70,7 +70,7 @@ def test_no_source_is_refused_with_the_word_to_use(load, word):
         load(PLAIN, f"data.train={word}")
 
 
-@pytest.mark.parametrize("loss", OBJECTIVES)
+@pytest.mark.parametrize("loss", OF_PAIRS)
 def test_a_batch_of_one_pair_is_refused_by_every_contrastive_loss(load, loss):
     with pytest.raises(UsageError, match=r"train\.global_batch breaks its rule; got 1; expected >= 2"):
         load(ONE, "train.global_batch=1", f"objectives.{loss}.weight=1")

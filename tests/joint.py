@@ -1,0 +1,206 @@
+"""A model with heads, and objectives of every kind beside the registered ones: what the gradient path must be exact
+for. Each toy has its plain form beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tiny
+from plain_losses import SETTINGS, identities, plain
+from pretrain.objectives.objective import Weighted, build
+from pretrain.objectives.tiles import gather_rows, world
+from pretrain.towers.build import DualEncoder
+
+PAIRS, CLASSES, WORDS, SLOTS = 16, 3, 7, 4
+DIM = tiny.MODEL_CFG["embed_dim"]
+
+
+class Classes(nn.Linear):
+    """Scores `[n, CLASSES]` of images."""
+
+    def forward(self, outputs, inputs):
+        return super().forward(outputs["rows"]["image"])
+
+
+class Words(nn.Linear):
+    """Scores `[n, SLOTS, WORDS]` of what stands in each of a text's slots."""
+
+    def forward(self, outputs, inputs):
+        return super().forward(outputs["rows"]["text"]).unflatten(1, (SLOTS, WORDS))
+
+
+class Matches(nn.Linear):
+    """Scores `[3 n, 2]`: is it a pair? Of the pairs, of their images with mined texts, of mined images with texts."""
+
+    def forward(self, outputs, inputs):
+        rows = outputs["rows"]
+        pairs = ("image", "text"), ("image", "text#match"), ("image#match", "text")
+        return super().forward(torch.cat([rows[a] * rows[b] + rows[a] - 2 * rows[b] for a, b in pairs]))
+
+
+class Joint(DualEncoder):
+    """The tiny towers with three heads and a learned loss weight, exp(-doubt)."""
+
+    def __init__(self):
+        super().__init__(replace(tiny.SPEC, model_cfg=tiny.MODEL_CFG | {"init_logit_bias": -3.0}), text_buckets=2)
+        self.heads["classes"] = Classes(DIM, CLASSES)
+        self.heads["match"] = Matches(DIM, 2)
+        self.heads["words"] = Words(DIM, SLOTS * WORDS)
+        self.doubt = nn.Parameter(torch.tensor([0.3]))
+
+    def shared(self):
+        return super().shared() | {"doubt": self.doubt.float().clone()}
+
+
+class Match:
+    """Matching with a mined text and a drawn image for every pair; its weight is live in every micro-batch."""
+
+    wants = frozenset({"match"})
+
+    def count(self, inputs):
+        return 3 * len(inputs["image"]["pixels"])
+
+    def mine(self, rows, facts, draw):
+        assert {rows[field].dtype for field in ("image", "text")} == {torch.float32}
+        own, (rank, _) = len(rows["image"]), world()
+        here = torch.arange(rank * own, (rank + 1) * own)
+        similarity = rows["image"] @ gather_rows(rows["text"]).T
+        similarity[torch.arange(own), here] = -2
+        self.mined = {
+            "text": similarity.argmax(dim=1),
+            "image": (here + 1 + (draw(1)[:, 0] * (PAIRS - 1)).long()) % PAIRS,
+        }
+        return self.mined
+
+    def loss(self, outputs, inputs):
+        return torch.exp(-outputs["shared"]["doubt"]) * self.of(outputs["local"]["match"], "sum")
+
+    @staticmethod
+    def of(scores, reduction):
+        n = len(scores) // 3
+        wanted = torch.tensor([1] * n + [0] * (2 * n), device=scores.device)
+        return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), wanted, reduction=reduction)
+
+    def plain(self, outputs, inputs):
+        return torch.exp(-outputs["shared"]["doubt"]) * self.of(outputs["local"]["match"], "mean")
+
+
+class Guess:
+    """Words in slots, of which some samples have many and others none."""
+
+    wants = frozenset({"words"})
+
+    def count(self, inputs):
+        return (inputs["words"]["wanted"] >= 0).sum()
+
+    def loss(self, outputs, inputs, reduction="sum"):
+        scores = outputs["local"]["words"].flatten(0, 1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return F.cross_entropy(scores, inputs["words"]["wanted"].flatten(), ignore_index=-100, reduction=reduction)
+
+    def plain(self, outputs, inputs):
+        return self.loss(outputs, inputs, "mean")
+
+
+class Doubt:
+    """What keeps the learned weight from falling to 0: it counts once."""
+
+    def loss(self, rows, shared, facts):
+        return shared["doubt"].sum()
+
+    def plain(self, outputs, inputs):
+        return outputs["shared"]["doubt"].sum()
+
+
+def objectives(names):
+    """name -> `Weighted`, and its plain form: of registered ones by their settings, or of toys."""
+    toys = {"match": Match(), "guess": Guess(), "doubt": Doubt()}
+    ours = build({name: SETTINGS[name] for name in names if name not in toys})
+    ours |= {name: Weighted(toys[name], 0.5) for name in names if name in toys}
+    forms = {name: toys[name].plain if name in toys else _plain(SETTINGS[name]) for name in names}
+    return {name: ours[name] for name in names}, forms
+
+
+def _plain(settings):
+    return lambda outputs, inputs: plain(settings, outputs, inputs)
+
+
+TOYS = ("match", "guess", "doubt")
+
+
+def inputs(model, absent=True):
+    """The global batch; `absent`: texts are missing of some pairs and of the whole last quarter, labels of the last
+    half. The slots that hold a word are more with every sample."""
+    images, tokens = tiny.batch(model, PAIRS)
+    g = torch.Generator().manual_seed(5)
+    image, text = identities(PAIRS).unbind(1)
+    share = torch.linspace(0.05, 0.9, PAIRS)[:, None]
+    words = torch.randint(0, WORDS, (PAIRS, SLOTS), generator=g)
+    whole = {
+        "image": {"pixels": images, "identity": image},
+        "text": {"tokens": tokens, "identity": text},
+        "label": {"class": torch.arange(PAIRS) % CLASSES},
+        "words": {"wanted": torch.where(torch.rand(PAIRS, SLOTS, generator=g) < share, words, -100)},
+    }
+    if absent:
+        here = torch.arange(PAIRS)
+        whole["text"]["present"] = (here < 3 * PAIRS // 4) & (here != 2) & (here != 5)
+        whole["label"]["present"] = here < PAIRS // 2
+    return whole
+
+
+def cut(model, whole, first, size, parts):
+    """Micro-batches of the `size` samples from `first` on."""
+    found = []
+    for start in range(first, first + size, size // parts):
+        rows = slice(start, start + size // parts)
+        own = {field: {name: value[rows] for name, value in values.items()} for field, values in whole.items()}
+        own["text"] |= model.rule(own["text"]["tokens"])
+        found.append(own)
+    return found
+
+
+def reference(names, whole, mined, autocast=False):
+    """Losses by name and all gradients: one process, plain autograd, text at full length, the mined rows given; fp64,
+    or fp32 under autocast."""
+    torch.manual_seed(0)
+    model = Joint() if autocast else Joint().double()
+    dtype = torch.float32 if autocast else torch.float64
+    ours, forms = objectives(names)
+    given = {f"{field}#match": {n: v[rows] for n, v in whole[field].items()} for field, rows in mined.items()}
+    everything = whole | given
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        rows = {}
+        for field, values in everything.items():
+            if "pixels" in values:
+                rows[field] = model.clip.encode_image(model._pixels(values["pixels"]))
+            if "tokens" in values:
+                rows[field] = model.clip.encode_text(values["tokens"])
+        rows = {field: F.normalize(value.to(dtype), dim=-1) for field, value in rows.items()}
+        shared = {
+            "logit_scale": model.clip.logit_scale.exp(),
+            "logit_bias": model.clip.logit_bias,
+            "doubt": model.doubt,
+        }
+        outputs = {"rows": rows, "shared": shared, "local": {}}
+        wanted = frozenset().union(*(getattr(o.objective, "wants", ()) for o in ours.values()))
+        outputs["local"] = {name: model.heads[name](outputs, everything) for name in sorted(wanted)}
+    losses = {name: form(outputs, everything).sum() for name, form in forms.items()}
+    sum(ours[name].weight * loss for name, loss in losses.items()).backward()
+    return {n: v.item() for n, v in losses.items()}, {n: p.grad for n, p in model.named_parameters()}
+
+
+def errors(got, want):
+    """Relative error of every loss and of every parameter's gradient; where it must be 0, whatever it is."""
+    losses = {f"loss of {name}": abs(got[0][name] - value) / (abs(value) or 1) for name, value in want[0].items()}
+    for name, grad in want[1].items():
+        own = got[1][name]
+        found = 0.0 if own is None else own.double()
+        norm = 0.0 if grad is None else float(grad.double().norm())
+        off = float((found - (0 if grad is None else grad.double())).norm()) if torch.is_tensor(found) else norm
+        losses[name] = off / (norm or 1)
+    return losses
