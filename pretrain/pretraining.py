@@ -74,10 +74,10 @@ class PretrainJob:
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates)
 
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
+    def forward_backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Gradients of the global batch's loss; micro-batches turn the gradient cache on."""
         parts = self._micro_batches(batch)
-        return backward(self.engine, parts, self.objectives, self.state.samples_seen)["loss"]
+        return backward(self.engine, parts, self.objectives, self.state.samples_seen)
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's pairs with a feature that is not finite."""

@@ -66,8 +66,9 @@ class Job(Protocol):
     def resumed_from(self) -> Path | None:
         """The checkpoint that the run goes on from."""
 
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
-        """Gradients of the global batch; returns the rank-local loss, detached. All ranks call it."""
+    def forward_backward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Gradients of the global batch; returns the rank-local `loss` and its objectives by name, detached. All ranks
+        call it."""
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's samples whose features are not finite. All ranks call it."""
@@ -107,25 +108,26 @@ def train(job: Job, life: Lifeline) -> int:
     ):
         stop = _reason(life.stop)  # one that came while the ranks got ready
         for batch, waited in () if stop else _batches(job, times, profiler):
-            loss = _update(job, times, faults, saving, status, batch)
-            own_loss, last = 0.0 if loss is None else float(loss), state.step == times.total
+            losses = _update(job, times, faults, saving, status, batch)
+            own, last = {} if losses is None else losses.read(), state.step == times.total
             progress = saving.progress()
             with writes.to("the list of bad samples or changed shards"):
                 job.stream.check_writes()
             asked = life.stop.reason is not None
             # The one agreement of a step: what the ranks must know of each other rides on it.
-            bad, stopping, unwritten, total, *saved = all_reduce_sum(
-                [len(batch.bad), asked, writes.failed, own_loss, *progress]
+            bad, stopping, unwritten, *rest = all_reduce_sum(
+                [len(batch.bad), asked, writes.failed, *own.values(), *progress]
             )
+            totals, saved = rest[: len(own)], rest[len(own) :]
             if unwritten:
                 writes.raise_faults(status.checkpoint)
             saving.advance(*saved)
             book.count(int(bad), waited, last)
-            mean_loss = None if loss is None else total / runtime.world_size
-            if mean_loss is not None:
-                faults.watch(batch, own_loss, mean_loss)
+            means = {name: total / runtime.world_size for name, total in zip(own, totals, strict=True)}
+            if means:
+                faults.watch(batch, own["loss"], means["loss"])
             if times.due("log", state.step):
-                book.log(mean_loss, times.lr(state.samples_seen - times.batch), job.engine)
+                book.log(means, times.lr(state.samples_seen - times.batch), job.engine)
             profiler.after(state.step, bool(stopping) or last)
             stop = _reason(life.stop) if stopping else ""
             values = _evaluate(job, book, batch) if times.due("eval", state.step) else {}
@@ -186,12 +188,12 @@ def _batches(job: Job, times: Timetable, profiler: StepProfiler) -> Iterator[tup
 
 
 def _update(job: Job, times: Timetable, faults: Faults, saving: Saving, status: Status, batch: Batch) -> OnHost | None:
-    """Make a step; returns its rank-local loss. A non-finite loss or gradient leaves the step out on all ranks (None),
-    or ends them, before the update."""
+    """Make a step; returns its rank-local losses by name. A non-finite loss or gradient leaves the step out on all
+    ranks (None), or ends them, before the update."""
     state = job.state
     heartbeat("a training step")
     seed_step(job.config.seed, state.step, job.runtime.rank)
-    loss = OnHost(job.forward_backward(batch))  # on the host in time: the update waits for the gradients
+    losses = OnHost(job.forward_backward(batch))  # on the host in time: the update waits for the gradients
     kept = True
     try:
         with profiled("optimizer"):
@@ -200,14 +202,14 @@ def _update(job: Job, times: Timetable, faults: Faults, saving: Saving, status: 
         if not faults.may_skip:
             saving.wait()  # what is in the making holds an earlier step, a good one
             keys = job.diagnose(batch)
-            raise explain(error, state.step + 1, float(loss), keys, status.checkpoint) from None
-        faults.skip(error, batch, loss)
+            raise explain(error, state.step + 1, losses.read()["loss"], keys, status.checkpoint) from None
+        faults.skip(error, batch, losses.read()["loss"])
         kept = False
     state.step += 1
     state.samples_seen += times.batch
     state.position = job.stream.position(state.step).to_dict()
     status.step = state.step
-    return loss if kept else None
+    return losses if kept else None
 
 
 def _evaluate(job: Job, book: Book, batch: Batch) -> dict[str, float]:

@@ -94,10 +94,10 @@ class FinetuneJob:
         if reader is not None:
             restore_optimizer(self.engine, reader, self.state.updates)
 
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
+    def forward_backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Gradients of the mean cross-entropy of the global batch."""
         parts = self._micro_batches(batch)
-        return backward(self.engine, parts, self.objectives, self.state.samples_seen)["loss"]
+        return backward(self.engine, parts, self.objectives, self.state.samples_seen)
 
     def diagnose(self, batch: Batch) -> list[str]:
         """Keys of this rank's images whose scores are not finite."""

@@ -71,12 +71,15 @@ class Book:
         self._ledger.check()
         self._ledger.close_epoch(last)
 
-    def log(self, loss: float | None, lr: float, engine: Measured) -> None:
-        """Write down the steps since the last call: the mean `loss` over all ranks (None: the step was left out) and
-        the `lr` of the last one."""
+    def log(self, losses: Mapping[str, float], lr: float, engine: Measured) -> None:
+        """Write down the steps since the last call: of the last one the `lr` and the means over all ranks of `loss`
+        and, where it is a sum of several, of its objectives by name (none: the step was left out)."""
         state, mixture = self._state, self._stream.mixture
         pace = self._interval.close(state.samples_seen, self._runtime.world_size)
-        values = {} if loss is None else {"loss": loss, "grad_norm": engine.grad_norm}
+        several = len(losses) > 2
+        values = {n if n == "loss" else f"loss_{n}": value for n, value in losses.items() if several or n == "loss"}
+        if values:
+            values["grad_norm"] = engine.grad_norm
         values |= {"lr": lr, **pace, "bad_samples": state.bad_samples, "epoch": mixture.epochs_at(state.step)}
         values["skipped_steps"] = state.skipped
         if len(self._stream.sources) > 1:

@@ -11,7 +11,7 @@ from pretrain.config.tree import GuardConfig
 from pretrain.engine.engine import NonFiniteError
 from pretrain.engine.state import TrainState
 from pretrain.process.agree import gather
-from pretrain.process.runtime import OnHost, Runtime
+from pretrain.process.runtime import Runtime
 from pretrain.report.journal import Journal
 from pretrain.report.writes import Writes
 from pretrain.stream.batches import Batch
@@ -40,11 +40,11 @@ class Faults:
         """Whether `guard.max_skipped` allows for one more step to be left out."""
         return self._state.skipped < self._guard.max_skipped
 
-    def skip(self, error: NonFiniteError, batch: Batch, own_loss: OnHost) -> None:
+    def skip(self, error: NonFiniteError, batch: Batch, own_loss: float) -> None:
         """Count and list the step of `batch`, which made no update because of `error`."""
         state = self._state
         state.skipped += 1
-        self._skips.write({"step": state.step + 1, "epoch": batch.epoch}, float(own_loss), batch.keys)
+        self._skips.write({"step": state.step + 1, "epoch": batch.epoch}, own_loss, batch.keys)
         so_far = f"{state.skipped} of {self._guard.max_skipped}"
         self._note(f"step {state.step + 1} left out on all ranks ({so_far}): {error}; see skipped.jsonl")
 

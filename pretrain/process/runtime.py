@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
@@ -109,16 +110,18 @@ def finish() -> None:
 
 
 class OnHost:
-    """A device scalar on its way to the host: the copy starts at once, and `float()` waits for that copy alone."""
+    """Device scalars, by name, on their way to the host: the copy starts at once, and `read` waits for it alone."""
 
-    def __init__(self, value: torch.Tensor):
-        self._value = value.detach().to("cpu", non_blocking=True)
+    def __init__(self, values: Mapping[str, torch.Tensor]):
+        together = torch.stack([value.detach() for value in values.values()])
+        self._names, self._values = tuple(values), together.to("cpu", non_blocking=True)
         self._copied = None
-        if value.is_cuda:
+        if together.is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def __float__(self) -> float:
+    def read(self) -> dict[str, float]:
+        """The numbers, by name."""
         if self._copied is not None:
             self._copied.synchronize()
-        return float(self._value)
+        return dict(zip(self._names, self._values.tolist(), strict=True))

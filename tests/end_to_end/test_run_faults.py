@@ -30,7 +30,12 @@ def trained(rank, world_size, workspace, folder, poisoned, overrides, high=()):
     hooked = job.model.clip.visual.ln_post
     hooked.register_forward_hook(lambda *a: a[2] * (math.nan if rank == 1 and job.state.step + 1 in poisoned else 1.0))
     plain = job.forward_backward
-    job.forward_backward = lambda batch: plain(batch) + 20 * (rank == 1 and batch.step + 1 in high)
+
+    def higher(batch):
+        losses = plain(batch)
+        return {**losses, "loss": losses["loss"] + 20 * (rank == 1 and batch.step + 1 in high)}
+
+    job.forward_backward = higher
     try:
         return train(job), job.state.to_dict()
     except NonFiniteError as error:

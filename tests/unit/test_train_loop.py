@@ -104,7 +104,7 @@ def log_steps(book, state, steps, waited):
         state.step += 1
         state.samples_seen += BATCH
         book.count(0, waited, False)
-        book.log(1.0, 1e-3, PlainEngine(torch.nn.Linear(1, 1)))
+        book.log({"loss": 1.0, "infonce": 1.0}, 1e-3, PlainEngine(torch.nn.Linear(1, 1)))
 
 
 def test_a_starving_run_says_so_once_with_the_remedy(tmp_path, stream, capsys):
@@ -120,6 +120,16 @@ def test_a_starving_run_says_so_once_with_the_remedy(tmp_path, stream, capsys):
     assert "data.scaled_decode=true" in said[0]
 
 
+def test_objectives_are_logged_by_name_where_there_are_several(tmp_path, stream):
+    book, _ = book_of(tmp_path, stream, TrainState(step=4, samples_seen=4 * BATCH))
+    engine = PlainEngine(torch.nn.Linear(1, 1))
+    book.log({"loss": 2.5, "infonce": 2.5}, 1e-3, engine)
+    book.log(OnHost({name: torch.tensor(n / 4) for n, name in enumerate(("loss", "near", "far"))}).read(), 1e-3, engine)
+    one, several = rows(tmp_path)
+    found = [{name: value for name, value in row.items() if name.startswith("loss")} for row in (one, several)]
+    assert found == [{"loss": 2.5}, {"loss": 0.0, "loss_near": 0.25, "loss_far": 0.5}]
+
+
 def test_other_ranks_say_nothing(tmp_path, stream, capsys):
     state = TrainState()
     book, _ = book_of(tmp_path, stream, state, rank=1)
@@ -133,7 +143,7 @@ def test_a_step_that_was_left_out_is_logged_without_a_loss(tmp_path, stream):
     state = TrainState(step=4, samples_seen=4 * BATCH, skipped=1)
     book, _ = book_of(tmp_path, stream, state)
     book.count(0, 0.0, False)
-    book.log(None, 1e-3, PlainEngine(torch.nn.Linear(1, 1)))
+    book.log({}, 1e-3, PlainEngine(torch.nn.Linear(1, 1)))
     (row,) = rows(tmp_path)
     assert {"loss", "grad_norm"} & set(row) == set()
     wanted = {"kind": "train", "step": 4, "samples": 16, "lr": 1e-3, "bad_samples": 0, "epoch": 0.5, "skipped_steps": 1}
@@ -231,7 +241,7 @@ def test_left_out_steps_are_counted_up_to_the_limit_and_listed(tmp_path):
     state, notes = TrainState(step=6), []
     faults = Faults(tmp_path, alone(), state, GuardConfig(max_skipped=1), Writes(), notes.append)
     assert faults.may_skip
-    faults.skip(NonFiniteError("a gradient is not finite"), batch_of("a", "b"), OnHost(torch.tensor(float("nan"))))
+    faults.skip(NonFiniteError("a gradient is not finite"), batch_of("a", "b"), float("nan"))
     assert not faults.may_skip
     assert rows(tmp_path, "skipped.jsonl") == [
         {"step": 7, "epoch": 1, "loss_by_rank": ["nan"], "keys_by_rank": [["a", "b"]]}
