@@ -16,7 +16,7 @@ from pretrain.stream.bad import BadSample
 from pretrain.stream.draw import Draw
 from pretrain.stream.fields import Field, Inputs
 from pretrain.stream.mixture import Mixture, Place, Slots
-from pretrain.stream.samples import Samples, modules_of, pinned, read_sample, refuse_foreign_shard
+from pretrain.stream.samples import Samples, modules_of, padding_of, pinned, read_sample, refuse_foreign_shard
 
 SUBSTITUTE_ATTEMPTS = 64
 _TELLING = 16  # samples of a shard that tell of its kind where none is as expected; fewer are just bad
@@ -70,6 +70,7 @@ class BatchBuilder:
     rank: int
     world_size: int
     _checked: set[int] = field(default_factory=set)  # shards known to hold what their source's fields need
+    _padding: dict[int, Inputs] = field(default_factory=dict)  # by phase
 
     @property
     def modules(self) -> list[str]:
@@ -82,7 +83,9 @@ class BatchBuilder:
         slots = self.mixture.batch(step, self.world_size, self.rank)
         phase = bisect_right(self.ends, step)
         fields = self.fields[phase]
-        samples = Samples(fields[0], len(slots.shards))
+        if phase not in self._padding:
+            self._padding[phase] = padding_of(fields[0])
+        samples = Samples(fields[0], len(slots.shards), self._padding[phase])
         rows: list[_Taken] = []
         bad: list[BadSample] = []
         with _one_thread():

@@ -14,51 +14,80 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.members import describe
 from pretrain.stream.draw import Draw
 from pretrain.stream.fields import Field, Inputs, Shown
+from pretrain.towers.cut import Rows
 
 _LACKED = "no_"  # how the kind of a BadSampleError begins that says a sample lacks a field
 
 
 class Samples:
-    """n samples on their way into tensors. Of an optional field a row `present`, bool `[n]`, says who has it."""
+    """n samples on their way into tensors. Of an optional field a row `present`, bool `[n]`, says who has it.
 
-    def __init__(self, fields: Mapping[str, Field], n: int):
+    `padding` is that of the fields, made once for many batches. Nothing is zeroed before it is written.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], n: int, padding: Inputs | None = None):
         self._fields = fields
-        self._rows: Inputs = {name: field.rows(n) for name, field in fields.items()}
-        for name, field in fields.items():
-            if field.optional:
-                self._rows[name]["present"] = torch.zeros(n, dtype=torch.bool)
+        self._padding = padding or padding_of(fields)
+        self._rows: Inputs = {
+            name: {key: torch.empty((n, *one.shape[1:]), dtype=one.dtype) for key, one in rows.items()}
+            for name, rows in self._padding.items()
+        }
+        self._views = {name: _by_sample(rows, n) for name, rows in self._rows.items()}
         self._shown = {name: [Shown()] * n for name in fields}
+        self._empty = set(range(n))  # rows without a sample
 
     def put(self, row: int, sample: Sample, fields: Mapping[str, Field], draw: Draw | None = None) -> None:
         """Read a sample through `fields` into a row: with `draw` as training sees it, else as evaluation does. Writes
         over what a bad sample has left there. Raises BadSampleError, with the sample's key."""
         for name, field in fields.items():
-            out = {key: tensor[row] for key, tensor in self._rows[name].items()}
-            present = True
+            out = self._views[name][row]
+            if field.optional:
+                out["present"].fill_(True)
             try:
                 shown = field.evaluate(sample, out) if draw is None else field.train(sample, draw, out)
             except BadSampleError as error:
                 if not (field.optional and error.kind.startswith(_LACKED)):
                     error.key = sample.key
                     raise
-                for key, padding in field.rows(1).items():
-                    out[key].copy_(padding[0])
-                shown, present = Shown(() if draw is None else ("",)), False
-            if field.optional:
-                out["present"].fill_(present)
+                self._pad(name, row)
+                shown = Shown(() if draw is None else ("",))
             self._shown[name][row] = shown
+        self._empty.discard(row)
 
     def texts(self, field: str) -> list[tuple[str, ...]]:
         """Of each sample the texts that it was shown with in `field`."""
         return [shown.texts for shown in self._shown[field]]
 
     def finish(self, micro_batch: int | None = None) -> tuple[Inputs, dict[str, torch.Tensor]]:
-        """The inputs, for training in micro-batches of so many samples, and each field's identities."""
+        """The inputs, for training in micro-batches of so many samples, and each field's identities. Rows without a
+        sample are padding."""
+        for row in self._empty:
+            for name in self._fields:
+                self._pad(name, row)
         inputs = {
             name: field.finish(self._rows[name], self._shown[name], micro_batch) for name, field in self._fields.items()
         }
         identity = {name: field.identity(inputs[name], self._shown[name]) for name, field in self._fields.items()}
         return inputs, identity
+
+    def _pad(self, name: str, row: int) -> None:
+        for key, padding in self._padding[name].items():
+            self._views[name][row][key].copy_(padding[0])
+
+
+def padding_of(fields: Mapping[str, Field]) -> Inputs:
+    """The rows of one sample that is not there."""
+    padding = {name: field.rows(1) for name, field in fields.items()}
+    for name, field in fields.items():
+        if field.optional:
+            padding[name]["present"] = torch.zeros(1, dtype=torch.bool)
+    return padding
+
+
+def _by_sample(rows: Rows, n: int) -> list[Rows]:
+    """Views of the rows of each of n samples."""
+    columns = {name: row.unbind() for name, row in rows.items()}
+    return [{name: column[number] for name, column in columns.items()} for number in range(n)]
 
 
 def pinned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -45,9 +45,9 @@ class Image:
         return ImageTransform(self.settings)
 
     def rows(self, n: int) -> Rows:
-        """See `Field`. numpy's zeros cost nothing before they are written."""
+        """See `Field`."""
         size = self.settings.size
-        rows = {"pixels": torch.from_numpy(np.zeros((n, 3, size, size), np.uint8))}
+        rows = {"pixels": torch.zeros((n, 3, size, size), dtype=torch.uint8)}
         return rows | {"patch_bits": torch.zeros(n, dtype=torch.int64)} if self.patch_dropout else rows
 
     def train(self, sample: Sample, draw: Draw, out: Rows) -> Shown:
