@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from pretrain.stream.fields import Field, Inputs, Tokenize
 from pretrain.stream.fields.image import Image, image_settings
 from pretrain.stream.fields.label import PADDING, Label
 from pretrain.stream.fields.text import Text
-from pretrain.stream.samples import Samples, check_first_shard, modules_of, pinned, read_sample
+from pretrain.stream.samples import Samples, check_first_shard, modules_of, padding_of, pinned, read_sample
 from pretrain.stream.workers import BatchIterator
 
 if TYPE_CHECKING:  # it imports open_clip, which loader processes of images do without
@@ -124,11 +125,15 @@ class _EvalBuilder:
         """What the fork server imports for it."""
         return modules_of(self.fields)
 
+    @cached_property
+    def _padding(self) -> Inputs:
+        return padding_of(self.fields)
+
     def __call__(self, number: int) -> EvalBatch:
         start = self.first + number * self.batch
         positions = np.arange(start, min(start + self.batch, self.first + self.share))
         positions[positions >= self.reader.corpus.num_samples] = PADDING
-        samples, keys = Samples(self.fields, len(positions)), [""] * len(positions)
+        samples, keys = Samples(self.fields, len(positions), self._padding), [""] * len(positions)
         for row, position in enumerate(positions.tolist()):
             if position != PADDING:
                 keys[row] = self._load(position, row, samples)

@@ -25,9 +25,9 @@ class Samples:
     `padding` is that of the fields, made once for many batches. Nothing is zeroed before it is written.
     """
 
-    def __init__(self, fields: Mapping[str, Field], n: int, padding: Inputs | None = None):
+    def __init__(self, fields: Mapping[str, Field], n: int, padding: Inputs):
         self._fields = fields
-        self._padding = padding or padding_of(fields)
+        self._padding = padding
         self._rows: Inputs = {
             name: {key: torch.empty((n, *one.shape[1:]), dtype=one.dtype) for key, one in rows.items()}
             for name, rows in self._padding.items()

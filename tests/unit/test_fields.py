@@ -20,7 +20,7 @@ from pretrain.stream.fields.image import Image
 from pretrain.stream.fields.label import Label
 from pretrain.stream.fields.text import Text
 from pretrain.stream.loader import StreamSource
-from pretrain.stream.samples import Samples
+from pretrain.stream.samples import Samples, padding_of
 from pretrain.towers.cut import TextRule
 from stream_corpora import IMAGE, characters, members, pixels, stream_of, tokens, write_corpus
 
@@ -113,7 +113,7 @@ def test_an_optional_field_may_be_lacked_but_not_broken(tmp_path):
 def test_what_a_bad_sample_left_in_a_row_is_gone():
     """A substitute that lacks an optional field has its padding, not the picture and number of the sample before."""
     fields = {"label": Label(optional=True), "image": Image(IMAGE, optional=True)}
-    samples = Samples(fields, 1)
+    samples = Samples(fields, 1, padding_of(fields))
     samples.put(0, Sample("bad", 1, members(1)), fields, Draw(0, 0, 1))
     samples.put(0, Sample("good", 2, {"txt": b"a text"}), fields, Draw(0, 0, 2))
     inputs, _ = samples.finish(1)

@@ -12,12 +12,11 @@ import xxhash
 from data_tools.corpus import Sample
 from data_tools.errors import UsageError
 from data_tools.media.members import DEFAULT_FIELDS, Fields
+from pretrain.config.tree import CAPTION_CHOICES
 from pretrain.stream.augment import drop_words
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.fields import Shown, Tokenize
 from pretrain.towers.cut import Rows, TextRule
-
-CHOICES = ("random", "first")
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Text:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        if self.choose not in CHOICES:
-            raise UsageError("unknown rule to choose a caption", got=self.choose, expected=" or ".join(CHOICES))
+        if self.choose not in CAPTION_CHOICES:
+            raise UsageError("unknown rule to choose a caption", got=self.choose, expected=" or ".join(CAPTION_CHOICES))
 
     def rows(self, n: int) -> Rows:
         """See `Field`: tokens of no word."""
