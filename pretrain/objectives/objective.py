@@ -14,9 +14,8 @@ SCALE, BIAS = "logit_scale", "logit_bias"  # of the model's scalars: on cosines,
 
 Tensors = dict[str, torch.Tensor]
 Inputs = Mapping[str, Tensors]  # a micro-batch: by field, by name, one row a sample
-Facts = Mapping[
-    str, Tensors
-]  # of a rank's whole batch, by field: `identity` int64 [b], `present` bool [b], where known
+# Of a rank's whole batch, by field: `identity` int64 [b], `present` bool [b], where known.
+Facts = Mapping[str, Tensors]
 Draw = Callable[[int], torch.Tensor]  # n -> float64 [b, n], uniform in [0, 1), the same at any world size
 
 

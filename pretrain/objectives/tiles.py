@@ -32,15 +32,17 @@ class Pairs:
 
     def hide(self, similarity: torch.Tensor, tile: slice) -> torch.Tensor:
         """A tile of logits, in which those of absent pairs are made so low that they count for nothing."""
-        if self.own is None or self._all is None:
-            return similarity
-        return similarity.masked_fill_(~(self.own[:, None] & self._all[tile]), HIDDEN)
+        both = self._both(tile)
+        return similarity if both is None else similarity.masked_fill_(~both, HIDDEN)
 
     def strike(self, marks: torch.Tensor, tile: slice) -> torch.Tensor:
         """Marks of a tile, bool `[b, n]`, without those of absent pairs."""
-        return (
-            marks if self.own is None or self._all is None else marks.logical_and_(self.own[:, None] & self._all[tile])
-        )
+        both = self._both(tile)
+        return marks if both is None else marks.logical_and_(both)
+
+    def _both(self, tile: slice) -> torch.Tensor | None:
+        """Where image and text of a tile count, bool `[b, n]`; None: everywhere."""
+        return None if self.own is None or self._all is None else self.own[:, None] & self._all[tile]
 
     def keep_own(self, values: torch.Tensor) -> torch.Tensor:
         """`values` `[b]`, 0 where this rank's pairs are absent."""
