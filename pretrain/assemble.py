@@ -230,7 +230,7 @@ def _first_difference(saved: object, now: object, path: str = "model") -> str:
     return f"{path}: {shown(repr(now))} where the checkpoint has {shown(repr(saved))}"
 
 
-def non_finite_rows(features: Sequence[torch.Tensor | None]) -> list[int]:
+def non_finite_rows(features: Sequence[torch.Tensor]) -> list[int]:
     """Rows of which any of the feature matrices `[b, d]` is not finite."""
-    bad = sum((~f.isfinite()).any(dim=1).int() for f in features if f is not None)
-    return torch.nonzero(bad).flatten().tolist()
+    finite = torch.stack([matrix.isfinite().all(dim=1) for matrix in features]).all(dim=0)
+    return torch.nonzero(~finite).flatten().tolist()

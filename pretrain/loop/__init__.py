@@ -1,1 +1,1 @@
-"""What the training loop stands on: the account of the samples."""
+"""The owners of what the training loop keeps: timetable, saving, book, faults, and the account of the samples."""
