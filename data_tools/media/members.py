@@ -37,7 +37,7 @@ class Fields:
 
     def lacks_caption(self, sample: Sample) -> str | None:
         """Likewise for captions. Only whether something is there is asked, not what it holds."""
-        there = any(_present(sample, place) for place in self.captions)
+        there = any(holds(sample, place) for place in self.captions)
         return None if there else f"caption ({', '.join(self.captions)})"
 
     def image_bytes(self, sample: Sample) -> bytes:
@@ -74,10 +74,33 @@ def fitting(fields: Fields, corpus: Corpus) -> Fields:
     return fields
 
 
+def found_at(sample: Sample, place: str) -> Any:
+    """What stands at a place of a sample, an extension or `json:FIELD` (dots go deeper): the bytes of a whole member,
+    or the value of a json's field; None where nothing does. Raises BadSampleError `bad_json`."""
+    extension, colon, path = place.partition(":")
+    data = sample.members.get("txt" if place == LINES else extension)
+    if data is None or not colon:
+        return data
+    content = parse_json(data)
+    if not isinstance(content, dict):
+        raise BadSampleError("bad_json", f"the {extension} is no object")
+    for name in path.split("."):
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
+
+
+def holds(sample: Sample, place: str) -> bool:
+    """Whether anything stands at a place, readable or not."""
+    try:
+        return found_at(sample, place) is not None
+    except BadSampleError:
+        return True
+
+
 def captions_at(sample: Sample, place: str) -> list[str]:
     """The captions at one place of a sample, none where nothing stands there. Raises BadSampleError as `all_captions`
     does for what it cannot read."""
-    found = _find(sample, place)
+    found = found_at(sample, place)
     if isinstance(found, bytes):
         return captions_of_text(found, lines=place == LINES)
     return usable(as_texts(found))
@@ -110,24 +133,3 @@ def describe(sample: Sample) -> str:
     except BadSampleError:
         return text
     return text + (f"; fields of its json {', '.join(content)}" if isinstance(content, dict) else "")
-
-
-def _present(sample: Sample, place: str) -> bool:
-    try:
-        return _find(sample, place) is not None
-    except BadSampleError:
-        return True
-
-
-def _find(sample: Sample, place: str) -> Any:
-    """What stands at a place: bytes of a whole member, or the value of a json's field; None where nothing does."""
-    extension, colon, path = place.partition(":")
-    data = sample.members.get("txt" if place == LINES else extension)
-    if data is None or not colon:
-        return data
-    content = parse_json(data)
-    if not isinstance(content, dict):
-        raise BadSampleError("bad_json", f"the {extension} is no object")
-    for name in path.split("."):
-        content = content.get(name) if isinstance(content, dict) else None
-    return content
