@@ -63,11 +63,7 @@ class Text:
     def finish(self, rows: Rows, shown: Sequence[Shown], micro_batch: int | None) -> Rows:
         """See `Field`. In evaluation there are as many rows as texts, one of no word where there is none."""
         tokens = self.tokenize([text for one in shown for text in one.texts] or [""])
-        parts: Rows = {}
-        if micro_batch is not None and self.rule is not None:
-            for number, part in enumerate(tokens.split(micro_batch)):
-                parts |= {f"part{number}.{name}": row for name, row in self.rule(part).items()}
-        return {**rows, "tokens": tokens, **parts}
+        return {**rows, "tokens": tokens, **cut_for(micro_batch, tokens, self.rule)}
 
     def identity(self, rows: Rows, shown: Sequence[Shown]) -> torch.Tensor:
         """Hashes of the tokens."""
@@ -77,3 +73,13 @@ class Text:
     def lacks(self, sample: Sample) -> str | None:
         """See `Field`."""
         return self.mapping.lacks_caption(sample)
+
+
+def cut_for(micro_batch: int | None, tokens: torch.Tensor, rule: TextRule | None) -> Rows:
+    """What `rule` makes of the texts of each micro-batch of `tokens` `[n, context]`, as `Field.finish` calls it; in
+    evaluation (None) texts are not cut."""
+    parts: Rows = {}
+    if micro_batch is not None and rule is not None:
+        for number, part in enumerate(tokens.split(micro_batch)):
+            parts |= {f"part{number}.{name}": row for name, row in rule(part).items()}
+    return parts
