@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     MIRROR = 5
     COLORS = 6
     WORDS = 7
+    MASKED = 8
 
 
 class Draw(NamedTuple):
