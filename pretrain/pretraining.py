@@ -29,12 +29,13 @@ from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ContrastiveConfig
+from pretrain.towers.adapt.lock import lock
+from pretrain.towers.adapt.size import check_image_size
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
 from pretrain.towers.model import Inputs, to_device
-from pretrain.towers.parts import lock, tower_of
-from pretrain.towers.resolution import check_image_size
+from pretrain.towers.parts import tower_of
 
 
 class PretrainJob:

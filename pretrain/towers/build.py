@@ -14,16 +14,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
+from pretrain.towers.adapt.compiling import CompiledTowers
+from pretrain.towers.adapt.grad_checkpointing import set_grad_checkpointing
+from pretrain.towers.adapt.patch_dropout import replace_patch_dropout
+from pretrain.towers.adapt.size import take_other_sizes
 from pretrain.towers.buffers import settle_buffers
-from pretrain.towers.compiling import CompiledTowers
 from pretrain.towers.cut import LENGTHS, Rows, text_rule
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
-from pretrain.towers.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
 from pretrain.towers.model import Between, Inputs, Model, Outputs
-from pretrain.towers.patch_dropout import replace_patch_dropout
-from pretrain.towers.resolution import take_other_sizes
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
 from pretrain.towers.text import text_features
 

@@ -1,6 +1,6 @@
 """Dropout that an architecture brings is switched off. Its masks come from the rank's own generator, so that gradients
 would depend on the number of ranks, the micro-batch and the length that texts are cut to. Patch dropout is drawn by
-hash (patch_dropout.py) and stays."""
+hash (adapt/patch_dropout.py) and stays."""
 
 from __future__ import annotations
 

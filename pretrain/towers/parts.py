@@ -1,11 +1,8 @@
-"""Which tower a parameter belongs to, how deep it lies there, and towers that do not learn."""
+"""Which tower a parameter belongs to, and how deep it lies there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-
-from torch import nn
 
 from data_tools.errors import UserError
 
@@ -22,13 +19,6 @@ def tower_of(name: str) -> str:
     if not inside:
         return "head"
     return "image" if native.startswith("visual.") else "logits" if native.startswith("logit_") else "text"
-
-
-def lock(model: nn.Module, parts: Collection[str]) -> None:
-    """Stop parts, as `tower_of` names them, from learning: LiT, arXiv 2111.07991."""
-    for name, parameter in model.named_parameters():
-        if tower_of(name) in parts:
-            parameter.requires_grad_(False)
 
 
 def in_block(name: str) -> bool:

@@ -9,7 +9,7 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.process.runtime import start
-from pretrain.towers import compiling
+from pretrain.towers.adapt import compiling
 from ranks import run_ranks
 
 PAIRS = 16

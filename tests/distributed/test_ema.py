@@ -11,7 +11,8 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, load_trained, restore_optimizer
 from pretrain.process.runtime import start
-from pretrain.towers.parts import lock, tower_of
+from pretrain.towers.adapt.lock import lock
+from pretrain.towers.parts import tower_of
 from ranks import run_ranks
 
 PAIRS, DECAY = 16, 0.3  # reached by the third update

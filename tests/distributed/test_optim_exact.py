@@ -13,7 +13,8 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.groups import parameter_groups
 from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
-from pretrain.towers.parts import lock, tower_of
+from pretrain.towers.adapt.lock import lock
+from pretrain.towers.parts import tower_of
 from ranks import run_ranks
 
 PAIRS, STEPS, LR = 16, 3, 1e-3

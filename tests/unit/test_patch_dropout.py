@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from pretrain.stream.draw import Draw, Purpose
+from pretrain.towers.adapt.patch_dropout import PatchDropout, kept_patches
 from pretrain.towers.build import DualEncoder
-from pretrain.towers.patch_dropout import PatchDropout, kept_patches
 
 BITS = tiny.patch_bits(1, 0, range(4000))
 

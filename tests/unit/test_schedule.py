@@ -10,7 +10,8 @@ from data_tools.errors import UserError
 from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.schedule import Schedule
-from pretrain.towers.parts import layers_above, lock, tower_of
+from pretrain.towers.adapt.lock import lock
+from pretrain.towers.parts import layers_above, tower_of
 
 
 def test_warmup_then_cosine_to_zero():
