@@ -22,6 +22,15 @@ class ObjectiveConfig(Section):
 
 
 @dataclass(frozen=True)
+class ScaledConfig(ObjectiveConfig):
+    """An objective that scales similarities by a temperature, which the model learns."""
+
+    # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1).
+    temperature: float | None = number(None, ge=0.01, le=1, remedy="the logit scale stays below 100")
+    learn_temperature: bool = True  # whether the temperature is trained
+
+
+@dataclass(frozen=True)
 class PairsConfig(ObjectiveConfig):
     """A loss over the pairs that two fields make in the global batch."""
 
@@ -34,16 +43,12 @@ class PairsConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True)
-class ScaledConfig(PairsConfig):
-    """An objective that scales similarities by a temperature, which the model learns."""
-
-    # 1 / logit_scale at the start; null: model.init's, else 0.07 (sigmoid: 0.1).
-    temperature: float | None = number(None, ge=0.01, le=1, remedy="the logit scale stays below 100")
-    learn_temperature: bool = True  # whether the temperature is trained
+class ScaledPairsConfig(ScaledConfig, PairsConfig):
+    """A loss over pairs that scales their similarities."""
 
 
 @dataclass(frozen=True)
-class InfoNCEConfig(ScaledConfig):
+class InfoNCEConfig(ScaledPairsConfig):
     """CLIP's (arXiv 2103.00020): a pair is told apart from all others of the global batch."""
 
     type: str = choice("infonce")
@@ -58,7 +63,7 @@ class MultiPositiveConfig(InfoNCEConfig):
 
 
 @dataclass(frozen=True)
-class SigmoidConfig(ScaledConfig):
+class SigmoidConfig(ScaledPairsConfig):
     """SigLIP's (arXiv 2303.15343): of every image and text whether they are a pair."""
 
     type: str = choice("sigmoid")
