@@ -16,7 +16,16 @@ from pretrain.objectives.infonce import (
     softmax_weights,
 )
 from pretrain.objectives.objective import SCALE, Facts, Tensors, present_of, rows_of
-from pretrain.objectives.tiles import Pairs, column_tiles, gather_rows, of_pairs, own_columns, pull_back, through_scale
+from pretrain.objectives.tiles import (
+    Pairs,
+    column_tiles,
+    gather_rows,
+    of_pairs,
+    own_columns,
+    pull_back,
+    sharing,
+    through_scale,
+)
 
 
 class MultiPositive:
@@ -104,6 +113,4 @@ class _Targets:
 
     def _together(self, tile: slice) -> torch.Tensor:
         """Whether the pairs of a tile share their image or their text, bool `[b, n]`."""
-        same = self._own[:, None, 0] == self._all[tile, 0]
-        same |= self._own[:, None, 1] == self._all[tile, 1]
-        return self._pairs.strike(same, tile)
+        return self._pairs.strike(sharing(self._own, self._all, tile), tile)

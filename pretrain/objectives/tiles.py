@@ -90,6 +90,17 @@ def similarity_tiles(image: torch.Tensor, texts: torch.Tensor) -> Iterator[tuple
         yield tile, image @ texts[tile].T
 
 
+def sharing(own: torch.Tensor, everyone: torch.Tensor, tile: slice) -> torch.Tensor:
+    """Which of a tile's pairs share their image or their text, bool `[b, n]`; a pair does with itself.
+
+    `own`, `everyone`: int64 `[b, 2]` and `[B, 2]`, equal in the first column where two images are one, in the second
+    where two texts are.
+    """
+    same = own[:, None, 0] == everyone[tile, 0]
+    same |= own[:, None, 1] == everyone[tile, 1]
+    return same
+
+
 def own_pairs(values: torch.Tensor, tile: slice) -> torch.Tensor:
     """View of a tile's entries that belong to this rank's pairs (its diagonal, where the tile has any of it), 1-dim."""
     first = world()[0] * len(values)
