@@ -41,7 +41,7 @@ class PerSample(Protocol):
 
     With a method `mine(rows, facts, draw)`, collective, it gets hard negatives: `rows` are this rank's, detached, in
     fp32; it returns `{field: int64 [b]}`, numbers of rows of the global batch. The inputs of these rows, from whatever
-    rank, become the field `FIELD#NAME` of the model's inputs, NAME being the objective's own.
+    rank, become the field `FIELD#NAME` of the model's inputs, NAME being the objective's own, which it is made with.
     """
 
     wants: frozenset[str]  # the heads that it reads
@@ -76,4 +76,9 @@ def present_of(facts: Facts, fields: tuple[str, str]) -> torch.Tensor | None:
 
 def build(settings: Mapping[str, ObjectiveConfig]) -> dict[str, Weighted]:
     """The objectives of these settings, by name."""
-    return {name: Weighted(OBJECTIVES[own.type].load()(own), own.weight) for name, own in settings.items()}
+    return {name: Weighted(_made(own, name), own.weight) for name, own in settings.items()}
+
+
+def _made(settings: ObjectiveConfig, name: str) -> OverBatch | PerSample:
+    make = OBJECTIVES[settings.type].load()
+    return make(settings, name) if hasattr(make, "mine") else make(settings)

@@ -1,6 +1,7 @@
 """What the losses cost, FLOPs counted and tiles bounded; what they say of simple batches; where their scale starts."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from plain_losses import OF_PAIRS, of_pairs
-from pretrain.objectives import InfoNCEConfig, MarginConfig, SigmoidConfig, tiles
+from pretrain.objectives import OBJECTIVES, InfoNCEConfig, MarginConfig, SigmoidConfig, tiles
 from pretrain.objectives.infonce import infonce
 from pretrain.objectives.multi_positive import multi_positive
+from pretrain.objectives.objective import build
 from pretrain.towers.build import MAX_LOGIT_SCALE
 from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
 
@@ -118,3 +120,19 @@ def test_identical_pairs_give_the_log_of_the_batch():
     same = F.normalize(torch.ones(32, 8), dim=-1)
     loss = infonce(same, same, torch.tensor([50.0]))
     assert abs(loss.item() - torch.log(torch.tensor(32.0)).item()) < 1e-5
+
+
+def test_an_objective_that_mines_is_told_its_name(monkeypatch):
+    """It is in the names of the fields that it gets."""
+
+    class Mining:
+        def __init__(self, settings, name):
+            self.name = name
+
+        def mine(self, rows, facts, draw):
+            return {}
+
+    monkeypatch.setitem(OBJECTIVES, "margin", SimpleNamespace(load=lambda: Mining))
+    made = build({"itm": MarginConfig(weight=2.0), "infonce": InfoNCEConfig()})
+    assert made["itm"].objective.name == "itm"
+    assert [weighted.weight for weighted in made.values()] == [2.0, 1.0]
