@@ -7,9 +7,24 @@ better candidates would give it 100 %. Without ties it is the usual metric.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
 from data_tools.errors import UserError
+
+RECALLS = (1, 5, 10)
+
+
+class Tied(NamedTuple):
+    """Where the best positive of each query stands, int64 [Q] each: candidates strictly better than it; wrong ones and
+    right ones (itself included) that tie with it."""
+
+    better: torch.Tensor
+    negatives: torch.Tensor
+    positives: torch.Tensor
 
 
 def similarities(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
@@ -49,6 +64,12 @@ def hit_probability(better: torch.Tensor, negatives: torch.Tensor, positives: to
 def expected_rank(better: torch.Tensor, negatives: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
     """Expected rank (from 1) of the first positive, ties in random order: fp64 [Q]. Arguments as `hit_probability`."""
     return 1.0 + better + negatives / (positives + 1.0)
+
+
+def recall_and_rank(direction: str, tied: Tied, recalls: Sequence[int] = RECALLS) -> dict[str, float]:
+    """`DIRECTION_recall@K` (0..1) and `DIRECTION_median_rank` (from 1) of queries that stand so."""
+    metrics = {f"{direction}_recall@{k}": hit_probability(*tied, k).mean().item() for k in recalls}
+    return metrics | {f"{direction}_median_rank": float(np.median(expected_rank(*tied).cpu().numpy()))}
 
 
 def require_finite(features: torch.Tensor, what: str) -> None:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
 from pretrain.evaluate.ranking import (
-    expected_rank,
+    RECALLS,
+    Tied,
     hit_probability,
     paired_similarities,
+    recall_and_rank,
     require_finite,
     similarities,
 )
-
-RECALLS = (1, 5, 10)
 
 
 def retrieval_metrics(
@@ -35,33 +34,43 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Recall@K and median rank in both directions. Every rank must call it, with the same features.
 
+    Returns:
+        `image_to_text_recall@K`, `text_to_image_recall@K` (0..1), `image_to_text_median_rank`,
+        `text_to_image_median_rank` (from 1; of the best caption). Arguments and errors: see `count_candidates`.
+    """
+    counts = count_candidates(image_features, text_features, text_image, rank, world_size, block)
+    to_text = recall_and_rank("image_to_text", counts.image_queries(), recalls)
+    return to_text | recall_and_rank("text_to_image", counts.text_queries(), recalls)
+
+
+def count_candidates(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    text_image: torch.Tensor,
+    rank: int = 0,
+    world_size: int = 1,
+    block: int = 1024,
+) -> Counts:
+    """Where every query stands by cosine, in both directions. Every rank must call it, with the same features.
+
     A rank sweeps the tiles of its slice of the images once and counts for both directions; the counts are summed over
-    the ranks, so every rank returns the same dict, the same at any world size and block. Memory: `block`^2.
+    the ranks, so every rank returns the same, the same at any world size and block. Memory: `block`^2.
 
     Args:
         image_features: [N, d], unit norm; images without a caption are candidates, but no queries.
         text_features: [M, d], unit norm.
         text_image: int64 [M], the image of each text.
 
-    Returns:
-        `image_to_text_recall@K`, `text_to_image_recall@K` (0..1), `image_to_text_median_rank`,
-        `text_to_image_median_rank` (from 1; of the best caption).
-
     Raises:
         UserError: no texts, a text of an image that is not there, features that are not finite.
     """
     _check(image_features, text_features, text_image)
-    counts = _Counts(image_features, text_features, text_image)
+    counts = Counts(image_features, text_features, text_image)
     first, last = (len(image_features) * r // world_size for r in (rank, rank + 1))
     for start in range(first, last, block):
         counts.add_images(start, min(start + block, last), block)
     counts.merge(world_size)
-    metrics = {}
-    for direction, tied in (("image_to_text", counts.image_queries()), ("text_to_image", counts.text_queries())):
-        for k in recalls:
-            metrics[f"{direction}_recall@{k}"] = hit_probability(*tied, k).mean().item()
-        metrics[f"{direction}_median_rank"] = float(np.median(expected_rank(*tied).cpu().numpy()))
-    return metrics
+    return counts
 
 
 def retrieval_chance(num_images: int, text_image: torch.Tensor, recalls: Sequence[int] = RECALLS) -> dict[str, float]:
@@ -78,8 +87,12 @@ def retrieval_chance(num_images: int, text_image: torch.Tensor, recalls: Sequenc
     return chance
 
 
-class _Counts:
-    """Better and equal candidates of every query in both directions; equal includes the positives themselves."""
+class Counts:
+    """Better and equal candidates of every query in both directions; equal includes the positives themselves.
+
+    `own` [M]: the similarity of each text to its image; `best` [N]: of each image to the best of its texts, -inf where
+    it has none; `asking` bool [N]: whether it has any.
+    """
 
     def __init__(self, image_features: torch.Tensor, text_features: torch.Tensor, text_image: torch.Tensor):
         self.images, self.texts, self.text_image = image_features, text_features, text_image
@@ -87,9 +100,10 @@ class _Counts:
             paired_similarities(text_features[part], image_features[text_image[part]])
             for part in torch.arange(len(text_features), device=text_image.device).split(4096)
         ]
-        self.own = torch.cat(own)  # [M] similarity of each text to its image
+        self.own = torch.cat(own)
         lowest = torch.full((len(image_features),), -torch.inf, device=self.own.device)
-        self.best = lowest.scatter_reduce(0, text_image, self.own, "amax")  # [N] of each image to its best caption
+        self.best = lowest.scatter_reduce(0, text_image, self.own, "amax")
+        self.asking = torch.bincount(text_image, minlength=len(image_features)) > 0
         self.image_better, self.image_equal = self._zeros(len(image_features))
         self.text_better, self.text_equal = self._zeros(len(text_features))
 
@@ -117,17 +131,16 @@ class _Counts:
             for count in (self.image_better, self.image_equal, self.text_better, self.text_equal):
                 dist.all_reduce(count)
 
-    def image_queries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(better, tied negatives, tied positives) of the images that have a caption."""
+    def image_queries(self) -> Tied:
+        """Of the images that have a caption."""
         at_best = (self.own == self.best[self.text_image]).long()
         positives = torch.zeros_like(self.image_equal).index_add(0, self.text_image, at_best)
-        queries = positives > 0
-        positives = positives[queries]
-        return self.image_better[queries], self.image_equal[queries] - positives, positives
+        tied = Tied(self.image_better, self.image_equal - positives, positives)
+        return Tied(*(values[self.asking] for values in tied))
 
-    def text_queries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(better, tied negatives, tied positives) of the texts; the only positive is the text's image."""
-        return self.text_better, self.text_equal - 1, torch.ones_like(self.text_equal)
+    def text_queries(self) -> Tied:
+        """Of the texts; the only positive is the text's image."""
+        return Tied(self.text_better, self.text_equal - 1, torch.ones_like(self.text_equal))
 
 
 def _check(image_features: torch.Tensor, text_features: torch.Tensor, text_image: torch.Tensor) -> None:
