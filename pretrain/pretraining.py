@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from data_tools.corpus import Corpus
-from data_tools.errors import UserError
 from pretrain import assemble
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import Phase
 from pretrain.engine.backward import backward
 from pretrain.engine.checkpoint import Extras
 from pretrain.engine.engine import Engine
@@ -29,8 +27,7 @@ from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ContrastiveConfig
-from pretrain.towers.adapt.lock import lock
-from pretrain.towers.adapt.size import check_image_size
+from pretrain.towers.adapt.order import adapt, adapters_of
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
@@ -47,12 +44,9 @@ class PretrainJob:
         self.micro_batch = config.train.micro_batch or local_batch(config, runtime.world_size)
         reader = assemble.find_checkpoint(config, runtime)
         self.model = make_model(config, fresh=reader is None)
-        if config.train.compile:
-            self.model.compile_towers()
         spec = self.model.spec
         self.objectives = build(config.objectives)
-        self._patch_dropouts = patch_dropouts(self.model, config.model.phases)
-        fields = assemble.pair_fields(config, spec, self.model.rule, self._patch_dropouts)
+        fields = assemble.pair_fields(config, spec, self.model.rule, self.model.patch_shares)
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
         self._evaluations = Evaluations(config, self.model, runtime)
         self.extras = Extras(describe(spec), assemble.resolved(config))
@@ -94,19 +88,18 @@ class PretrainJob:
 
     def _micro_batches(self, batch: Batch) -> list[Inputs]:
         if self.model.patch_dropout is not None:
-            self.model.patch_dropout.prob = self._patch_dropouts[batch.phase]
+            self.model.patch_dropout.prob = self.model.patch_shares[batch.phase]
         inputs = {field: {**rows, "identity": batch.identity[field]} for field, rows in batch.inputs.items()}
         return micro_batches(inputs, self.micro_batch)
 
 
 def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:
-    """The towers of the settings, initialised from the seed; locked ones do not learn. `fresh`: with what the
-    architecture names for them to start from."""
+    """The towers of the settings, initialised from the seed and adapted. `fresh`: with what the architecture names for
+    them to start from."""
     biased = isinstance(config.objective, SigmoidConfig)
     model = build_model(config.model.name, config.seed, config.model.text_buckets, biased, fresh)
     start_logits(model, config.objective, config.train.global_batch)
-    lock(model, config.model.locked)
-    model.set_grad_checkpointing(config.train.grad_checkpointing)
+    adapt(model, adapters_of(config))
     return model
 
 
@@ -126,25 +119,6 @@ def load_init(model: DualEncoder, config: ContrastiveConfig) -> InitReport:
     else:
         set_logits(model, config.objective)
     return report
-
-
-def patch_dropouts(model: DualEncoder, phases: Sequence[Phase]) -> list[float]:
-    """The share of patches that each phase leaves out, and what comes after them; 0 where the towers never do.
-
-    Raises:
-        UserError: the image tower cannot do what a phase asks for.
-    """
-    for phase in phases:
-        if phase.image_size is not None:
-            check_image_size(model.clip.visual, phase.image_size)
-        if phase.patch_dropout is not None and model.patch_dropout is None:
-            raise UserError(
-                "the image tower has no place to leave patches out",
-                got=f"model.phases with a patch_dropout of {phase.patch_dropout}",
-                remedy="set patch_dropout in the architecture's vision_cfg too, for what comes after the phases",
-            )
-    own = 0.0 if model.patch_dropout is None else model.patch_dropout.prob
-    return [own if phase.patch_dropout is None else phase.patch_dropout for phase in phases] + [own]
 
 
 def _may_miss(model: DualEncoder, config: ContrastiveConfig) -> list[str]:

@@ -27,7 +27,7 @@ def build(towers: DualEncoder | None = None, classes: tuple[str, ...] = CLASSES,
         for parameter in towers.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     head = torch.randn(len(classes), towers.spec.model_cfg["embed_dim"], generator=generator)
-    return Classifier(towers, classes, F.normalize(head, dim=1), scale, train_tower=True).eval()
+    return Classifier(towers, classes, F.normalize(head, dim=1), scale).eval()
 
 
 def save(rank: int, world_size: int, folder: Path) -> None:

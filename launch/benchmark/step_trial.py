@@ -111,8 +111,6 @@ def _parts(model: DualEncoder, trial: StepTrial, device: torch.device) -> list[I
 def _dualstream(trial: StepTrial, runtime: Runtime) -> Callable[[], None]:
     config = trial.config()
     model = make_model(config)
-    if trial.compile:
-        model.compile_towers()
     engine = Engine(model, config.optim, config.train, runtime)
     parts = _parts(model, trial, runtime.device)
     objectives = build(config.objectives)

@@ -77,9 +77,8 @@ def load_classifier(path: str | Path) -> Classifier | None:
     return model and model.eval()
 
 
-def classifier_of(reader: CheckpointReader, train_tower: bool = False) -> Classifier | None:
+def classifier_of(reader: CheckpointReader) -> Classifier | None:
     """The classifier that a checkpoint describes and holds, fp32 on the CPU; None where it is of another model.
-    `train_tower`: whether its image tower learns.
 
     Raises:
         UserError: a damaged one.
@@ -90,7 +89,7 @@ def classifier_of(reader: CheckpointReader, train_tower: bool = False) -> Classi
     classes, scale = _head(description["head"], where)
     towers = DualEncoder(spec_of_description(description, str(where)), texts=False)
     head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])
-    model = Classifier(towers, classes, head, scale, train_tower)
+    model = Classifier(towers, classes, head, scale)
     reader.load_into(model)
     return model
 

@@ -16,6 +16,7 @@ from pretrain.finetune.labels import is_count
 from pretrain.places import require_init
 from pretrain.process.runtime import Runtime
 from pretrain.tasks import ClassifyConfig
+from pretrain.towers.adapt.order import adapt, adapters_of
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.dropout import refuse_dropout
@@ -28,7 +29,6 @@ def build_classifier(
 ) -> tuple[Classifier, list[str]]:
     """The classifier of the settings and lines that say how it was initialised. All ranks must call it."""
     towers, lines = _towers(config)
-    towers.set_grad_checkpointing(config.train.grad_checkpointing)
     towers = towers.to(runtime.device).eval()
     scale = float(towers._scale().detach())
     if config.zero_shot_head and not config.random and not is_count(config.classes):
@@ -43,7 +43,8 @@ def build_classifier(
     else:
         head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])
         lines.append(f"head of {len(classes)} classes from zeros")
-    classifier = Classifier(towers, classes, head.cpu(), scale, config.mode == "full")
+    classifier = Classifier(towers, classes, head.cpu(), scale)
+    adapt(classifier, adapters_of(config))
     trained = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
     lines.append(f"mode {config.mode}: {trained} parameters learn")
     return classifier.train(), lines  # the towers gave class weights in evaluation mode
@@ -52,7 +53,7 @@ def build_classifier(
 def resumed_classifier(config: ClassifyConfig, reader: CheckpointReader) -> Classifier:
     """The classifier that a run goes on with, all of it from the checkpoint: what `init` names may have changed since,
     or be gone. Raises UserError where the checkpoint is of no classifier."""
-    classifier = classifier_of(reader, config.mode == "full")
+    classifier = classifier_of(reader)
     if classifier is None:
         raise UserError(
             f"{reader.folder} was written by another model",
@@ -60,7 +61,7 @@ def resumed_classifier(config: ClassifyConfig, reader: CheckpointReader) -> Clas
             expected="a fine-tuned classifier",
             remedy="choose another run.dir",
         )
-    classifier.towers.set_grad_checkpointing(config.train.grad_checkpointing)
+    adapt(classifier, adapters_of(config))
     return classifier.train()
 
 

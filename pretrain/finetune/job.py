@@ -56,8 +56,7 @@ class Prepared:
             self.model, self.lines = resumed_classifier(config, reader), []
         self.lines += filter(None, [self.model.towers.silenced])
         spec = wanted_spec(config, self.model.spec)
-        dropout = self.model.towers.patch_dropout
-        dropped = 0.0 if dropout is None else dropout.prob
+        dropped = self.model.towers.patch_shares[-1]
         fields = assemble.label_fields(config, spec, len(self.classes), dropped)
         self.stream = assemble.train_stream(config, sources, fields, runtime)
         self.reader = self.evaluated and assemble.eval_reader(config, self.evaluated, spec, False, runtime)
@@ -87,8 +86,6 @@ class FinetuneJob:
         assemble.keep_settings(config, self.extras.config, runtime)
         if parts.lines and runtime.is_main:
             print("\n".join(parts.lines), flush=True)
-        if config.train.compile:
-            model.towers.compile_towers()
         self.engine = Engine(model, config.optim, config.train, runtime)
         self.resumed_from = None if reader is None else reader.folder
         if reader is not None:

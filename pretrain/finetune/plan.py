@@ -30,6 +30,7 @@ def dry_run(config: ClassifyConfig) -> int:
     assemble.start_state(reader, config, parts.description, parts.stream, runtime)
     if runtime.is_main:
         model = parts.model
+        model.towers.compiled = None  # activations are counted on plain towers: compiling takes minutes
         notes = [*parts.lines, f"classes:  {len(model.classes)}: {shown(model.classes)}"]
         name = f"{model.towers.spec.name} with a head"
         print_plan(config, runtime, parts.stream, name, model, notes, memory(config, model, runtime))

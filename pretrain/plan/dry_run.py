@@ -13,7 +13,7 @@ from pretrain.config.tree import Config
 from pretrain.engine.weights import describe
 from pretrain.loop.timetable import make_schedule, run_steps
 from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much
-from pretrain.pretraining import Evaluations, make_model, patch_dropouts, start_lines
+from pretrain.pretraining import Evaluations, make_model, start_lines
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
 from pretrain.tasks import ContrastiveConfig
@@ -31,11 +31,12 @@ def dry_run(config: ContrastiveConfig) -> int:
     config = assemble.settle_precision(config, runtime)
     reader = assemble.find_checkpoint(config, runtime)
     model = make_model(config, fresh=reader is None)
-    fields = assemble.pair_fields(config, model.spec, model.rule, patch_dropouts(model, config.model.phases))
+    fields = assemble.pair_fields(config, model.spec, model.rule, model.patch_shares)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
     assemble.start_state(reader, config, describe(model.spec), stream, runtime)
     lines = start_lines(model, config) if reader is None else []
+    model.compiled = None  # activations are counted on plain towers: compiling takes minutes
     if runtime.is_main:
         doubt = warn_of_bias(config.objective, config.train.global_batch)
         notes = [*lines, *(note for note in (doubt, model.silenced, *remarks) if note)]

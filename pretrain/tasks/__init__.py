@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
 from pretrain.config.registry import Entry, entries
-from pretrain.config.tree import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
+from pretrain.config.tree import DataConfig, EvalConfig, ModelConfig, OptimConfig, Phase
 from pretrain.objectives import OF_PAIRS, ObjectiveConfig
+from pretrain.towers.adapt import AdaptedConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Task(Entry):
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig(Config):
+class ContrastiveConfig(AdaptedConfig):
     """Pretraining: an image tower and a text tower learn to put what belongs together side by side."""
 
     task: str = choice("contrastive")
@@ -31,6 +32,16 @@ class ContrastiveConfig(Config):
     objectives: dict[str, ObjectiveConfig] = entries(OF_PAIRS, "infonce")  # one, by its type or another name
 
     PARTS = TOWERS = ("image", "text")
+
+    @property
+    def locked(self) -> Sequence[str]:
+        """Those of model.locked."""
+        return self.model.locked
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """Those of the model."""
+        return self.model.phases
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -61,7 +72,7 @@ def _check_classes(value: Any, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class ClassifyConfig(Config):
+class ClassifyConfig(AdaptedConfig):
     """Fine-tuning: the image tower of a trained model becomes a classifier."""
 
     task: str = choice("classify")
@@ -80,6 +91,11 @@ class ClassifyConfig(Config):
     classes: Any = setting(None, Parsed(_check_classes, ""))
 
     PARTS, TOWERS = ("image", "head"), ("image",)
+
+    @property
+    def locked(self) -> Sequence[str]:
+        """No loss asks anything of the texts and the scalars; at mode=linear the head alone learns."""
+        return ("text", "logits") if self.mode == "full" else ("text", "logits", "image")
 
     def check(self) -> Iterator[Fault]:
         """A tower that is not trained has no rate."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
 from pretrain.towers.adapt.compiling import CompiledTowers
-from pretrain.towers.adapt.grad_checkpointing import set_grad_checkpointing
 from pretrain.towers.adapt.patch_dropout import replace_patch_dropout
-from pretrain.towers.adapt.size import take_other_sizes
 from pretrain.towers.buffers import settle_buffers
-from pretrain.towers.cut import LENGTHS, Rows, text_rule
+from pretrain.towers.cut import Rows, text_rule
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
@@ -48,16 +44,17 @@ class DualEncoder(Model):
         if texts:
             check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
+        # The share of patches that is left out in each phase of the run, and after the last one.
+        self.patch_shares = [0.0 if self.patch_dropout is None else self.patch_dropout.prob]
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
         self.tables = settle_buffers(self.clip, spec.name)
-        take_other_sizes(self.clip.visual)
         self.rule = text_rule(self.clip, text_buckets)
         self.started: list[str] = []  # what build_model loaded, for the user
         self.bounded = {"clip.logit_scale": (0.0, MAX_LOGIT_SCALE)}
         self.scalars = {"logit_scale": ("clip.logit_scale", math.exp)}
         if getattr(self.clip, "logit_bias", None) is not None:
             self.scalars["logit_bias"] = ("clip.logit_bias", float)
-        self._compiled: CompiledTowers | None = None
+        self.compiled: CompiledTowers | None = None  # the towers in training, where an adapter compiled them
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", value * 255, persistent=False)
@@ -73,7 +70,7 @@ class DualEncoder(Model):
 
     def encode(self, encoder: str, rows: Rows) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` by the `image` or the `text` tower."""
-        compiled = self._compiled if self.training else None
+        compiled = self.compiled if self.training else None
         if encoder == "text":
             return _unit(text_features(self.clip, rows, self.rule, compiled and compiled.text))
         if self.patch_dropout is not None:
@@ -85,19 +82,6 @@ class DualEncoder(Model):
         """`logit_scale`, the factor on cosine similarities, and `logit_bias` where the model has one."""
         bias = getattr(self.clip, "logit_bias", None)
         return {"logit_scale": self._scale()} | ({} if bias is None else {"logit_bias": bias.float().clone()})
-
-    def set_grad_checkpointing(self, towers: Iterable[str]) -> None:
-        """Make layers of `towers` (image, text) keep their input alone and run again in the backward."""
-        set_grad_checkpointing(self.clip, towers)
-
-    def compile_towers(self) -> None:
-        """Run the towers through torch.compile in training; evaluation, whose batches have other shapes, stays plain.
-
-        Raises:
-            UserError: this machine has no compiler.
-        """
-        self.rule = replace(self.rule, multiple=LENGTHS)
-        self._compiled = CompiledTowers(self.clip, self.rule)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""

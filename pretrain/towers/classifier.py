@@ -20,12 +20,10 @@ class Classifier(nn.Module):
     `head.weight`.
 
     `scale` is the pretrained exp(logit_scale), held fixed; `head.weight` is `[classes, d]`, without a bias. `classes`
-    are their names, in the order of the scores. `train_tower`: whether the image tower learns too.
+    are their names, in the order of the scores.
     """
 
-    def __init__(
-        self, towers: DualEncoder, classes: Sequence[str], head: torch.Tensor, scale: float, train_tower: bool = False
-    ):
+    def __init__(self, towers: DualEncoder, classes: Sequence[str], head: torch.Tensor, scale: float):
         super().__init__()
         self.towers = towers
         self.classes = tuple(classes)
@@ -33,9 +31,6 @@ class Classifier(nn.Module):
         with torch.no_grad():
             self.head.weight.copy_(head)
         self.scale = scale
-        visual = {id(p) for p in towers.clip.visual.parameters()}
-        for parameter in towers.parameters():
-            parameter.requires_grad_(train_tower and id(parameter) in visual)
 
     @property
     def spec(self) -> ModelSpec:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from torch import nn
 
 from data_tools.errors import UserError
 
@@ -19,6 +22,11 @@ def tower_of(name: str) -> str:
     if not inside:
         return "head"
     return "image" if native.startswith("visual.") else "logits" if native.startswith("logit_") else "text"
+
+
+def towers_of(model: nn.Module) -> Any:
+    """The dual encoder of `model`: itself, or that which a classifier has around it."""
+    return getattr(model, "towers", model)
 
 
 def in_block(name: str) -> bool:

@@ -30,7 +30,7 @@ def gap(rank, world_size, stage, precision, micro, changes):
     for compiled in (False, True):
         model = tiny.build(**changes)
         if compiled:
-            model.compile_towers()
+            compiling.Compile().apply(model)
         engine = Engine(model, *tiny.settings(PAIRS, stage, precision), runtime)
         images, tokens = tiny.batch(model, PAIRS)
         torch.manual_seed(5)
@@ -57,7 +57,7 @@ def test_texts_come_in_few_lengths_and_evaluation_stays_plain(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name)
     text_cfg = tiny.MODEL_CFG["text_cfg"] | {"context_length": 40}
     plain, model = (tiny.build(text_cfg=text_cfg, text_buckets=3) for _ in range(2))
-    model.compile_towers()
+    compiling.Compile().apply(model)
     tokens = torch.zeros(9, 40, dtype=torch.int64)
     for row, length in enumerate((3, 5, 16, 17, 18, 31, 33, 39, 40)):
         tokens[row, :length] = torch.arange(1, length + 1)
@@ -77,4 +77,4 @@ def test_a_machine_without_a_compiler_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"train.compile needs a compiler on every host"):
-        tiny.build().compile_towers()
+        compiling.Compile().apply(tiny.build())

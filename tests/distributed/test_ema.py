@@ -11,7 +11,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, load_trained, restore_optimizer
 from pretrain.process.runtime import start
-from pretrain.towers.adapt.lock import lock
+from pretrain.towers.adapt.lock import Lock
 from pretrain.towers.parts import tower_of
 from ranks import run_ranks
 
@@ -28,7 +28,7 @@ def trained(rank, world_size, folder, last, ema=DECAY):
     for stage in STAGES:
         store = Checkpoints(folder / str(stage), runtime, Retention(keep=99))
         found, model, first = store.find(), tiny.build(), 0
-        lock(model, "text")
+        Lock(["text"]).apply(model)
         reader = found and CheckpointReader(found)
         if reader:
             model.load_state_dict(reader.weights())

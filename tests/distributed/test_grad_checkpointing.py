@@ -11,6 +11,7 @@ from data_tools.errors import UserError
 from pretrain.engine.engine import Engine
 from pretrain.plan.memory import activation_bytes
 from pretrain.process.runtime import start
+from pretrain.towers.adapt.grad_checkpointing import GradCheckpointing
 from pretrain.towers.build import DualEncoder, attention_kernel
 from ranks import run_ranks
 
@@ -29,7 +30,7 @@ def build(towers, vision_cfg=PATCHES, text_cfg=None):
     cfg["text_cfg"] |= text_cfg or {}
     torch.manual_seed(0)
     model = DualEncoder(replace(tiny.SPEC, model_cfg={**cfg, "custom_text": text_cfg is not None}), text_buckets=2)
-    model.set_grad_checkpointing(towers)
+    GradCheckpointing(towers).apply(model)
     return model
 
 
@@ -106,4 +107,4 @@ def test_a_tower_that_cannot_is_refused():
     model = tiny.build()
     model.clip.visual = torch.nn.Identity()
     with pytest.raises(UserError, match="image tower cannot checkpoint"):
-        model.set_grad_checkpointing(["image"])
+        GradCheckpointing(["image"]).apply(model)

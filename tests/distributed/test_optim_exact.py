@@ -13,7 +13,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.groups import parameter_groups
 from pretrain.objectives.infonce import infonce
 from pretrain.process.runtime import start
-from pretrain.towers.adapt.lock import lock
+from pretrain.towers.adapt.lock import Lock
 from pretrain.towers.parts import tower_of
 from ranks import run_ranks
 
@@ -34,7 +34,7 @@ OPTIMIZERS = {
 def reference(locked, name):
     """Weights after STEPS updates of one process in fp64."""
     model = tiny.build().double()
-    lock(model, locked)
+    Lock(locked).apply(model)
     groups = [
         {key: value for key, value in group.items() if key != "lr_scale"} | {"lr": LR * group["lr_scale"]}
         for group in parameter_groups(model, OptimConfig(name=name, **RATES))
@@ -57,7 +57,7 @@ def updated(rank, world_size, locked, name):
     rows, results = slice(rank * local, (rank + 1) * local), {}
     for stage, parts in itertools.product(STAGES[name], (1, 4)):
         model = tiny.build()
-        lock(model, locked)
+        Lock(locked).apply(model)
         engine = Engine(model, *tiny.settings(PAIRS, stage, name=name, **RATES), runtime)
         images, tokens = tiny.batch(model, PAIRS)
         for _ in range(STEPS):

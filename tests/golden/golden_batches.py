@@ -21,7 +21,7 @@ import tiny
 from pretrain import assemble
 from pretrain.config.reading import load_config
 from pretrain.config.tree import Config
-from pretrain.pretraining import make_model, patch_dropouts
+from pretrain.pretraining import make_model
 from pretrain.process.runtime import Runtime
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
@@ -83,7 +83,7 @@ def _slices(case: Case, config: Config, rank: int, world_size: int) -> Iterator[
     if case.target == "label":
         fields = assemble.label_fields(config, tiny.SPEC, len(_CLASSES))
     else:
-        dropped = patch_dropouts(model, phases) if model else ()
+        dropped = model.patch_shares if model else ()
         fields = assemble.pair_fields(config, tiny.SPEC, dropped=dropped)
     with assemble.train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
         for _, batch in zip(range(STEPS), stream.iterate(), strict=False):

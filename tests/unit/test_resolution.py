@@ -9,7 +9,8 @@ import torch
 import tiny
 from data_tools.errors import UserError
 from pretrain.config.tree import Phase
-from pretrain.pretraining import patch_dropouts
+from pretrain.towers.adapt.patch_dropout import PatchPhases
+from pretrain.towers.adapt.size import SizePhases, take_other_sizes
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.initialise import initialise
 
@@ -18,7 +19,16 @@ def build(size, **vision):
     cfg = copy.deepcopy(tiny.MODEL_CFG)
     cfg["vision_cfg"] |= {"image_size": size, "patch_size": 8, **vision}
     torch.manual_seed(0)
-    return DualEncoder(replace(tiny.SPEC, model_cfg=cfg))
+    model = DualEncoder(replace(tiny.SPEC, model_cfg=cfg))
+    take_other_sizes(model.clip.visual)
+    return model
+
+
+def shares(model, phases):
+    """Of each phase and after them."""
+    for adapter in (SizePhases(phases), PatchPhases(phases)):
+        adapter.apply(model)
+    return model.patch_shares
 
 
 def images(size):
@@ -62,17 +72,17 @@ def test_gradients_reach_every_position():
 def test_a_tower_that_cannot_says_so():
     phase = Phase(until="1 steps", image_size=20)
     with pytest.raises(UserError, match="whole number of patches; got 20 pixels, patches of 8; remedy: set 16 or 24"):
-        patch_dropouts(build(32), [phase])
+        shares(build(32), [phase])
     cfg = copy.deepcopy(tiny.MODEL_CFG)
     cfg["vision_cfg"] = {"timm_model_name": "test_vit", "image_size": 32, "timm_pool": "avg", "timm_proj": "linear"}
     timm = DualEncoder(replace(tiny.SPEC, model_cfg=cfg))
     with pytest.raises(UserError, match="one size only"):
-        patch_dropouts(timm, [phase])
+        shares(timm, [phase])
     with pytest.raises(UserError, match="no place to leave patches out"):
-        patch_dropouts(timm, [Phase(until="1 steps", patch_dropout=0.5)])
+        shares(timm, [Phase(until="1 steps", patch_dropout=0.5)])
 
 
 def test_what_a_phase_is_silent_about_is_the_architectures():
     cheap = [Phase("1 steps", image_size=16), Phase("2 steps", patch_dropout=0.25), Phase("3 steps", patch_dropout=0.0)]
-    assert patch_dropouts(build(32, patch_dropout=0.5), cheap) == [0.5, 0.25, 0.0, 0.5]
-    assert patch_dropouts(build(32), cheap) == [0.0, 0.25, 0.0, 0.0]
+    assert shares(build(32, patch_dropout=0.5), cheap) == [0.5, 0.25, 0.0, 0.5]
+    assert shares(build(32), cheap) == [0.0, 0.25, 0.0, 0.0]

@@ -10,7 +10,7 @@ from data_tools.errors import UserError
 from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.schedule import Schedule
-from pretrain.towers.adapt.lock import lock
+from pretrain.towers.adapt.lock import Lock
 from pretrain.towers.parts import layers_above, tower_of
 
 
@@ -116,7 +116,7 @@ def test_layers_that_are_not_one_row_are_refused(names):
 
 def test_a_locked_tower_has_no_group():
     model = tiny.build()
-    lock(model, ["text"])
+    Lock(["text"]).apply(model)
     learning = {id(p) for group in parameter_groups(model, OptimConfig()) for p in group["params"]}
     towers = {tower_of(name) for name, p in model.named_parameters() if id(p) in learning}
     assert towers == {"image", "logits"}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.towers.cut import TextRule
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.cut import LENGTHS, TextRule
+from pretrain.towers.parts import towers_of
 from pretrain.towers.text import text_forward
 
 _COMPILERS = ("g++", "clang++", "gcc", "clang")  # of the C++ that Inductor writes for CPUs, of Triton's C for GPUs
@@ -35,3 +38,14 @@ class CompiledTowers:
         compiled = functools.partial(torch.compile, dynamic=False, options={"fallback_random": True})
         self.image = compiled(clip.encode_image)
         self.text = compiled(functools.partial(text_forward, clip, rule))
+
+
+@dataclass(frozen=True)
+class Compile(Adapter):
+    """Runs the towers through torch.compile in training; evaluation, whose batches have other shapes, stays plain."""
+
+    def apply(self, model: nn.Module) -> None:
+        """From then on texts are cut to few lengths. Raises UserError where this machine has no compiler."""
+        towers = towers_of(model)
+        towers.rule = replace(towers.rule, multiple=LENGTHS)
+        towers.compiled = CompiledTowers(towers.clip, towers.rule)

@@ -6,31 +6,37 @@ autocast. Patch dropout stands before the layers, so that nothing of it is drawn
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from data_tools.errors import UserError
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.parts import towers_of
 
 _FLAGS = ("grad_checkpointing", "gradient_checkpointing")  # as open_clip and timm, and as transformers call it
 
 
-def set_grad_checkpointing(clip: nn.Module, towers: Iterable[str]) -> None:
-    """Switch it on in `towers`, by their names.
+@dataclass(frozen=True)
+class GradCheckpointing(Adapter):
+    """Makes layers of `towers` (image, text) keep their input alone and run again in the backward."""
 
-    Raises:
-        UserError: such a tower cannot do it.
-    """
-    for name in towers:
-        _SWITCHES[name](clip)
+    towers: Collection[str]
+
+    def apply(self, model: nn.Module) -> None:
+        """Switch it on. Raises UserError where such a tower cannot do it."""
+        for name in self.towers:
+            _SWITCHES[name](towers_of(model).clip)
 
 
-def _image(clip: nn.Module) -> None:
+def _image(clip: Any) -> None:
     trunk = getattr(clip.visual, "trunk", clip.visual)  # timm's: open_clip's wrapper only warns where it fails
     _switch_on(trunk, lambda: trunk.set_grad_checkpointing(True), "image")
 
 
-def _text(clip: nn.Module) -> None:
+def _text(clip: Any) -> None:
     tower = getattr(clip, "text", clip)
     if hasattr(tower, "config"):  # transformers: its reentrant kind would not see the gradients of ZeRO-3
         kind = {"use_reentrant": False}
@@ -45,7 +51,7 @@ def _text(clip: nn.Module) -> None:
 _SWITCHES = {"image": _image, "text": _text}
 
 
-def _switch_on(tower: nn.Module, enable, which: str) -> None:
+def _switch_on(tower: nn.Module, enable: Callable[[], object], which: str) -> None:
     try:
         enable()
         reason = None

@@ -6,9 +6,18 @@ they follow from 64 random bits of each sample, a hash of (seed, epoch, sample i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
+
+from data_tools.errors import UserError
+from pretrain.config.tree import Phase
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.parts import towers_of
 
 # The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
@@ -66,7 +75,8 @@ def replace_patch_dropout(tower: nn.Module) -> PatchDropout | None:
         tower.patch_dropout = PatchDropout(getattr(tower.patch_dropout, "prob", 0.0), prefix_tokens=1)
         return tower.patch_dropout
     for parent in tower.modules():
-        for name, child in parent.named_children():
+        children: list[tuple[str, Any]] = list(parent.named_children())
+        for name, child in children:
             kind = type(child).__name__
             if kind in ("PatchDropout", "PatchDropoutWithIndices"):
                 indices = kind == "PatchDropoutWithIndices"
@@ -74,3 +84,24 @@ def replace_patch_dropout(tower: nn.Module) -> PatchDropout | None:
                 setattr(parent, name, ours)
                 return ours
     return None
+
+
+@dataclass(frozen=True)
+class PatchPhases(Adapter):
+    """Gives every phase of a run, and what comes after the last one, its share of patches that are left out."""
+
+    phases: Sequence[Phase]
+
+    def apply(self, model: nn.Module) -> None:
+        """Sets `patch_shares` of the towers. Raises UserError where the tower has no place for a phase's."""
+        towers = towers_of(model)
+        for phase in self.phases:
+            if phase.patch_dropout is not None and towers.patch_dropout is None:
+                raise UserError(
+                    "the image tower has no place to leave patches out",
+                    got=f"model.phases with a patch_dropout of {phase.patch_dropout}",
+                    remedy="set patch_dropout in the architecture's vision_cfg too, for what comes after the phases",
+                )
+        (own,) = towers.patch_shares
+        asked = [phase.patch_dropout for phase in self.phases]
+        towers.patch_shares = [*(own if share is None else share for share in asked), own]

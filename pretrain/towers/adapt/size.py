@@ -6,6 +6,8 @@ first phase has small images thus changes nothing that checkpoints, optimizer st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MethodType
 
 import torch
@@ -14,6 +16,25 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from data_tools.errors import UserError
+from pretrain.config.tree import Phase
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.parts import towers_of
+
+
+@dataclass(frozen=True)
+class SizePhases(Adapter):
+    """Lets the image tower take the sizes of all phases of a run."""
+
+    phases: Sequence[Phase]
+
+    def apply(self, model: nn.Module) -> None:
+        """Where phases have sizes of their own. Raises UserError where the tower cannot take one."""
+        visual = towers_of(model).clip.visual
+        sizes = [phase.image_size for phase in self.phases if phase.image_size is not None]
+        for size in sizes:
+            _check_image_size(visual, size)
+        if sizes:
+            take_other_sizes(visual)
 
 
 def take_other_sizes(tower: nn.Module) -> None:
@@ -22,7 +43,7 @@ def take_other_sizes(tower: nn.Module) -> None:
         tower._embeds = MethodType(_embeds, tower)
 
 
-def check_image_size(tower: nn.Module, size: int) -> None:
+def _check_image_size(tower: nn.Module, size: int) -> None:
     """Raises UserError where the tower does not take images of `size` pixels."""
     if not isinstance(tower, VisionTransformer):
         raise UserError(
