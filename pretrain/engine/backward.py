@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import torch
 
 from pretrain.engine.engine import Engine
 from pretrain.engine.exchange import exchange
-from pretrain.objectives.objective import Facts, PerSample, Weighted
+from pretrain.objectives.objective import Draw, Facts, Mining, OverBatch, PerSample, Weighted
 from pretrain.objectives.tiles import world
 from pretrain.process.agree import all_reduce_sum
 from pretrain.report.profiling import profiled
@@ -57,10 +57,15 @@ class _Step:
 
     def __init__(self, engine: Engine, parts: Sequence[Inputs], objectives: Mapping[str, Weighted], samples_seen: int):
         self.engine, self.parts, self.objectives, self.samples_seen = engine, parts, objectives, samples_seen
-        self.over = {name: o for name, o in objectives.items() if not isinstance(o.objective, PerSample)}
-        self.per = {name: o for name, o in objectives.items() if name not in self.over}
-        self.mining = {name: o.objective for name, o in self.per.items() if hasattr(o.objective, "mine")}
-        self.want = frozenset().union(*(o.objective.wants for o in self.per.values()))
+        self.over: dict[str, OverBatch] = {}
+        self.per: dict[str, PerSample] = {}
+        for name, weighted in objectives.items():
+            if isinstance(weighted.objective, PerSample):
+                self.per[name] = weighted.objective
+            else:
+                self.over[name] = weighted.objective
+        self.mining = {name: objective for name, objective in self.per.items() if isinstance(objective, Mining)}
+        self.want = frozenset[str]().union(*(objective.wants for objective in self.per.values()))
         self._shares = self._count()
         self._seen: dict[str, torch.Tensor] = {}
 
@@ -123,8 +128,7 @@ class _Step:
         rows = {field: torch.cat([output["rows"][field] for output in outputs]) for field in outputs[0]["rows"]}
         shared = {name: value.clone() for name, value in outputs[-1]["shared"].items()}
         sizes = [len(next(iter(output["rows"].values()))) for output in outputs]
-        leaves = ({name: value.detach().requires_grad_() for name, value in found.items()} for found in (rows, shared))
-        return *leaves, sizes, states
+        return _leaves(rows), _leaves(shared), sizes, states
 
     def _replay(self, inputs: Inputs, row_grads: Tensors, shared_grads: Tensors, state: tuple) -> None:
         _set_rng_state(self.engine.device, state)
@@ -139,12 +143,12 @@ class _Step:
         self.engine.backward(functools.reduce(operator.add, [surrogate, *terms]))
 
     def _over_batch(self, rows: Tensors, shared: Tensors, facts: Facts) -> list[torch.Tensor]:
-        return [self._term(name, weighted.objective.loss(rows, shared, facts)) for name, weighted in self.over.items()]
+        return [self._term(name, objective.loss(rows, shared, facts)) for name, objective in self.over.items()]
 
     def _per_sample(self, outputs: Mapping, inputs: Inputs) -> list[torch.Tensor]:
         return [
-            self._term(name, weighted.objective.loss(outputs, inputs) / self._shares[name])
-            for name, weighted in self.per.items()
+            self._term(name, objective.loss(outputs, inputs) / self._shares[name])
+            for name, objective in self.per.items()
         ]
 
     def _term(self, name: str, value: torch.Tensor) -> torch.Tensor:
@@ -155,11 +159,11 @@ class _Step:
     def _count(self) -> dict[str, float]:
         """By what each objective of single samples divides its sums: a rank's equal share of the global count, because
         gradients are averaged over ranks. One all-reduce, and none where all ranks know the count."""
-        counts = {name: [o.objective.count(inputs) for inputs in self.parts] for name, o in self.per.items()}
-        shares = {name: sum(found) for name, found in counts.items()}
+        counts = {name: [o.count(inputs) for inputs in self.parts] for name, o in self.per.items()}
+        shares = {name: float(sum(found)) for name, found in counts.items()}
         varying = [name for name, found in counts.items() if any(torch.is_tensor(count) for count in found)]
         if varying:
-            totals = all_reduce_sum([float(shares[name]) for name in varying])
+            totals = all_reduce_sum([shares[name] for name in varying])
             shares |= {name: max(total, 1.0) / world()[1] for name, total in zip(varying, totals, strict=True)}
         return shares
 
@@ -175,7 +179,7 @@ class _Step:
                     found[f"{field}#{name}"] = exchange(held, numbers, self.engine.device)
         return found
 
-    def _draw(self, name: str, rows: Tensors) -> Callable[[int], torch.Tensor]:
+    def _draw(self, name: str, rows: Tensors) -> Draw:
         """Uniform numbers for each of this rank's rows, which follow from the objective's name and the row's place in
         the run alone."""
         like = next(iter(rows.values()))
@@ -192,6 +196,10 @@ class _Step:
 
 def _times(value: torch.Tensor, weight: float) -> torch.Tensor:
     return value if weight == 1 else weight * value
+
+
+def _leaves(values: Tensors) -> Tensors:
+    return {name: value.detach().requires_grad_() for name, value in values.items()}
 
 
 def _grad(leaf: torch.Tensor) -> torch.Tensor:

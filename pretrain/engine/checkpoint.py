@@ -150,7 +150,8 @@ class Checkpoints:
 
         Raises UserError where there are checkpoints but none is intact.
         """
-        found, notes = None, []
+        found: Path | None = None
+        notes: list[str] = []
         if self.runtime.is_main:
             found, notes = committed.newest_intact(self.folder)
             for note in notes:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +31,7 @@ class CheckpointReader:
     def __init__(self, checkpoint: Path):
         self.folder = checkpoint
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[str, list[tuple[object, int, int]]] = {}  # name -> (file, start, numel), by start
+        self._pieces: dict[str, list[tuple[safe_open, int, int]]] = {}  # name -> (file, start, numel), by start
         self._keys: set[str] = set()
         for path in rank_files(checkpoint):
             try:
@@ -42,16 +43,17 @@ class CheckpointReader:
         for pieces in self._pieces.values():
             pieces.sort(key=lambda piece: piece[1])
 
-    def _take(self, path: Path, file: object, fragments: object) -> None:
+    def _take(self, path: Path, file: safe_open, fragments: object) -> None:
         keys = set(file.keys())
-        for name, place in fragments.items() if isinstance(fragments, dict) else [("", None)]:
-            if not _is_place(place) or self.shapes.setdefault(name, tuple(place["shape"])) != tuple(place["shape"]):
-                raise UserError(f"{path} does not say where in its parameter {name or 'a tensor'} lies", got=place)
+        for name, told in fragments.items() if isinstance(fragments, dict) else [("", None)]:
+            place = _place(told)
+            if place is None or self.shapes.setdefault(name, place.shape) != place.shape:
+                raise UserError(f"{path} does not say where in its parameter {name or 'a tensor'} lies", got=told)
             held = [key for key in keys if key.rpartition("|")[0] == name]
-            odd = [key for key in held if file.get_slice(key).get_shape() != [place["numel"]]]
+            odd = [key for key in held if file.get_slice(key).get_shape() != [place.numel]]
             if odd or f"{name}|{_WEIGHT}" not in keys:
                 raise UserError(f"{path} does not hold {odd[0] if odd else f'{name}|{_WEIGHT}'} as it says")
-            self._pieces.setdefault(name, []).append((file, place["start"], place["numel"]))
+            self._pieces.setdefault(name, []).append((file, place.start, place.numel))
         self._keys |= keys
 
     @property
@@ -106,11 +108,19 @@ class CheckpointReader:
         return read_json(self.folder / MODEL)
 
 
-def _is_place(place: object) -> bool:
-    """Whether `place` is a range of elements of a shape."""
-    if not isinstance(place, dict) or not isinstance(place.get("shape"), list):
-        return False
-    numbers = [place.get("start"), place.get("numel"), *place["shape"]]
-    if not all(is_number(number) and number >= 0 for number in numbers):
-        return False
-    return place["start"] + place["numel"] <= math.prod(place["shape"])
+class _Place(NamedTuple):
+    """Elements `start` .. `start + numel` of a parameter of `shape`."""
+
+    start: int
+    numel: int
+    shape: tuple[int, ...]
+
+
+def _place(told: object) -> _Place | None:
+    """The place that a file tells of; None where that is no range of elements of a shape."""
+    if not isinstance(told, dict) or not isinstance(told.get("shape"), list):
+        return None
+    start, numel, *shape = numbers = [told.get("start"), told.get("numel"), *told["shape"]]
+    if not all(is_number(number) and number >= 0 for number in numbers) or start + numel > math.prod(shape):
+        return None
+    return _Place(start, numel, tuple(shape))

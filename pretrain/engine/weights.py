@@ -96,7 +96,8 @@ def classifier_of(reader: CheckpointReader) -> Classifier | None:
 
 def _head(head: object, where: Path) -> tuple[list[str], float]:
     classes, scale = (head.get("classes"), head.get("scale")) if isinstance(head, dict) else (None, None)
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or len(set(classes)) < max(1, len(classes)) or not (isinstance(scale, float) and 0 < scale < math.inf):
-        raise UserError(f"{where} describes no head of a classifier", got=head, expected="classes and a scale")
-    return classes, scale
+    if isinstance(scale, float) and 0 < scale < math.inf and isinstance(classes, list) and classes:
+        named = all(isinstance(name, str) for name in classes)
+        if named and len(set(classes)) == len(classes):
+            return classes, scale
+    raise UserError(f"{where} describes no head of a classifier", got=head, expected="classes and a scale")

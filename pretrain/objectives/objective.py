@@ -37,12 +37,7 @@ class OverBatch(Protocol):
 
 @runtime_checkable
 class PerSample(Protocol):
-    """A loss that is a sum over samples, or over what samples have; `count` says of how many.
-
-    With a method `mine(rows, facts, draw)`, collective, it gets hard negatives: `rows` are this rank's, detached, in
-    fp32; it returns `{field: int64 [b]}`, numbers of rows of the global batch. The inputs of these rows, from whatever
-    rank, become the field `FIELD#NAME` of the model's inputs, NAME being the objective's own, which it is made with.
-    """
+    """A loss that is a sum over samples, or over what samples have; `count` says of how many."""
 
     wants: frozenset[str]  # the heads that it reads
 
@@ -52,6 +47,22 @@ class PerSample(Protocol):
 
     def loss(self, outputs: Mapping[str, Any], inputs: Inputs) -> torch.Tensor:
         """The sum over one micro-batch, 0-dim, of the model's outputs (rows, shared, local) and inputs."""
+
+
+@runtime_checkable
+class Mining(Protocol):
+    """What a loss of single samples has as well to get hard negatives. It is made with its own name, `NAME`."""
+
+    def mine(self, rows: Tensors, facts: Facts, draw: Draw) -> Tensors:
+        """`{field: int64 [b]}`, numbers of rows of the global batch; collective.
+
+        The inputs of these rows, from whatever rank, become the field `FIELD#NAME` of the model's inputs.
+
+        Args:
+            rows: this rank's, detached, in fp32.
+            facts: see `Facts`.
+            draw: see `Draw`.
+        """
 
 
 @dataclass(frozen=True)
