@@ -14,6 +14,8 @@ from pretrain.objectives import OBJECTIVES
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.build import DualEncoder
 
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "red", "cat")  # of a BERT tokenizer
+
 
 def weights(model: DualEncoder) -> dict[str, torch.Tensor]:
     """Tensors under open_clip's keys, each with its own memory."""
@@ -36,3 +38,11 @@ def config_with(init: str, architecture: str, objective: str = "infonce", **sett
         model=ModelConfig(name=architecture, init=init),
         objectives={objective: OBJECTIVES[objective].settings(**settings)},
     )
+
+
+def write_tokenizer(folder, words=WORDS):
+    """The files of a BERT tokenizer."""
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = {"tokenizer_class": "BertTokenizer", "mask_token": "[MASK]", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))

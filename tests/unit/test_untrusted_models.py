@@ -13,6 +13,7 @@ from transformers import BertConfig, BertTokenizer, RobertaConfig
 import checkpoints
 import tiny
 from data_tools.errors import UserError
+from model_files import WORDS, write_tokenizer
 from pretrain.engine.weights import describe, load_trained
 from pretrain.export.writer import export_model
 from pretrain.towers.build import build_model
@@ -26,7 +27,6 @@ from transformers import BertTokenizerFast
 class Evil(BertTokenizerFast):
     pass
 """
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "red", "cat")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,6 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def export(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "export")
-
-
-def write_tokenizer(folder, words=WORDS):
-    """The files of a BERT tokenizer."""
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    names = {"tokenizer_class": "BertTokenizer", "mask_token": "[MASK]", **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
 def change(path, *keys, value):
