@@ -138,7 +138,7 @@ def _check_samples(check: ShardCheck, index: Index, report: ShardReport) -> None
                 sample = read_sample(file, str(check.tar), index, place)
             except TarDamageError:  # lost; the damage is reported
                 continue
-            findings.add(sample.key, list(faults(sample, check.fields, check.num_classes, decode)))
+            findings.add(sample, list(faults(sample, check.fields, check.num_classes, decode)))
     report.decoded = int(chosen.sum())
     report.problems += [f"{check.tar}: {problem}" for problem in findings.problems()]
 

@@ -18,7 +18,8 @@ EXAMPLES = """examples:
 
 Checked: sizes, hashes and totals of the manifest, the checksum of every tar header, the end of the archive, contiguous
 samples, unique keys within and across shards, each index against its tar, each parquet; of every sample, that it has
-an image and a caption or a label that training can read; and with --decode that its images are whole."""
+an image and a caption or a label that training can read (in a shard of texts alone, a caption); and with --decode that
+its images are whole."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from data_tools.media.check import check
 from data_tools.media.image import is_image_name
 from data_tools.media.members import Fields, captions_at, label
 
-NO_CAPTION, NO_LABEL = "no_caption", "no_label"
+NO_IMAGE, NO_CAPTION, NO_LABEL = "no_image", "no_caption", "no_label"
 _SHOWN = 5
 
 
@@ -52,20 +52,22 @@ def _pixels(sample: Sample, name: str) -> None:
 class Findings:
     """What is bad about the samples of one shard: counted by kind, the first few of each named.
 
-    A sample has a caption or a label. What some samples of a shard have all must have, but for captions beside labels
-    where class names tell of a corpus to classify (`classes`): there they are optional.
+    A sample has an image, and a caption or a label. What some samples of a shard have all must have, but for captions
+    beside labels where class names tell of a corpus to classify (`classes`): there they are optional. A shard of
+    captions in which nothing looks like an image is one of texts alone.
     """
 
     def __init__(self, classes: bool):
         self._captions_optional = classes
-        self._samples = 0
+        self._samples = self._pictured = 0
         self._lacking: Counter[str] = Counter()
         self._counts: Counter[tuple[str, bool]] = Counter()
         self._named: dict[tuple[str, bool], list[str]] = {}
 
-    def add(self, key: str, found: list[Fault]) -> None:
+    def add(self, sample: Sample, found: list[Fault]) -> None:
         """Count the faults of a sample."""
         self._samples += 1
+        self._pictured += any(map(is_image_name, sample.members))
         lacking = {fault.kind for fault in found} & {NO_CAPTION, NO_LABEL}
         self._lacking.update(lacking)
         if NO_CAPTION in lacking:  # said once
@@ -75,12 +77,12 @@ class Findings:
             self._counts[group] += 1
             named = self._named.setdefault(group, [])
             if len(named) < _SHOWN:
-                named.append(f"sample {shown(key)}: {kind}: {shown(reason)}")
+                named.append(f"sample {shown(sample.key)}: {kind}: {shown(reason)}")
 
     def problems(self) -> Iterator[str]:
         """A line for each sample named, and how many more there are of its kind."""
         for (kind, alone), named in self._named.items():
-            if alone and not self._counts_as_bad(kind):
+            if (alone and not self._counts_as_bad(kind)) or (kind == NO_IMAGE and self._texts_alone()):
                 continue
             yield from named
             more = self._counts[kind, alone] - len(named)
@@ -91,3 +93,6 @@ class Findings:
         """Of samples that have a caption or a label, and lack the other one: `kind`."""
         optional = self._captions_optional and kind == NO_CAPTION
         return not optional and self._lacking[kind] < self._samples
+
+    def _texts_alone(self) -> bool:
+        return not self._pictured and not self._lacking[NO_CAPTION]

@@ -156,6 +156,20 @@ def test_captions_are_optional_beside_labels_only_where_all_are_labelled(tmp_pat
         assert (problem or "no problems") in capsys.readouterr().out
 
 
+def test_a_shard_of_texts_alone_is_whole(tmp_path, capsys):
+    text, picture = {"txt": TEXT}, {"jpg": jpeg(), "txt": TEXT}
+    for samples, problem in (
+        ([text, text], None),
+        ([text, picture], "sample 0: no_image"),
+        ([text, {"tiff": jpeg(), "txt": TEXT}, {"label.jpg": jpeg(), "txt": TEXT}], "sample 0: no_image"),
+        ([text, {"json": b"{}"}], "sample 1: no_image"),
+        ([{"cls": b"0"}, {"cls": b"1"}], "sample 0: no_image"),
+    ):
+        write_shard(tmp_path / "a.tar", [(str(number), members) for number, members in enumerate(samples)])
+        assert main(["verify", str(tmp_path / "a.tar")]) == (0 if problem is None else 1)
+        assert (problem or "no problems") in capsys.readouterr().out
+
+
 def test_verify_goes_by_the_mapping_that_training_is_given(tmp_path, capsys):
     members = {"full.jpg": jpeg(), "json": b'{"alt": "a text"}'}
     write_shard(tmp_path / "a.tar", [("a", members)])
