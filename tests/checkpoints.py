@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import tiny
 from pretrain.engine import committed
 from pretrain.engine.committed import Retention
+from pretrain.engine.fragments import saved_parameters
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import describe
 
@@ -23,7 +24,7 @@ def write(run: Path, step: int, model=None, ranks: int = 2, description: dict | 
     entries = []
     for rank in range(ranks):
         tensors, index = {}, {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in saved_parameters(model):
             flat = parameter.detach().flatten()
             first, last = (len(flat) * number // ranks for number in (rank, rank + 1))
             tensors[f"{name}|weight"] = flat[first:last].clone()

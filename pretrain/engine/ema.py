@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from pretrain.engine.fragments import EMA, Fragment, local_fragments
+from pretrain.engine.fragments import EMA, Fragment, local_fragments, saved_parameters
 from pretrain.engine.zero import Zero
 from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime
@@ -55,7 +55,7 @@ class Ema:
         return whole
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        learning = {name for name, parameter in self._zero.module.named_parameters() if parameter.requires_grad}
+        learning = {name for name, parameter in saved_parameters(self._zero.module) if parameter.requires_grad}
         return {f.name: f.values["weight"].detach() for f in self._fragments() if f.name in learning}
 
     def _fragments(self) -> Iterator[Fragment]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pretrain.engine.optimizers import states_of
 from pretrain.engine.zero import Place, Zero
@@ -36,12 +37,21 @@ class Fragment:
         return self.values["weight"].numel()
 
 
+def saved_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of `module` in their order, by the names that checkpoints keep them under: the keys of its state
+    dict. A module may be rebuilt around a parameter and keep that name (towers/adapt)."""
+    names: dict[int, str] = {}
+    for key, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), key)
+    return ((names[id(parameter)], parameter) for parameter in module.parameters())
+
+
 def local_fragments(
     zero: Zero, rank: int, world_size: int, averages: Mapping[str, torch.Tensor] | None = None
 ) -> Iterator[Fragment]:
     """Every fragment that this rank is the one to save. Over all ranks they cover each parameter exactly once.
     `averages`: the moving averages that this rank keeps of them, by parameter name."""
-    for index, (name, parameter) in enumerate(zero.module.named_parameters()):
+    for index, (name, parameter) in enumerate(saved_parameters(zero.module)):
         whole = zero.is_whole(parameter)
         place = None if whole and index % world_size != rank else zero.place(parameter)  # they take turns
         if place is None:

@@ -14,6 +14,7 @@ import tiny
 from data_tools.errors import UserError
 from pretrain.engine import committed
 from pretrain.engine.committed import Retention, newest_intact, step_of
+from pretrain.engine.fragments import saved_parameters
 from pretrain.engine.weights import CheckpointReader, load_trained, resolve_checkpoint
 from pretrain.stream.position import Position
 
@@ -34,6 +35,42 @@ def test_a_checkpoint_is_read_whole(checkpoint):
         got = load_trained(place).state_dict()
         assert got.keys() == want.keys()
         assert all(torch.equal(got[key], want[key]) for key in want)
+
+
+class Rebuilt(torch.nn.Module):
+    """A linear layer in two modules that goes by the names of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.bias = torch.nn.Linear(2, 3, bias=False), torch.nn.Parameter(torch.randn(3))
+        self.register_state_dict_post_hook(self._outward)
+        self.register_load_state_dict_pre_hook(self._inward)
+
+    def forward(self, rows):
+        return self.inner(rows) + self.bias
+
+    @staticmethod
+    def _outward(module, state, prefix, _):
+        state[f"{prefix}weight"] = state.pop(f"{prefix}inner.weight")
+
+    @staticmethod
+    def _inward(module, state, prefix, *_):
+        state[f"{prefix}inner.weight"] = state.pop(f"{prefix}weight")
+
+
+def test_parameters_go_by_the_names_of_the_state_dict(tmp_path):
+    """What was saved of a rebuilt module is a plain one's, and the reverse; tied parameters are kept once."""
+    rebuilt, plain = (torch.nn.Sequential(layer, torch.nn.Linear(3, 1)) for layer in (Rebuilt(), torch.nn.Linear(2, 3)))
+    assert [name for name, _ in saved_parameters(rebuilt)] == ["0.bias", "0.weight", "1.weight", "1.bias"]
+    assert [id(p) for _, p in saved_parameters(rebuilt)] == [id(p) for p in rebuilt.parameters()]
+    for number, (saved, other) in enumerate(((rebuilt, plain), (plain, rebuilt))):
+        run = checkpoints.write(tmp_path / str(number), 1, saved, description={"spec": None})
+        CheckpointReader(run).load_into(other)
+        pictures = torch.randn(4, 2)
+        torch.testing.assert_close(saved(pictures), other(pictures))
+        torch.nn.init.normal_(other[0].bias)
+    plain[0].weight = plain[1].weight
+    assert [name for name, _ in saved_parameters(plain)] == ["0.weight", "0.bias", "1.bias"]
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
