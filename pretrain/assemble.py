@@ -202,19 +202,24 @@ def start_state(
     if reader is None:
         return TrainState(position=stream.position(0).to_dict())
     found, state = reader.folder, reader.state()
-    saved, now = without_dropout(reader.model()), without_dropout(description)
-    if saved != now:
-        raise UserError(
-            f"{found} was written by another model",
-            got=_first_difference(saved, now),
-            remedy="choose another run.dir, or set the model and the loss it was trained with",
-        )
+    refuse_another_model(found, reader.model(), description)
     stream.go_on_from(Position.from_dict(state.position))
     if runtime.is_main:
         print(f"resuming from {found} (step {state.step}, {state.samples_seen} samples)", flush=True)
         if lines := changes((found / SETTINGS).read_text(errors="replace"), resolved(config)):
             print("settings changed since that checkpoint:\n  " + "\n  ".join(lines), flush=True)
     return state
+
+
+def refuse_another_model(checkpoint: Path, saved: dict, now: dict) -> None:
+    """Raises UserError where two descriptions, of the model of `checkpoint` and of the settings', differ."""
+    saved, now = without_dropout(saved), without_dropout(now)
+    if saved != now:
+        raise UserError(
+            f"{checkpoint} was written by another model",
+            got=_first_difference(saved, now),
+            remedy="choose another run.dir, or set the model and the loss it was trained with",
+        )
 
 
 def _first_difference(saved: object, now: object, path: str = "model") -> str:

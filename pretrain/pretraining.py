@@ -27,7 +27,8 @@ from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ContrastiveConfig
-from pretrain.towers.adapt.order import adapt, adapters_of
+from pretrain.towers.adapt import described
+from pretrain.towers.adapt.order import adapt, adapters_of, merge
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
@@ -49,7 +50,7 @@ class PretrainJob:
         fields = assemble.pair_fields(config, spec, self.model.rule, self.model.patch_shares)
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
         self._evaluations = Evaluations(config, self.model, runtime)
-        self.extras = Extras(describe(spec), assemble.resolved(config))
+        self.extras = Extras(describe(spec, **described(config.added())), assemble.resolved(config))
         self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
         assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
@@ -156,7 +157,7 @@ class Evaluations:
             values = self._evaluate(encode, loss)
             if values and engine.ema is not None:
                 average = DualEncoder(self.model.spec, self.model.rule.buckets)
-                average.load_state_dict(engine.ema.gathered())
+                average.load_state_dict(merge(self.model.adapters, engine.ema.gathered()))
                 average.to(self.runtime.device).eval()
                 encode = encoder(average, self.runtime.device, self.config.train.precision)
                 state = average.export_state()

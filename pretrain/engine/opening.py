@@ -13,6 +13,7 @@ from pretrain.engine.committed import FOLDER, MODEL, fault_of, newest_intact
 from pretrain.engine.fragments import EMA
 from pretrain.engine.located import OPEN_CLIP, TRANSFORMERS, Kind, Located, locate
 from pretrain.engine.reader import CheckpointReader
+from pretrain.towers.adapt.order import adapters_in, merge
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.files import weights_files
 from pretrain.towers.guess import architectures_of
@@ -132,7 +133,8 @@ def _of_checkpoint(checkpoint: Path, notes: list[str], ema: bool) -> Opened:
             f"{checkpoint} has no moving average of its weights", remedy="train with optim.ema, such as 0.999"
         )
     spec = spec_of_description(description, str(checkpoint / MODEL))
-    weights = reader.weights(EMA) if ema else reader.weights()
+    added = adapters_in(description, str(checkpoint / MODEL))
+    weights = merge(added, reader.weights(EMA) if ema else reader.weights())
     state = {key.removeprefix("clip."): value for key, value in weights.items()}
     what = ", the moving average of its weights" if ema else ""
     return Opened(f"checkpoint {checkpoint}{what}", state, spec, _activation(spec), notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from torch import nn
 from data_tools.errors import UserError
 from pretrain.engine.committed import MODEL, STATE, rank_files
 from pretrain.engine.state import TrainState
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.adapt.order import merge
 from pretrain.towers.files import is_number, read_json
 from pretrain.towers.weights_file import refuse_non_finite
 
@@ -91,9 +94,10 @@ class CheckpointReader:
         refuse_non_finite(whole, f"checkpoint {self.folder}")
         return whole
 
-    def load_into(self, model: nn.Module, kind: str = _WEIGHT) -> None:
-        """Give `model`, the one that was trained, its weights. Raises UserError where they are another model's."""
-        state, own = self.weights(kind), dict(model.state_dict())
+    def load_into(self, model: nn.Module, adapters: Sequence[Adapter] = ()) -> None:
+        """Give `model`, the one that was trained, its weights; with `adapters` the plain one, and what they added is
+        merged into it. Raises UserError where they are another model's."""
+        state, own = merge(adapters, self.weights()), dict(model.state_dict())
         odd = sorted(state.keys() ^ own.keys()) or [key for key in own if own[key].shape != state[key].shape]
         if odd:
             raise UserError(f"checkpoint {self.folder} holds other weights than its {MODEL} describes", got=odd[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint, spec_of_description
 from pretrain.engine.optimizers import all_states
 from pretrain.engine.reader import CheckpointReader
+from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.adapt.order import adapt, adapters_in
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.spec import ModelSpec
@@ -77,8 +80,9 @@ def load_classifier(path: str | Path) -> Classifier | None:
     return model and model.eval()
 
 
-def classifier_of(reader: CheckpointReader) -> Classifier | None:
+def classifier_of(reader: CheckpointReader, adapters: Sequence[Adapter] | None = None) -> Classifier | None:
     """The classifier that a checkpoint describes and holds, fp32 on the CPU; None where it is of another model.
+    `adapters`: those that it goes on training with; None: it is a plain one, into which what they added is merged.
 
     Raises:
         UserError: a damaged one.
@@ -90,7 +94,11 @@ def classifier_of(reader: CheckpointReader) -> Classifier | None:
     towers = DualEncoder(spec_of_description(description, str(where)), texts=False)
     head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])
     model = Classifier(towers, classes, head, scale)
-    reader.load_into(model)
+    if adapters is None:
+        reader.load_into(model, adapters_in(description, str(where)))
+    else:
+        adapt(model, adapters)
+        reader.load_into(model)
     return model
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from data_tools.errors import UserError
+from pretrain.assemble import refuse_another_model
 from pretrain.engine.opening import open_model
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import classifier_of
@@ -16,6 +17,7 @@ from pretrain.finetune.labels import is_count
 from pretrain.places import require_init
 from pretrain.process.runtime import Runtime
 from pretrain.tasks import ClassifyConfig
+from pretrain.towers.adapt import described
 from pretrain.towers.adapt.order import adapt, adapters_of
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
@@ -52,8 +54,11 @@ def build_classifier(
 
 def resumed_classifier(config: ClassifyConfig, reader: CheckpointReader) -> Classifier:
     """The classifier that a run goes on with, all of it from the checkpoint: what `init` names may have changed since,
-    or be gone. Raises UserError where the checkpoint is of no classifier."""
-    classifier = classifier_of(reader)
+    or be gone. Raises UserError where the checkpoint is of no classifier, or of one with other adapters."""
+    saved = reader.model()
+    same = {name: value for name, value in saved.items() if name != "adapters"}
+    refuse_another_model(reader.folder, saved, same | described(config.added()))
+    classifier = classifier_of(reader, adapters_of(config))
     if classifier is None:
         raise UserError(
             f"{reader.folder} was written by another model",
@@ -61,7 +66,6 @@ def resumed_classifier(config: ClassifyConfig, reader: CheckpointReader) -> Clas
             expected="a fine-tuned classifier",
             remedy="choose another run.dir",
         )
-    adapt(classifier, adapters_of(config))
     return classifier.train()
 
 

@@ -29,6 +29,7 @@ from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
 from pretrain.stream.fields import micro_batches
 from pretrain.tasks import ClassifyConfig
+from pretrain.towers.adapt import described
 from pretrain.towers.classifier import SCORES, scores_of
 from pretrain.towers.model import Inputs, to_device
 
@@ -64,7 +65,8 @@ class Prepared:
             check_classes(self.classes, self.reader.labelled)
         if self.evaluated and (warning := remark("eval.classification", self.evaluated, self.stream.corpus)):
             self.lines.append(warning)
-        self.description = describe(spec, head={"classes": list(self.classes), "scale": self.model.scale})
+        head = {"classes": list(self.classes), "scale": self.model.scale}
+        self.description = describe(spec, head=head, **described(config.added()))
 
 
 class FinetuneJob:

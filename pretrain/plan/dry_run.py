@@ -17,6 +17,7 @@ from pretrain.pretraining import Evaluations, make_model, start_lines
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.loader import TrainStream
 from pretrain.tasks import ContrastiveConfig
+from pretrain.towers.adapt import described
 from pretrain.towers.logits import warn_of_bias
 
 
@@ -34,7 +35,8 @@ def dry_run(config: ContrastiveConfig) -> int:
     fields = assemble.pair_fields(config, model.spec, model.rule, model.patch_shares)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
-    assemble.start_state(reader, config, describe(model.spec), stream, runtime)
+    description = describe(model.spec, **described(config.added()))
+    assemble.start_state(reader, config, description, stream, runtime)
     lines = start_lines(model, config) if reader is None else []
     model.compiled = None  # activations are counted on plain towers: compiling takes minutes
     if runtime.is_main:

@@ -15,12 +15,10 @@ from data_tools.format.commit import atomic_write
 from pretrain.config.check import within
 from pretrain.config.declare import rule_of
 from pretrain.config.registry import Entry, registry_of
-from pretrain.config.tree import Config
-from pretrain.objectives import OF_PAIRS
 from pretrain.tasks import TASKS
+from pretrain.towers.adapt import AdaptedConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
-_NAMES: dict[str, Iterable[str]] = {"task": TASKS, "type": OF_PAIRS}  # what settings of such a name choose from
 _HEAD = """# Settings
 
 A run is one YAML file, `--config FILE`; `section.key=value` words behind it win over the file. What neither says has
@@ -49,15 +47,17 @@ This page is written by `python -m pretrain.tasks.page` from `pretrain/config/tr
 
 def page() -> str:
     """The whole page, in Markdown."""
-    parts = [_HEAD.rstrip(), *_section("Every task", Config, "")]
+    parts = [_HEAD.rstrip(), *_section("Every task", AdaptedConfig, "")]
     for name, task in TASKS.items():
-        parts += _section(f"`task: {name}`", task.settings, "", Config, f", `task: {name}`")
+        parts += _section(f"`task: {name}`", task.settings, "", AdaptedConfig, f", `task: {name}`")
     return "\n".join(parts) + "\n"
 
 
-def _section(title: str, kind: type, prefix: str, base: type | None = None, of: str = "") -> Iterator[str]:
+def _section(
+    title: str, kind: type, prefix: str, base: type | None = None, of: str = "", types: Iterable[str] = ()
+) -> Iterator[str]:
     """A heading and the table of a section, then those of the sections within it. Without what stands in the `base`
-    that it extends: it has been shown. `of`: what the headings within it end with."""
+    that it extends: it has been shown. `of`: what the headings within it end with; `types`: what `type` may be."""
     hints, comments = get_type_hints(kind), comments_of(kind)
     shown = get_type_hints(base) if base else {}
     about = inspect.cleandoc(kind.__doc__ or "").replace("\n", " ")
@@ -71,23 +71,23 @@ def _section(title: str, kind: type, prefix: str, base: type | None = None, of: 
         inner, step = within(hint)
         before, _ = within(shown.get(one.name))
         if inner is not None:
-            inside.append((f"{name}.{step}".rstrip("."), inner, f"{name}.{step}", before))
-            inside += [(f"{name}.{it}", entry.settings, f"{name}.{it}.", inner) for it, entry in _things(one)]
+            inside.append((f"{name}.{step}".rstrip("."), inner, f"{name}.{step}", before, list(dict(_things(one)))))
+            inside += [(f"{name}.{it}", entry.settings, f"{name}.{it}.", inner, [it]) for it, entry in _things(one)]
         if (inner is None or step) and one.name not in shown:
-            rows.append(_row(name, one, hint, comments[one.name]))
+            rows.append(_row(name, one, hint, comments[one.name], types))
     if rows:
         yield "\n| setting | default | allowed | effect |\n|-|-|-|-|"
         yield from rows
-    for heading, inner, deeper, before in inside:
-        yield from _section(f"`{heading}`{of}", inner, deeper, before, of)
+    for heading, inner, deeper, before, names in inside:
+        yield from _section(f"`{heading}`{of}", inner, deeper, before, of, names)
 
 
 def _things(one: Field) -> Iterable[tuple[str, Entry]]:
     return (registry_of(one) or {}).items()
 
 
-def _row(name: str, one: Field, hint: Any, effect: str) -> str:
-    cells = [f"`{name}`", _default(one), _allowed(one, hint), effect]
+def _row(name: str, one: Field, hint: Any, effect: str, types: Iterable[str]) -> str:
+    cells = [f"`{name}`", _default(one), _allowed(one, hint, types), effect]
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -106,10 +106,10 @@ def _yaml(value: Any) -> str:
     return str(value)
 
 
-def _allowed(one: Field, hint: Any) -> str:
+def _allowed(one: Field, hint: Any, types: Iterable[str]) -> str:
     inner, step = within(hint)
-    if hint is str and one.name in _NAMES:
-        return ", ".join(_NAMES[one.name])
+    if hint is str and one.name in ("task", "type"):
+        return ", ".join(TASKS if one.name == "task" else types)
     if inner is not None:
         return "a map, as below" if step == "NAME." else "a list, as below"
     rule, null = rule_of(one), ", null" if type(None) in get_args(hint) else ""

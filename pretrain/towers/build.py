@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_tools.errors import UserError
+from pretrain.towers.adapt.adapter import Adapter
 from pretrain.towers.adapt.compiling import CompiledTowers
+from pretrain.towers.adapt.order import merge
 from pretrain.towers.adapt.patch_dropout import replace_patch_dropout
 from pretrain.towers.buffers import settle_buffers
 from pretrain.towers.cut import Rows, text_rule
@@ -54,6 +57,7 @@ class DualEncoder(Model):
         self.scalars = {"logit_scale": ("clip.logit_scale", math.exp)}
         if getattr(self.clip, "logit_bias", None) is not None:
             self.scalars["logit_bias"] = ("clip.logit_bias", float)
+        self.adapters: Sequence[Adapter] = ()  # those that were applied
         self.compiled: CompiledTowers | None = None  # the towers in training, where an adapter compiled them
         for name in ("mean", "std"):
             value = torch.tensor(spec.preprocess_cfg[name], dtype=torch.float32).view(1, 3, 1, 1)
@@ -97,8 +101,9 @@ class DualEncoder(Model):
         return {name: value.to(self.pixel_mean.device, non_blocking=True) for name, value in rows.items()}
 
     def export_state(self, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """`state` (default: this module's) under open_clip's native keys, logit scale 0-dim and capped."""
-        state = self.state_dict() if state is None else state
+        """`state` (default: this module's) under open_clip's native keys, what adapters added merged, logit scale 0-dim
+        and capped."""
+        state = merge(self.adapters, self.state_dict() if state is None else state)
         native = {key.removeprefix("clip."): value for key, value in state.items()}
         native |= {key: self.clip.get_buffer(key) for key in self.tables}
         for key in ("logit_scale", "logit_bias"):

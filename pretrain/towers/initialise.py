@@ -45,7 +45,8 @@ def initialise(
     if hasattr(model.clip, "text"):
         state = convert_to_custom_text_state_dict(state)
     take_tables(model.clip, state, source)
-    own = model.clip.state_dict()
+    whole = model.clip.state_dict()  # what was added to the towers starts as it was made
+    own = {key: value for key, value in whole.items() if not any(one.added(key) for one in model.adapters)}
     before = {key: value.shape for key, value in state.items()}
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in own and state[key].numel() == own[key].numel():
@@ -64,7 +65,7 @@ def initialise(
         )
     refuse_quantised({key: value for key, value in state.items() if own[key].is_floating_point()}, source)
     refuse_non_finite(state, source)
-    model.clip.load_state_dict({**own, **state}, strict=True)
+    model.clip.load_state_dict({**whole, **state}, strict=True)
     resized = [key for key in state if state[key].shape != before[key]]
     return InitReport(source, [key for key in own if key in state], resized, missing)
 

@@ -11,6 +11,7 @@ from pretrain.config.check import check, leaves, names, value_at
 from pretrain.config.declare import Fault, Number, Section, number, rule_of
 from pretrain.config.tree import DataConfig, ImageDataConfig, ImageSource, ModelConfig, Phase, RunConfig, Source
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.towers.adapt import AdaptedConfig, AdapterConfig
 
 ROOTS = (ContrastiveConfig, ClassifyConfig)
 
@@ -21,9 +22,11 @@ def sections(kind=Section):
 
 
 def example(kind):
-    """A section with an item in each of its lists, so that what lies in them can be named."""
+    """A section with an item in each of its lists and maps, so that what lies in them can be named."""
     if issubclass(kind, ImageDataConfig):
         return kind([Source("a")])
+    if kind is AdaptedConfig:
+        return kind(adapters={"0": AdapterConfig()})
     return kind("a", [Phase("1 epoch", image_size=1)]) if kind is ModelConfig else kind()
 
 

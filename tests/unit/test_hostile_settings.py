@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pretrain.config.batch import check_world_size, local_batch
 from pretrain.config.check import leaves, names
 from pretrain.config.durations import duration_steps, parse_seconds, parse_steps
 from pretrain.config.reading import load_config
+from pretrain.config.registry import registry_of
 from pretrain.stream.order import Order
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from pretrain.train import seed_step
@@ -23,10 +25,17 @@ BASE = {
     ClassifyConfig: PLAIN + "init: b\n",
 }
 OWN = {name for name, *_ in names(ClassifyConfig)} - {name for name, *_ in names(ContrastiveConfig)} - {"classes"}
-FIELDS = [
-    (ContrastiveConfig, name.replace("parts.NAME", "parts.image").replace("NAME", "infonce"), hint)
-    for name, _, hint in names(ContrastiveConfig)
-]
+THINGS = {one.name: list(registry_of(one)) for one in fields(ContrastiveConfig) if registry_of(one) is not None}
+
+
+def filled(name):
+    """`name` with a key in the place of NAME: a part of the model, or the first thing that there is; None: nothing."""
+    before, step, after = name.partition(".NAME.")
+    key = next(iter(THINGS.get(before, ["image"])), None)
+    return name if not step else key and f"{before}.{key}.{after}"
+
+
+FIELDS = [(ContrastiveConfig, filled(name), hint) for name, _, hint in names(ContrastiveConfig) if filled(name)]
 FIELDS += [(ClassifyConfig, name, hint) for name, _, hint in names(ClassifyConfig) if name in OWN]
 EVERYWHERE = ["''", "???", "[]", "${nothing.here}"]
 NUMBERS = [".inf", ".nan", "-1", "1e308", "1e-320", str(10**23), "9" * 400]
