@@ -65,7 +65,9 @@ class _Step:
             else:
                 self.over[name] = weighted.objective
         self.mining = {name: objective for name, objective in self.per.items() if isinstance(objective, Mining)}
-        self.want = frozenset[str]().union(*(objective.wants for objective in self.per.values()))
+        # Heads that give rows to losses over the batch are asked with the rows; the others where there is a graph.
+        self.first = frozenset[str]().union(*(getattr(objective, "wants", ()) for objective in self.over.values()))
+        self.want = self.first.union(*(objective.wants for objective in self.per.values()))
         self._shares = self._count()
         self._seen: dict[str, torch.Tensor] = {}
 
@@ -124,7 +126,7 @@ class _Step:
         outputs, states = [], []
         for inputs in self.parts:
             states.append(_rng_state(self.engine.device))
-            outputs.append(self.engine(to_device(inputs, self.engine.device)))
+            outputs.append(self.engine(to_device(inputs, self.engine.device), self.first))
         rows = {field: torch.cat([output["rows"][field] for output in outputs]) for field in outputs[0]["rows"]}
         shared = {name: value.clone() for name, value in outputs[-1]["shared"].items()}
         sizes = [len(next(iter(output["rows"].values()))) for output in outputs]

@@ -20,7 +20,8 @@ Draw = Callable[[int], torch.Tensor]  # n -> float64 [b, n], uniform in [0, 1), 
 
 
 class OverBatch(Protocol):
-    """A loss over the rows of the whole global batch."""
+    """A loss over the rows of the whole global batch. Where it asks for rows that heads give, these stand in its
+    `wants`, a frozenset of their names."""
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """This rank's share, 0-dim, whose mean over ranks is the global batch's.

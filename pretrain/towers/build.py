@@ -22,9 +22,10 @@ from pretrain.towers.cut import Rows, text_rule
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
-from pretrain.towers.model import Between, Inputs, Model, Outputs
+from pretrain.towers.image import image_tokens, image_width
+from pretrain.towers.model import Between, Inputs, Model, Outputs, Tokens
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
-from pretrain.towers.text import text_features
+from pretrain.towers.text import text_features, text_tokens, text_width
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
 ENCODER_OF = {"image": "image", "text": "text"}
@@ -82,6 +83,32 @@ class DualEncoder(Model):
         encode_image = compiled.image if compiled else self.clip.encode_image
         return _unit(encode_image(self._pixels(rows["pixels"])))
 
+    def encode_tokens(self, encoder: str, rows: Rows) -> tuple[torch.Tensor, Tokens]:
+        """See `Model`. These towers run plain, where compiled ones are asked for too."""
+        if encoder == "text":
+            features, states, mask = text_tokens(self.clip, rows, self.rule)
+        else:
+            if self.patch_dropout is not None:
+                self.patch_dropout.bits = rows.get("patch_bits")
+            features, states = image_tokens(self.clip.visual, self._pixels(rows["pixels"]))
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return _unit(features), {"values": states, "mask": mask}
+
+    def width(self, encoder: str) -> int:
+        """See `Model`."""
+        return text_width(self.clip) if encoder == "text" else image_width(self.clip.visual)
+
+    def size_of(self, field: str) -> int:
+        """d of the rows `[n, d]` of a field."""
+        return self.sizes.get(field, self.spec.model_cfg["embed_dim"])
+
+    def token_embedding(self, encoder: str) -> nn.Module:
+        """See `Model`."""
+        if encoder != "text":
+            return super().token_embedding(encoder)
+        tower = getattr(self.clip, "text", self.clip)
+        return tower.transformer.get_input_embeddings() if hasattr(tower, "pooler") else tower.token_embedding
+
     def shared(self) -> dict[str, torch.Tensor]:
         """`logit_scale`, the factor on cosine similarities, and `logit_bias` where the model has one."""
         bias = getattr(self.clip, "logit_bias", None)
@@ -101,10 +128,10 @@ class DualEncoder(Model):
         return {name: value.to(self.pixel_mean.device, non_blocking=True) for name, value in rows.items()}
 
     def export_state(self, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """`state` (default: this module's) under open_clip's native keys, what adapters added merged, logit scale 0-dim
-        and capped."""
+        """The towers of `state` (default: this module's) under open_clip's native keys, what adapters added merged,
+        logit scale 0-dim and capped."""
         state = merge(self.adapters, self.state_dict() if state is None else state)
-        native = {key.removeprefix("clip."): value for key, value in state.items()}
+        native = {key.removeprefix("clip."): value for key, value in state.items() if key.startswith("clip.")}
         native |= {key: self.clip.get_buffer(key) for key in self.tables}
         for key in ("logit_scale", "logit_bias"):
             if key in native:

@@ -48,6 +48,13 @@ class TextRule:
             return ((tokens != self.pad) * position).amax(dim=-1).clamp_(min=1)
         return torch.full((n,), context)
 
+    def mask(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool `[n, length]`: which of `tokens` `[n, length]` belong to the text, as far as the tower tells."""
+        if self.causal:
+            end = tokens if self.eos is None else (tokens == self.eos).int()
+            return torch.arange(tokens.shape[1], device=tokens.device) <= end.argmax(dim=-1, keepdim=True)
+        return torch.ones_like(tokens, dtype=torch.bool) if self.pad is None else tokens != self.pad
+
     def __call__(self, tokens: torch.Tensor) -> Rows:
         """Cut `tokens` `[n, context]` (CPU) into parts of nearly equal count.
 

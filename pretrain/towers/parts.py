@@ -13,11 +13,15 @@ _BLOCK = re.compile(r"^(.*?\.(?:resblocks|blocks?|layers?))\.(\d+)\.(.*)$")
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _STEM = re.compile(r"embed|\.conv1\.|\.ln_pre\.|\.norm_pre\.|_token$")
 
-_OF_NO_TOWER = {"logits", "head"}
+_HEADS = "heads."
+_TOWERS = {"image", "text"}
 
 
 def tower_of(name: str) -> str:
-    """image, text, logits (scale and bias) or head, by a parameter's name in a `DualEncoder` or a module around it."""
+    """image, text, logits (scale and bias), the name of a head, or head where a module around a `DualEncoder` has one,
+    by a parameter's name."""
+    if name.startswith(_HEADS):
+        return name.split(".")[1]
     _, inside, native = name.partition("clip.")
     if not inside:
         return "head"
@@ -42,7 +46,7 @@ def layers_above(names: list[str]) -> dict[str, int]:
         UserError: a tower whose blocks are not one numbered row.
     """
     above = dict.fromkeys(names, 0)
-    for tower in sorted(set(map(tower_of, names)) - _OF_NO_TOWER):
+    for tower in sorted(_TOWERS & set(map(tower_of, names))):
         inside = [name for name in names if tower_of(name) == tower]
         found = {name: match for name in inside if (match := _BLOCK.match(name))}
         rows = {match[1] for match in found.values()}

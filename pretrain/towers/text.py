@@ -6,10 +6,36 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
-from open_clip.transformer import text_global_pool
+import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
+from data_tools.errors import UserError
 from pretrain.towers.cut import Rows, TextRule, parts_of
+
+
+def text_tokens(clip: nn.Module, rows: Rows, rule: TextRule) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`text_features`, and the states of all tokens `[n, length, width]` with their mask, bool `[n, length]`. `length`:
+    that of the longest part."""
+    cut = parts_of(rows)
+    whole = _embedded(clip, cut) if rule.causal else [(part, None) for part in cut]
+    found = [(*_with_states(clip, rule, *part), rule.mask(part[0])) for part in whole]
+    length = max(part.shape[1] for part in cut)
+    features = torch.cat([one[0] for one in found])
+    states = torch.cat([F.pad(one[1], (0, 0, 0, length - one[1].shape[1])) for one in found])
+    mask = torch.cat([F.pad(one[2], (0, length - one[2].shape[1])) for one in found])
+    if "restore" not in rows:
+        return features, states, mask
+    return features[rows["restore"]], states[rows["restore"]], mask[rows["restore"]]
+
+
+def text_width(clip: nn.Module) -> int:
+    """Numbers of a token's state. Raises UserError where `text_tokens` could not tell them."""
+    tower = getattr(clip, "text", clip)
+    _refuse_silent(clip)
+    return tower.config.hidden_size if isinstance(tower, HFTextEncoder) else tower.ln_final.normalized_shape[0]
 
 
 def text_features(
@@ -30,6 +56,36 @@ def text_forward(clip: nn.Module, rule: TextRule, tokens: torch.Tensor, vectors:
     return clip.encode_text(tokens) if vectors is None else _causal_features(clip, tokens, vectors, rule)
 
 
+def _with_states(
+    clip: nn.Module, rule: TextRule, tokens: torch.Tensor, vectors: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of one part, as `text_forward` gives them, and the states of its tokens."""
+    tower = getattr(clip, "text", clip)
+    if vectors is not None:
+        states = _causal_states(clip, tokens, vectors)
+        return _pooled(clip, tokens, states, rule), states
+    if isinstance(tower, HFTextEncoder):  # its own `output_tokens` leave one out, so places would not fit
+        mask = (tokens != tower.config.pad_token_id).long()
+        out = tower.transformer(input_ids=tokens, attention_mask=mask)
+        return tower.proj(tower.pooler(out, mask)), out.last_hidden_state
+    _refuse_silent(clip)
+    tower.output_tokens = True
+    try:
+        return tower(tokens)
+    finally:
+        tower.output_tokens = False
+
+
+def _refuse_silent(clip: nn.Module) -> None:
+    tower = getattr(clip, "text", clip)
+    if not isinstance(tower, CLIP | TextTransformer | HFTextEncoder):
+        raise UserError(
+            "the text tower does not tell what it makes of single tokens",
+            got=type(tower).__name__,
+            expected="a tower of open_clip or of transformers, which an objective over tokens needs",
+        )
+
+
 def _embedded(clip: nn.Module, parts: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(tokens, embeddings) of each part. One look-up for all of them: its backward fills a gradient as large as the
     vocabulary, which for small towers costs more than a layer."""
@@ -41,12 +97,22 @@ def _embedded(clip: nn.Module, parts: list[torch.Tensor]) -> Iterator[tuple[torc
 
 def _causal_features(clip: nn.Module, tokens: torch.Tensor, x: torch.Tensor, rule: TextRule) -> torch.Tensor:
     """Features of `tokens` `[n, length]` with embeddings `x` `[n, length, width]`."""
+    return _pooled(clip, tokens, _causal_states(clip, tokens, x), rule)
+
+
+def _causal_states(clip: nn.Module, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """States `[n, length, width]` of `tokens`, likewise."""
     tower = getattr(clip, "text", clip)
     length = tokens.shape[1]
     dtype = tower.transformer.get_cast_dtype()
     x = x.to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    x = tower.ln_final(x)
+    return tower.ln_final(x)
+
+
+def _pooled(clip: nn.Module, tokens: torch.Tensor, x: torch.Tensor, rule: TextRule) -> torch.Tensor:
+    """Features of the states `x` of `tokens`."""
+    tower = getattr(clip, "text", clip)
     pool = "argmax" if rule.eos is None else "eos"
     x = text_global_pool(x, tokens, pool, eos_token_id=rule.eos)
     projection = tower.text_projection

@@ -1,0 +1,37 @@
+"""What a head is, and giving a model those that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from zlib import crc32
+
+import torch
+from torch import nn
+
+from pretrain.towers.heads import HEADS, HeadConfig
+from pretrain.towers.model import Inputs, Model, Outputs
+
+
+class Head(nn.Module):
+    """A module on the outputs of the encoders, made `Class(settings, model)`, which may ask `model` for its sizes.
+
+    It runs on every micro-batch of every rank, whatever is there to be read, because under ZeRO-3 all ranks must gather
+    alike; masks decide what counts. It has no persistent buffers, and draws nothing.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()  # fields whose tokens it needs, `outputs["local"]["tokens"]`
+    gives_rows: ClassVar[bool] = False  # its result `[n, d]` is rows of the name that it has
+    remarks: tuple[str, ...] = ()  # for the user, said at the start
+
+    def forward(self, outputs: Outputs, inputs: Inputs) -> Any:
+        """Of one micro-batch: rows `[n, d]` where it gives these, else what its objective reads."""
+        raise NotImplementedError
+
+
+def build_heads(model: Model, settings: Mapping[str, HeadConfig], seed: int) -> None:
+    """Give `model` the heads of `settings`, by name. The weights of each follow from `seed` and its name alone."""
+    for name, own in settings.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((seed << 32 ^ crc32(name.encode())) % 2**63)
+            model.heads[name] = HEADS[own.type].load()(own, model)
