@@ -29,7 +29,7 @@ from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
 from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.eval_reader import EvalReader, eval_fields
-from pretrain.stream.fields import Field
+from pretrain.stream.fields.field import Field
 from pretrain.stream.fields.image import Image, image_settings
 from pretrain.stream.fields.label import Label
 from pretrain.stream.fields.text import Text

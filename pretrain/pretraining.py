@@ -25,7 +25,7 @@ from pretrain.objectives import SigmoidConfig
 from pretrain.objectives.objective import build
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
-from pretrain.stream.fields import micro_batches
+from pretrain.stream.fields.field import micro_batches
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.adapt import described
 from pretrain.towers.adapt.order import adapt, adapters_of, merge

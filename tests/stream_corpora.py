@@ -15,7 +15,7 @@ from data_tools.corpus import Corpus, open_corpus
 from data_tools.format.writer import write_shard
 from data_tools.media.members import DEFAULT_FIELDS, fitting
 from pretrain.stream.eval_reader import EvalReader, labels_of
-from pretrain.stream.fields import Field
+from pretrain.stream.fields.field import Field
 from pretrain.stream.fields.image import Image
 from pretrain.stream.fields.label import Label
 from pretrain.stream.fields.text import Text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pretrain.config.declare import Rule, Section, break_rule, check_text, rule_of
-from pretrain.config.registry import registry_of
+from pretrain.config.registry import Entry, registry_of
 
 
 @functools.cache
@@ -28,6 +28,21 @@ def check(section: Section, prefix: str = "") -> None:
     for fault in section.check():
         found = value_at(section, fault.field)
         break_rule(prefix + fault.field, list(found) if isinstance(found, dict) else found, fault.rule, fault.remedy)
+
+
+def settings_of(registry: Mapping[str, Entry], given: Mapping[str, Any], prefix: str) -> Any:
+    """The checked settings of `given`, `type` among them, as a file of an earlier run has them.
+
+    Raises:
+        UsageError: a setting that breaks a rule; AttributeError, KeyError or TypeError: no settings of `registry`.
+    """
+    kind = registry[given["type"]].settings
+    for name, value in given.items():
+        if value is None and type(None) not in get_args(_hints(cast(Any, kind))[name]):  # the reader knows types
+            raise TypeError(f"{prefix}{name} is null")
+    settings = kind(**given)
+    check(settings, prefix)
+    return settings
 
 
 def sections(value: Any, prefix: str = "") -> Iterator[tuple[str, Section]]:

@@ -8,7 +8,7 @@ The comment beside or above a setting is its text in configs/README.md (`python 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -123,6 +123,9 @@ class DataConfig(ImageDataConfig):
 
     train: list[Source] = field(default_factory=list)  # type: ignore[assignment]
     word_dropout: float = number(0.0, ge=0, lt=1)  # share of a caption's words that are left out
+    # What samples may lack (image, text, or a field of an objective): such a one counts where it has what is compared,
+    # so that corpora of pairs and of texts alone can be mixed. Else a sample that lacks something is a bad one.
+    optional: list[str] = setting([], PartNames())
 
 
 @dataclass(frozen=True)
@@ -288,13 +291,18 @@ class Config(Section):
     guard: GuardConfig = field(default_factory=GuardConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
-    PARTS: ClassVar[tuple[str, ...]] = ()  # what optim.parts may name
+    PARTS: ClassVar[tuple[str, ...]] = ()  # what optim.parts may name, whatever else is set
     TOWERS: ClassVar[tuple[str, ...]] = ()  # those of them that can checkpoint their activations
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """What optim.parts may name."""
+        return self.PARTS
 
     def check(self) -> Iterator[Fault]:
         """The schedule fits the run, the optimizer the ZeRO stage, parts are the model's, and the best checkpoint is
         told by something."""
-        yield from unknown_parts("optim.parts", self.optim.parts, self.PARTS)
+        yield from unknown_parts("optim.parts", self.optim.parts, self.parts)
         yield from unknown_parts("train.grad_checkpointing", self.train.grad_checkpointing, self.TOWERS)
         optim, forever = self.optim, self.train.duration == FOREVER
         if forever and optim.schedule != "constant":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, shown
 from pretrain.engine.committed import FOLDER, MODEL, fault_of, newest_intact
 from pretrain.engine.fragments import EMA
 from pretrain.engine.located import OPEN_CLIP, TRANSFORMERS, Kind, Located, locate
@@ -17,6 +17,7 @@ from pretrain.towers.adapt.order import adapters_in, merge
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.files import weights_files
 from pretrain.towers.guess import architectures_of
+from pretrain.towers.heads.equip import Equipment, equipment_in
 from pretrain.towers.initialise import InitReport, initialise
 from pretrain.towers.same import check_same, has_activation
 from pretrain.towers.spec import ModelSpec, resolve_spec, spec_of
@@ -33,7 +34,8 @@ class Opened:
     """Weights by open_clip's native keys, and what their place says of them.
 
     `took`: what they were read from, for the user; `spec`: None of a bare weights file that does not tell;
-    `activation`: gelu or quick_gelu, None where that is not said either; `notes`: warnings.
+    `activation`: gelu or quick_gelu, None where that is not said either; `notes`: warnings; `equipment`: what stood
+    beside the towers where they were trained, `heads`: the weights of its heads.
     """
 
     took: str
@@ -41,6 +43,8 @@ class Opened:
     spec: ModelSpec | None
     activation: str | None
     notes: list[str] = field(default_factory=list)
+    equipment: Equipment = field(default_factory=Equipment)
+    heads: State = field(default_factory=dict)
 
     def build(self) -> tuple[DualEncoder, InitReport]:
         """The dual encoder, fp32, on the CPU, in evaluation mode, and what was loaded. Raises UserError where the
@@ -49,7 +53,17 @@ class Opened:
         model = DualEncoder(self.spec)
         report = initialise(model, self.state, self.took)
         report.notes = self.notes
+        self.equipment.give(model, seed=0)
+        load_heads(model, self.heads, self.took)
         return model.eval(), report
+
+
+def load_heads(model: DualEncoder, state: State, took: str) -> None:
+    """Give the heads of `model` their weights, those of `took`. Raises UserError where these are of other heads."""
+    try:
+        model.heads.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the heads of {took} are not those that it describes", got=shown(str(error))) from None
 
 
 def open_weights(name: str | Path, ema: bool = False, architecture: str | None = None) -> Opened:
@@ -135,9 +149,11 @@ def _of_checkpoint(checkpoint: Path, notes: list[str], ema: bool) -> Opened:
     spec = spec_of_description(description, str(checkpoint / MODEL))
     added = adapters_in(description, str(checkpoint / MODEL))
     weights = merge(added, reader.weights(EMA) if ema else reader.weights())
-    state = {key.removeprefix("clip."): value for key, value in weights.items()}
+    state = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    heads = {key.removeprefix("heads."): value for key, value in weights.items() if key.startswith("heads.")}
     what = ", the moving average of its weights" if ema else ""
-    return Opened(f"checkpoint {checkpoint}{what}", state, spec, _activation(spec), notes)
+    equipment = equipment_in(description, str(checkpoint / MODEL))
+    return Opened(f"checkpoint {checkpoint}{what}", state, spec, _activation(spec), notes, equipment, heads)
 
 
 def spec_of_description(description: Mapping, where: str) -> ModelSpec:

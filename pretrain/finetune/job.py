@@ -27,7 +27,7 @@ from pretrain.objectives.objective import build
 from pretrain.pretraining import evaluating
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
-from pretrain.stream.fields import micro_batches
+from pretrain.stream.fields.field import micro_batches
 from pretrain.tasks import ClassifyConfig
 from pretrain.towers.adapt import described
 from pretrain.towers.classifier import SCORES, scores_of

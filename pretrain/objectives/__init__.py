@@ -5,11 +5,14 @@ An objective is a file, and an entry in OBJECTIVES. It has the settings that it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pretrain.config.declare import Fault, Section, choice, number
 from pretrain.config.registry import Entry
+
+Need = str | Mapping[str, Any]  # a type in HEADS or FIELDS, or its settings, `type` among them, where the user has none
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,13 @@ class ObjectiveConfig(Section):
 
     type: str = "???"  # which objective; may be left out where the name says it
     weight: float = number(1.0, gt=0, le=1e6)  # its factor in the sum that is minimised
+
+    heads: ClassVar[Mapping[str, Need]] = {}
+    extra_fields: ClassVar[Mapping[str, Need]] = {}
+
+    def needs(self) -> tuple[Mapping[str, Need], Mapping[str, Need]]:
+        """By name, the heads that it reads and the fields beside images, texts and labels: see `Need`."""
+        return self.heads, self.extra_fields
 
 
 @dataclass(frozen=True)
@@ -94,4 +104,5 @@ OBJECTIVES = {
     "margin": Entry(MarginConfig, "pretrain.objectives.margin:Margin"),
     "classes": Entry(ClassesConfig, "pretrain.objectives.classes:Classes"),
 }
+OF_TOWERS = {name: entry for name, entry in OBJECTIVES.items() if entry.settings is not ClassesConfig}
 OF_PAIRS = {name: entry for name, entry in OBJECTIVES.items() if issubclass(entry.settings, PairsConfig)}

@@ -14,7 +14,7 @@ from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from pretrain.stream.bad import BadSample
 from pretrain.stream.draw import Draw
-from pretrain.stream.fields import Field, Inputs
+from pretrain.stream.fields.field import Field, Inputs
 from pretrain.stream.mixture import Mixture, Place, Slots
 from pretrain.stream.samples import Samples, modules_of, padding_of, pinned, read_sample, refuse_foreign_shard
 

@@ -14,7 +14,7 @@ from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import DEFAULT_FIELDS, Fields, fitting, lacks_label
-from pretrain.stream.fields import Field, Inputs, Tokenize
+from pretrain.stream.fields.field import Field, Inputs, Tokenize
 from pretrain.stream.fields.image import Image, image_settings
 from pretrain.stream.fields.label import PADDING, Label
 from pretrain.stream.fields.text import Text

@@ -16,7 +16,7 @@ from pretrain.config.durations import parse_duration
 from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder
-from pretrain.stream.fields import Field
+from pretrain.stream.fields.field import Field
 from pretrain.stream.mixture import Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position

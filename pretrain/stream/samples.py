@@ -13,7 +13,7 @@ from data_tools.format.tar import TarDamageError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.members import describe
 from pretrain.stream.draw import Draw
-from pretrain.stream.fields import Field, Inputs, Shown
+from pretrain.stream.fields.field import Field, Inputs, Shown
 from pretrain.towers.cut import Rows
 
 _LACKED = "no_"  # how the kind of a BadSampleError begins that says a sample lacks a field

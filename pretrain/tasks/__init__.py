@@ -9,8 +9,11 @@ from typing import Any
 from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
 from pretrain.config.registry import Entry, entries
 from pretrain.config.tree import DataConfig, EvalConfig, ModelConfig, OptimConfig, Phase
-from pretrain.objectives import OF_PAIRS, ObjectiveConfig
+from pretrain.objectives import OF_TOWERS, ObjectiveConfig
+from pretrain.stream.fields import FIELDS, FieldConfig
+from pretrain.tasks.needs import Needs, faults, needs_of
 from pretrain.towers.adapt import AdaptedConfig
+from pretrain.towers.heads import HEADS, HeadConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class ContrastiveConfig(AdaptedConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: dict[str, ObjectiveConfig] = entries(OF_PAIRS, "infonce")  # one, by its type or another name
+    objectives: dict[str, ObjectiveConfig] = entries(OF_TOWERS, "infonce")  # one, by its type or another name
+    heads: dict[str, HeadConfig] = entries(HEADS)  # of those that the objectives read
+    fields: dict[str, FieldConfig] = entries(FIELDS)  # of those that the objectives read
 
     PARTS = TOWERS = ("image", "text")
 
@@ -44,6 +49,16 @@ class ContrastiveConfig(AdaptedConfig):
         return self.model.phases
 
     @property
+    def needs(self) -> Needs:
+        """What the objectives need."""
+        return needs_of(self.objectives, self.heads, self.fields)
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The towers, and the heads by their names."""
+        return (*self.TOWERS, *self.needs.heads)
+
+    @property
     def objective(self) -> ObjectiveConfig:
         """The one objective."""
         (only,) = self.objectives.values()
@@ -54,8 +69,13 @@ class ContrastiveConfig(AdaptedConfig):
         yield from super().check()
         if len(self.objectives) != 1:
             yield Fault("objectives", "exactly one", "objectives=infonce takes the place of those in the file")
+        yield from faults(self.objectives, self.heads, self.fields)
+        known = (*self.TOWERS, *self.needs.fields)
         for name, one in self.objectives.items():
-            yield from unknown_parts(f"objectives.{name}.fields", getattr(one, "fields", ()), self.TOWERS)
+            yield from unknown_parts(f"objectives.{name}.fields", getattr(one, "fields", ()), known)
+        yield from unknown_parts("data.optional", self.data.optional, known)
+        if set(self.TOWERS) <= set(self.data.optional):
+            yield Fault("data.optional", "a list that leaves image or text", "a sample without both teaches nothing")
         yield from unknown_parts("model.locked", self.model.locked, self.TOWERS)
         if set(self.TOWERS) <= set(self.model.locked):
             yield Fault("model.locked", "a list that leaves a part to learn")

@@ -15,7 +15,7 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.members import DEFAULT_FIELDS, Fields
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.eval_reader import EvalReader
-from pretrain.stream.fields import Shown, micro_batches
+from pretrain.stream.fields.field import Shown, micro_batches
 from pretrain.stream.fields.image import Image
 from pretrain.stream.fields.label import Label
 from pretrain.stream.fields.text import Text

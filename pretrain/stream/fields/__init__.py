@@ -1,77 +1,32 @@
-"""Fields: what of a stored sample a model sees, as rows of tensors. Training and evaluation read through the same ones.
+"""What of a sample a model can see beside its image and its text: the settings of each field, and where it stands. No
+torch.
 
-A field is a file here: a small frozen value that goes to the loader processes, without any module of the model.
+A field is a file, and an entry in FIELDS. It is there where an objective needs it, under the name that this one gives
+it; images, texts and labels are there by the task.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-
-from data_tools.corpus import Sample
-from pretrain.stream.draw import Draw
-from pretrain.towers.cut import Rows
-
-Inputs = dict[str, Rows]  # by field
-Tokenize = Callable[[list[str]], torch.Tensor]  # n texts -> int64 [n, context]
-
-_OF_PART = re.compile(r"part(\d+)\.(.+)")
+from pretrain.config.declare import Section
+from pretrain.config.registry import Entry
 
 
-class Shown(NamedTuple):
-    """What of a sample's field is no tensor: its texts, for people and for the tokenizer (one in training, all that
-    there are in evaluation), and a hash of what was stored."""
+@dataclass(frozen=True)
+class FieldConfig(Section):
+    """A field that an objective reads, under the name that the objective has for it: `fields: {masked_text: {share:
+    0.2}}`. One that is not set here has the defaults."""
 
-    texts: tuple[str, ...] = ()
-    content: int = 0
+    type: str = "???"  # which field; may be left out where the name says it
 
-
-class Field(Protocol):
-    """A member of a sample -> its row of each of the field's tensors. See samples.py, which is what calls it.
-
-    A sample that cannot be used raises BadSampleError, of a kind that begins with `no_` where it lacks the field: of an
-    optional one that is no fault.
-    """
+    ENCODER: ClassVar[str | None] = None  # what its rows go through: image, text, `stored` (nothing), or None: no rows
 
     @property
-    def optional(self) -> bool:
-        """Whether a sample may lack it."""
-
-    def rows(self, n: int) -> Rows:
-        """The tensors of n samples, as padding has them: the first size is n."""
-
-    def train(self, sample: Sample, draw: Draw, out: Rows) -> Shown:
-        """Write one sample's rows as a training step sees it; whatever is random about them comes from `draw`."""
-
-    def evaluate(self, sample: Sample, out: Rows) -> Shown:
-        """Write one sample's rows as every evaluation sees it."""
-
-    def finish(self, rows: Rows, shown: Sequence[Shown], micro_batch: int | None) -> Rows:
-        """What is done once a batch, for all samples together. In training, rows that belong to one micro-batch alone
-        are called `part0.NAME`, `part1.NAME` and so on; in evaluation (None) a sample may have several rows, or none.
-        """
-
-    def identity(self, rows: Rows, shown: Sequence[Shown]) -> torch.Tensor:
-        """int64, one of each finished row: equal where two samples have the same in this field."""
-
-    def lacks(self, sample: Sample) -> str | None:
-        """What a sample lacks that the field needs, with the names looked for; None: nothing. Only whether it is there
-        is asked, not what it holds."""
+    def width(self) -> int | None:
+        """Numbers of a row that is stored."""
+        return None
 
 
-def micro_batches(inputs: Inputs, size: int) -> list[Inputs]:
-    """The inputs of `size` samples at a time, views of those of the batch; rows of one micro-batch alone go to it."""
-    count = max(len(row) for rows in inputs.values() for name, row in rows.items() if not _OF_PART.fullmatch(name))
-    parts: list[Inputs] = [{name: {} for name in inputs} for _ in range(0, count, size)]
-    for field, rows in inputs.items():
-        for name, row in rows.items():
-            match = _OF_PART.fullmatch(name)
-            if match:
-                parts[int(match[1])][field][match[2]] = row
-                continue
-            for number, part in enumerate(parts):
-                part[field][name] = row[number * size : (number + 1) * size]
-    return parts
+FIELDS: dict[str, Entry] = {}

@@ -15,7 +15,7 @@ from data_tools.corpus import Sample
 from data_tools.media.members import DEFAULT_FIELDS, Fields
 from pretrain.config.tree import ImageDataConfig
 from pretrain.stream.draw import Draw, Purpose
-from pretrain.stream.fields import Shown
+from pretrain.stream.fields.field import Shown
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.towers.cut import Rows
 

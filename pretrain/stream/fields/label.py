@@ -10,7 +10,7 @@ import torch
 from data_tools.corpus import Sample
 from data_tools.media.members import label, lacks_label
 from pretrain.stream.draw import Draw
-from pretrain.stream.fields import Shown
+from pretrain.stream.fields.field import Shown
 from pretrain.towers.cut import Rows
 
 PADDING = -1

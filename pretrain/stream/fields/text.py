@@ -15,7 +15,7 @@ from data_tools.media.members import DEFAULT_FIELDS, Fields
 from pretrain.config.tree import CAPTION_CHOICES
 from pretrain.stream.augment import drop_words
 from pretrain.stream.draw import Draw, Purpose
-from pretrain.stream.fields import Shown, Tokenize
+from pretrain.stream.fields.field import Shown, Tokenize
 from pretrain.towers.cut import Rows, TextRule
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.config.check import check
+from pretrain.config.check import settings_of
 from pretrain.towers.adapt import ADAPTERS, AdaptedConfig, AdapterConfig
 from pretrain.towers.adapt.adapter import Adapter, Tensors
 from pretrain.towers.adapt.compiling import Compile
@@ -47,18 +46,10 @@ def adapters_in(description: Mapping, where: str) -> list[Adapter]:
     """
     found = description.get("adapters", {})
     try:
-        settings = {name: _settings(one, f"adapters.{name}.") for name, one in found.items()}
+        settings = {name: settings_of(ADAPTERS, one, f"adapters.{name}.") for name, one in found.items()}
     except (UserError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{where} describes adapters that are none", got=error, expected=", ".join(ADAPTERS)) from None
     return list(_added(settings, seed=0))
-
-
-def _settings(given: dict[str, Any], prefix: str) -> AdapterConfig:
-    if None in given.values():  # the tree of settings is what knows types
-        raise TypeError(f"null in {prefix}")
-    settings: AdapterConfig = ADAPTERS[given["type"]].settings(**given)
-    check(settings, prefix)
-    return settings
 
 
 def _added(settings: Mapping[str, AdapterConfig], seed: int) -> Iterator[Adapter]:

@@ -1,16 +1,12 @@
-"""What a head is, and giving a model those that it needs."""
+"""What a head is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
-from zlib import crc32
 
-import torch
 from torch import nn
 
-from pretrain.towers.heads import HEADS, HeadConfig
-from pretrain.towers.model import Inputs, Model, Outputs
+from pretrain.towers.model import Inputs, Outputs
 
 
 class Head(nn.Module):
@@ -27,11 +23,3 @@ class Head(nn.Module):
     def forward(self, outputs: Outputs, inputs: Inputs) -> Any:
         """Of one micro-batch: rows `[n, d]` where it gives these, else what its objective reads."""
         raise NotImplementedError
-
-
-def build_heads(model: Model, settings: Mapping[str, HeadConfig], seed: int) -> None:
-    """Give `model` the heads of `settings`, by name. The weights of each follow from `seed` and its name alone."""
-    for name, own in settings.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((seed << 32 ^ crc32(name.encode())) % 2**63)
-            model.heads[name] = HEADS[own.type].load()(own, model)

@@ -1,0 +1,56 @@
+"""What the objectives of a run need beside images, texts and labels, joined with what the user sets of it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.config.declare import Fault
+from pretrain.config.registry import Entry
+from pretrain.objectives import Need, ObjectiveConfig
+from pretrain.stream.fields import FIELDS, FieldConfig
+from pretrain.towers.heads import HEADS, HeadConfig
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Settings of heads and of further fields, by name."""
+
+    heads: Mapping[str, HeadConfig]
+    fields: Mapping[str, FieldConfig]
+
+
+def needs_of(
+    objectives: Mapping[str, ObjectiveConfig], heads: Mapping[str, HeadConfig], fields: Mapping[str, FieldConfig]
+) -> Needs:
+    """What `objectives` need; of that `heads` and `fields` are what the user has set."""
+    asked = [one.needs() for one in objectives.values()]
+    return Needs(
+        {name: heads.get(name) or _made(HEADS, need) for needed, _ in asked for name, need in needed.items()},
+        {name: fields.get(name) or _made(FIELDS, need) for _, needed in asked for name, need in needed.items()},
+    )
+
+
+def faults(
+    objectives: Mapping[str, ObjectiveConfig], heads: Mapping[str, HeadConfig], fields: Mapping[str, FieldConfig]
+) -> Iterator[Fault]:
+    """What of the user's `heads` and `fields` no objective reads, or is of another type than it reads."""
+    for place, given in (("heads", heads), ("fields", fields)):
+        wanted: dict[str, Need] = {}
+        for one in objectives.values():
+            wanted |= one.needs()[0 if place == "heads" else 1]
+        for name, own in given.items():
+            if name not in wanted:
+                rule = f"those that the objectives read: {', '.join(wanted) or 'none'}"
+                yield Fault(place, rule, f"leave {name} out")
+            elif own.type != _type(wanted[name]):
+                yield Fault(f"{place}.{name}.type", _type(wanted[name]))
+
+
+def _type(need: Need) -> str:
+    return need if isinstance(need, str) else need["type"]
+
+
+def _made(registry: Mapping[str, Entry], need: Need) -> Any:
+    return registry[_type(need)].settings(**({} if isinstance(need, str) else need))

@@ -1,0 +1,152 @@
+"""What objectives need beside images and texts: joined with the user's settings, given to a model, found again."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from data_tools.errors import UsageError, UserError
+from pretrain.config.check import check
+from pretrain.config.declare import Section, choice, number
+from pretrain.config.registry import Entry
+from pretrain.config.tree import DataConfig, Source
+from pretrain.objectives import OBJECTIVES, InfoNCEConfig, ObjectiveConfig
+from pretrain.stream.fields import FIELDS, FieldConfig
+from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.needs import needs_of
+from pretrain.towers.heads import HEADS, HeadConfig
+from pretrain.towers.heads.equip import Equipment, equipment_in
+from pretrain.towers.heads.head import Head
+
+
+@dataclass(frozen=True)
+class ToyHeadConfig(HeadConfig):
+    type: str = choice("toy")
+    layers: int = number(2, ge=1, le=8)
+    width: int | None = number(None, ge=1, le=99)
+
+
+@dataclass(frozen=True)
+class ToyFieldConfig(FieldConfig):
+    type: str = choice("vector")
+    size: int = number(3, ge=1, le=99)
+
+    ENCODER: ClassVar[str | None] = "stored"
+
+    @property
+    def width(self):
+        return self.size
+
+
+@dataclass(frozen=True)
+class ToyObjectiveConfig(ObjectiveConfig):
+    type: str = choice("toy_objective")
+
+    heads: ClassVar = {"reader": "toy"}
+    extra_fields: ClassVar = {"teacher": {"type": "vector", "size": 5}}
+
+
+class ToyHead(Head):
+    def __init__(self, settings, model):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(model.size_of("teacher"), 2) for _ in range(settings.layers))
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch):
+    monkeypatch.setitem(HEADS, "toy", Entry(ToyHeadConfig, f"{__name__}:ToyHead"))
+    monkeypatch.setitem(FIELDS, "vector", Entry(ToyFieldConfig, f"{__name__}:Nobody"))
+    monkeypatch.setitem(OBJECTIVES, "toy_objective", Entry(ToyObjectiveConfig, f"{__name__}:Nobody"))
+
+
+def config(**changes):
+    data = DataConfig(train=[Source(urls="x")])
+    return replace(ContrastiveConfig(data=data, objectives={"toy_objective": ToyObjectiveConfig()}), **changes)
+
+
+def test_needs_are_the_defaults_unless_the_user_sets_them():
+    plain = config().needs
+    assert plain.heads == {"reader": ToyHeadConfig()}
+    assert plain.fields == {"teacher": ToyFieldConfig(size=5)}
+    mine = config(heads={"reader": ToyHeadConfig(layers=4)}, fields={"teacher": ToyFieldConfig(size=9)}).needs
+    assert mine.heads["reader"].layers == 4
+    assert mine.fields["teacher"].width == 9
+    assert needs_of({"infonce": InfoNCEConfig()}, {}, {}).heads == {}
+
+
+@dataclass(frozen=True)
+class OtherHeadConfig(Section):
+    type: str = "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": {"fusion": ToyHeadConfig()}}, "heads.*those that the objectives read: reader.*leave fusion out"),
+        ({"heads": {"reader": OtherHeadConfig()}}, "heads.reader.type.*toy"),
+        ({"fields": {"more": ToyFieldConfig()}}, "fields.*those that the objectives read: teacher"),
+        ({"heads": {"reader": ToyHeadConfig(layers=0)}}, "heads.reader.layers"),
+        ({"data": DataConfig(train=[Source(urls="x")], optional=["sound"])}, "data.optional.*image, text, teacher"),
+        ({"data": DataConfig(train=[Source(urls="x")], optional=["text", "image"])}, "data.optional.*leaves"),
+    ],
+)
+def test_what_nobody_reads_is_an_error(changes, message):
+    run = replace(config().run, dir="run")
+    with pytest.raises(UsageError, match=message):
+        check(config(run=run, **changes))
+
+
+def test_parts_are_the_towers_and_the_heads():
+    assert config().parts == ("image", "text", "reader")
+
+
+def equipment():
+    return Equipment({"teacher": "stored"}, {"teacher": 5}, {"reader": ToyHeadConfig()})
+
+
+def test_a_model_is_equipped_by_the_seed_and_the_name_alone():
+    first, second, other = tiny.build(0), tiny.build(0), tiny.build(0)
+    equipment().give(first, seed=3)
+    torch.rand(5)
+    before = torch.get_rng_state()
+    equipment().give(second, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    replace(equipment(), heads={"another": ToyHeadConfig()}).give(other, seed=3)
+    for one, two, three in zip(
+        first.heads["reader"].parameters(),
+        second.heads["reader"].parameters(),
+        other.heads["another"].parameters(),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+        assert not torch.equal(one, three)
+    assert first.heads["reader"].layers[0].in_features == 5
+    assert not any("heads" in name for name in first.export_state())
+    assert first.export_state().keys() == tiny.build(0).export_state().keys()
+
+
+def test_what_is_described_is_found_again():
+    assert equipment_in({"spec": 1, **equipment().described()}, "model.json") == equipment()
+    assert Equipment().described() == {}
+    assert equipment_in({"spec": 1}, "model.json") == Equipment()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        5,
+        {},
+        {"encoder_of": {}, "sizes": {}, "heads": {"reader": 3}},
+        {"encoder_of": {}, "sizes": {}, "heads": {"reader": {"type": "nothing"}}},
+        {"encoder_of": {}, "sizes": {}, "heads": {"reader": {"type": "toy", "layers": 10**9}}},
+        {"encoder_of": {}, "sizes": {}, "heads": {"reader": {"type": "toy", "layers": None}}},
+        {"encoder_of": {"teacher": "os.system"}, "sizes": {}, "heads": {}},
+        {"encoder_of": {}, "sizes": {"teacher": 10**12}, "heads": {}},
+    ],
+)
+def test_a_description_that_is_none_is_refused(told):
+    with pytest.raises(UserError, match=r"model\.json describes heads that are none"):
+        equipment_in({"equipment": told}, "model.json")
