@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,8 +80,8 @@ def rows_of(values: Tensors, fields: tuple[str, str]) -> tuple[torch.Tensor, tor
     return values[first], values[second]
 
 
-def present_of(facts: Facts, fields: tuple[str, str]) -> torch.Tensor | None:
-    """Which of this rank's pairs have both fields, bool `[b]`; None: all have."""
+def present_of(facts: Facts, fields: Iterable[str]) -> torch.Tensor | None:
+    """Which of this rank's samples have all of `fields`, bool `[b]`; None: all have."""
     found = [facts[field]["present"] for field in fields if "present" in facts.get(field, {})]
     return torch.stack(found).all(dim=0) if found else None
 
