@@ -162,7 +162,7 @@ class _Step:
         """By what each objective of single samples divides its sums: a rank's equal share of the global count, because
         gradients are averaged over ranks. One all-reduce, and none where all ranks know the count."""
         counts = {name: [o.count(inputs) for inputs in self.parts] for name, o in self.per.items()}
-        shares = {name: float(sum(found)) for name, found in counts.items()}
+        shares = {name: sum(map(float, found)) for name, found in counts.items()}
         varying = [name for name, found in counts.items() if any(torch.is_tensor(count) for count in found)]
         if varying:
             totals = all_reduce_sum([shares[name] for name in varying])
