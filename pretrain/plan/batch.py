@@ -122,7 +122,7 @@ def _lines(batch: Batch, planned: Slots, sources: Sequence[StreamSource], first:
             key=batch.keys[row],
             caption=batch.captions[row],
             picture=batch.inputs["image"]["pixels"][row],
-            replaces=(planned.shards[row], planned.indices[row]) != (place.shard, place.index),
+            replaces=(planned.shards[row], planned.indices[row]) != (place.shard, place.number),
         )
 
 

@@ -94,7 +94,7 @@ class BatchBuilder:
                 try:
                     rows.append(self._load(place, row, samples, fields))
                 except BadSampleError as error:
-                    bad.append(BadSample.of(error, self._path(place), place.index))
+                    bad.append(BadSample.of(error, self._path(place), place.number))
                     rows.append(self._load_substitute(place, row, samples, fields))
         inputs, identity = samples.finish(self.micro_batch)
         return Batch(
@@ -117,7 +117,7 @@ class BatchBuilder:
     def _load(self, place: Place, row: int, samples: Samples, fields: tuple[Mapping[str, Field], ...]) -> _Taken:
         """Fills a row of `samples`. Raises BadSampleError, its `key` set once the sample was read."""
         shard, own = self.shard(place), fields[place.source]
-        sample = read_sample(self.reader, shard, place.index)
+        sample = read_sample(self.reader, shard, place.number)
         if shard not in self._checked and self.reader.corpus.counts[shard] >= _TELLING:
             refuse_foreign_shard(self.reader, shard, sample, own)
             self._checked.add(shard)
@@ -129,13 +129,13 @@ class BatchBuilder:
     ) -> _Taken:
         order, reason = self.mixture.orders[place.source], ""
         for attempt in range(SUBSTITUTE_ATTEMPTS):
-            shard, index = order.substitute(place.epoch, place.shard, place.index, attempt)
+            shard, number = order.substitute(place.epoch, place.shard, place.number, attempt)
             try:
-                return self._load(place._replace(shard=shard, index=index), row, samples, fields)
+                return self._load(place._replace(shard=shard, number=number), row, samples, fields)
             except BadSampleError as error:
                 reason = error.reason
         raise UserError(
-            f"no readable sample found in place of sample {place.index} of {self._path(place)}",
+            f"no readable sample found in place of sample {place.number} of {self._path(place)}",
             got=f"{SUBSTITUTE_ATTEMPTS} bad ones, the last: {reason}",
             remedy="run `python -m data_tools verify` on the shards",
         )

@@ -17,7 +17,7 @@ from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder
 from pretrain.stream.fields.field import Field
-from pretrain.stream.mixture import Mixture
+from pretrain.stream.mixture import Alone, Mixed, Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position
 from pretrain.stream.prefetch import NodeShards, Prefetcher
@@ -274,14 +274,15 @@ def make_mixture(
 ) -> Mixture:
     """The order of a run over `sources`, from its start or from where it stands, with the C that it began with."""
     streams = streams or canonical_streams(global_batch)
-    mixed = len(sources) > 1
+    start = anchor or Anchor(0, 0, ((0, 0),) * len(sources))
+    if len(sources) == 1:
+        return Alone(Order(sources[0].corpus.counts, seed, streams, window), global_batch, start)
     orders = [
-        Order(counts, seed, source_streams(int(counts.sum()), streams) if mixed else streams, window)
+        Order(counts, seed, source_streams(int(counts.sum()), streams), window)
         for counts in (source.corpus.counts for source in sources)
     ]
     samples = round(sum(source.repeat * source.corpus.num_samples for source in sources))
-    start = anchor or Anchor(0, 0, ((0, 0),) * len(sources))
-    return Mixture(orders, [source.weight for source in sources], global_batch, samples, start)
+    return Mixed(orders, [source.weight for source in sources], global_batch, samples, start)
 
 
 def source_streams(num_samples: int, streams: int) -> int:

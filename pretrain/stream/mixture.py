@@ -1,12 +1,12 @@
 """Which samples make up global batch t: a pure function of the sources, their weights, the global batch and t.
 
-Every source has an order of its own (order.py) and gives each global batch a quota. No random number decides a quota:
-it is the largest-remainder share of what the source is owed, and what rounding leaves is carried to the next step.
-World size occurs only in the last line, where a rank takes its contiguous slice.
+Every source has an order of its own (order.py) and gives each global batch a quota (quotas.py). World size occurs only
+where a rank takes its contiguous slice.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from data_tools.errors import UserError
 from pretrain.config.batch import check_world_size
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor
+from pretrain.stream.quotas import Quotas
 
-PERIOD = 1024  # steps after which quotas repeat: realised shares are exact to 1 / (PERIOD * global batch)
+_REMEDY = "lower the global batch or pack more samples"
 
 
 class Slots(NamedTuple):
@@ -30,91 +31,57 @@ class Slots(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One sample of a batch: source, epoch of that source, shard within the source, index in the shard."""
+    """One sample of a batch: source, epoch of that source, shard within the source, number in the shard."""
 
     source: int
     epoch: int
     shard: int
-    index: int
+    number: int
 
 
-class Quotas:
-    """Samples of each source in every step.
+class Mixture(ABC):
+    """The samples of every global batch of one source (`Alone`) or of several (`Mixed`), and where epochs end.
 
-    Args:
-        weights: positive, of any sum.
-        global_batch: the sum of a step's quotas.
-    """
-
-    def __init__(self, weights: Sequence[float], global_batch: int):
-        shares = np.asarray(weights, dtype=np.float64) / sum(weights)
-        taken = np.zeros((PERIOD + 1, len(shares)), dtype=np.int64)
-        steps = PERIOD if len(shares) > 1 else 0
-        for step in range(steps):
-            owed = shares * global_batch * (step + 1) - taken[step]
-            taken[step + 1] = taken[step] + largest_remainders(owed, global_batch)
-        if len(shares) == 1:
-            taken[:, 0] = np.arange(PERIOD + 1) * global_batch
-        self._taken = taken
-
-    def before(self, step: int) -> np.ndarray:
-        """Samples that each source gave in steps 0 .. step - 1, int64 [sources]."""
-        periods, rest = divmod(step, PERIOD)
-        return periods * self._taken[PERIOD] + self._taken[rest]
-
-
-def largest_remainders(owed: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers >= 0 of sum `total`: each of `owed` rounded down, the largest remainders up; int64, its shape.
-
-    `owed` sums to `total`; entries below 0 (given too much before) count as 0.
-    """
-    quotas = np.maximum(np.floor(owed), 0).astype(np.int64)
-    missing = total - int(quotas.sum())
-    ranked = np.argsort(quotas - owed, kind="stable")  # the largest remainder first
-    if missing >= 0:
-        quotas[ranked[:missing]] += 1
-        return quotas
-    holders = [source for source in ranked[::-1] if quotas[source] > 0]
-    quotas[holders[:-missing]] -= 1
-    return quotas
-
-
-class Mixture:
-    """The samples of every global batch; costs O(shards) per epoch and O(window) per window, as its orders do.
+    It costs O(shards) per epoch and O(window) per window, as its orders do.
 
     Args:
         orders: one per source.
-        weights: share of each source in a global batch, of any sum. One source: its epochs end with a whole batch and
-            its tail is dropped. Several: each goes through epochs of its own, whose ends batches may cross.
-        epoch_samples: samples that the run's epochs are counted in, where there are several sources.
+        weights: share of each source in a global batch, of any sum.
         anchor: where the run stood when it last changed its global batch, or its start.
 
     Raises:
         UserError: C does not divide the global batch, or a source is smaller than its part of it.
     """
 
-    def __init__(
-        self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, epoch_samples: int, anchor: Anchor
-    ):
+    steps_per_epoch: int  # whole global batches, the same on every rank
+    dropped: int  # samples of all sources that an epoch leaves out; which ones changes with the epoch
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, anchor: Anchor):
         self.orders, self.weights, self.global_batch, self.anchor = tuple(orders), tuple(weights), global_batch, anchor
-        self._epoch_samples = epoch_samples
-        self._quotas = Quotas(weights, global_batch)
-        self._check()
+        streams = max(order.streams for order in self.orders)
+        if global_batch < 1 or global_batch % streams:
+            raise UserError(
+                "the global batch does not fit the canonical streams",
+                got=global_batch,
+                expected=f"a multiple of {streams}",
+                remedy="set a multiple, or start a new run",
+            )
 
-    def __reduce__(self) -> tuple:
-        return Mixture, (self.orders, self.weights, self.global_batch, self._epoch_samples, self.anchor)
+    @abstractmethod
+    def epochs_at(self, step: int) -> float:
+        """Epochs done after `step` steps."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch, the same on every rank."""
-        return (self._epoch_samples if len(self.orders) > 1 else self.orders[0].length) // self.global_batch
+    @abstractmethod
+    def step_at(self, epochs: float) -> int:
+        """Steps of the run after which `epochs` epochs are done, rounded up."""
 
-    @property
-    def dropped(self) -> int:
-        """Samples of all sources that an epoch leaves out; which ones changes with the epoch."""
-        if len(self.orders) > 1:
-            return sum(order.num_samples - order.length for order in self.orders)
-        return self.orders[0].num_samples - self.steps_per_epoch * self.global_batch
+    @abstractmethod
+    def _taken(self, step: int) -> np.ndarray:
+        """Samples that each source gives in steps 0 .. step - 1 at this global batch, int64 [sources]."""
+
+    @abstractmethod
+    def _reached(self, source: int, step: int) -> tuple[int, int]:
+        """What `_place` gives of a step that is not before the anchor's."""
 
     def batch(self, step: int, world_size: int = 1, rank: int = 0) -> Slots:
         """Rank `rank`'s slice of global batch `step`, global_batch / world_size samples.
@@ -123,7 +90,7 @@ class Mixture:
         the samples are in order of its streams, so that a rank reads few shards.
         """
         check_world_size(self.global_batch, world_size)
-        quotas = self._quotas.before(step + 1) - self._quotas.before(step)
+        quotas = self._taken(step + 1) - self._taken(step)
         sources = np.repeat(np.arange(len(quotas)), quotas)
         places = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas])
         share = self.global_batch // world_size
@@ -138,28 +105,12 @@ class Mixture:
 
     def anchor_at(self, step: int) -> Anchor:
         """Where the run stands after `step` steps, from which it can go on with another global batch."""
-        return Anchor(step, self.samples_seen(step), tuple(self._place(source, step) for source in self._all))
+        places = tuple(self._place(source, step) for source in range(len(self.orders)))
+        return Anchor(step, self.samples_seen(step), places)
 
     def samples_seen(self, step: int) -> int:
         """Global samples consumed in `step` steps since the start of the run."""
         return self.anchor.samples_seen + (step - self.anchor.step) * self.global_batch
-
-    def epochs_at(self, step: int) -> float:
-        """Epochs done after `step` steps."""
-        if len(self.orders) > 1:
-            return self.samples_seen(step) / self._epoch_samples
-        epoch, offset = self._place(0, step)
-        return epoch + offset / (self.steps_per_epoch * self.global_batch)
-
-    def step_at(self, epochs: float) -> int:
-        """Steps of the run after which `epochs` epochs are done, rounded up."""
-        if len(self.orders) > 1:
-            return self.step_at_samples(epochs * self._epoch_samples)
-        epoch, offset = self.anchor.sources[0]
-        ahead = int(epochs) - epoch - 1  # whole epochs between the end of the anchor's and the wanted one
-        steps = self._rest_of_epoch() if ahead >= 0 else self.steps_per_epoch - offset // self.global_batch
-        part = _ceil(epochs % 1 * self.steps_per_epoch)
-        return self.anchor.step + max(0, steps + ahead * self.steps_per_epoch + part)
 
     def step_at_samples(self, samples: float) -> int:
         """Steps of the run after which `samples` global samples are consumed, rounded up."""
@@ -167,12 +118,14 @@ class Mixture:
 
     def shares(self, step: int) -> np.ndarray:
         """Realised share of each source in the samples of steps 0 .. step - 1 at this global batch, float [sources]."""
-        taken = self._quotas.before(max(step, 1))
+        taken = self._taken(max(step, 1))
         return taken / taken.sum()
 
-    @property
-    def _all(self) -> range:
-        return range(len(self.orders))
+    def _place(self, source: int, step: int) -> tuple[int, int]:
+        """(epoch, samples consumed of it) of a source after `step` steps."""
+        if step < self.anchor.step:
+            raise IndexError(f"step {step} before step {self.anchor.step}, from which this run goes on")
+        return self._reached(source, step)
 
     def _take(self, source: int, step: int, quota: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """(epochs, shards, indices) of samples start .. stop of a source's quota in `step`."""
@@ -188,46 +141,91 @@ class Mixture:
             epoch, first, done = epoch + 1, 0, done + count
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    def _place(self, source: int, step: int) -> tuple[int, int]:
-        """(epoch, samples consumed of it) of a source after `step` steps."""
-        epoch, offset = self.anchor.sources[source]
-        if step < self.anchor.step:
-            raise IndexError(f"step {step} before step {self.anchor.step}, from which this run goes on")
-        if len(self.orders) > 1:
-            taken = int((self._quotas.before(step) - self._quotas.before(self.anchor.step))[source])
-            epochs, rest = divmod(offset + taken, self.orders[source].length)
-            return epoch + epochs, rest
-        steps = step - self.anchor.step
-        if steps < self._rest_of_epoch():
-            return epoch, offset + steps * self.global_batch
-        epochs, rest = divmod(steps - self._rest_of_epoch(), self.steps_per_epoch)
-        return epoch + 1 + epochs, rest * self.global_batch
 
-    def _rest_of_epoch(self) -> int:
-        """Whole batches left, at the anchor, in the epoch of a single source."""
-        return (self.orders[0].length - self.anchor.sources[0][1]) // self.global_batch
+class Alone(Mixture):
+    """A single source: an epoch ends with a whole batch, and its tail is dropped."""
 
-    def _check(self) -> None:
-        streams = max(order.streams for order in self.orders)
-        if self.global_batch < 1 or self.global_batch % streams:
+    def __init__(self, order: Order, global_batch: int, anchor: Anchor):
+        super().__init__([order], [1.0], global_batch, anchor)
+        if order.length < global_batch:
             raise UserError(
-                "the global batch does not fit the canonical streams",
-                got=self.global_batch,
-                expected=f"a multiple of {streams}",
-                remedy="set a multiple, or start a new run",
+                "the global batch is larger than the corpus",
+                got=f"a global batch of {global_batch} and {order.num_samples} samples",
+                expected=f"at most {order.num_samples}",
+                remedy=_REMEDY,
             )
+        self.steps_per_epoch = order.length // global_batch
+        self.dropped = order.num_samples - self.steps_per_epoch * global_batch
+        self._epoch, self._consumed = anchor.sources[0]
+        self._rest_of_epoch = (order.length - self._consumed) // global_batch  # whole batches left at the anchor
+
+    def __reduce__(self) -> tuple:
+        return Alone, (self.orders[0], self.global_batch, self.anchor)
+
+    def epochs_at(self, step: int) -> float:
+        """See `Mixture`."""
+        epoch, offset = self._place(0, step)
+        return epoch + offset / (self.steps_per_epoch * self.global_batch)
+
+    def step_at(self, epochs: float) -> int:
+        """See `Mixture`."""
+        ahead = int(epochs) - self._epoch - 1  # whole epochs between the end of the anchor's and the wanted one
+        steps = self._rest_of_epoch if ahead >= 0 else self.steps_per_epoch - self._consumed // self.global_batch
+        part = _ceil(epochs % 1 * self.steps_per_epoch)
+        return self.anchor.step + max(0, steps + ahead * self.steps_per_epoch + part)
+
+    def _taken(self, step: int) -> np.ndarray:
+        return np.array([step * self.global_batch])
+
+    def _reached(self, source: int, step: int) -> tuple[int, int]:
+        steps = step - self.anchor.step
+        if steps < self._rest_of_epoch:
+            return self._epoch, self._consumed + steps * self.global_batch
+        epochs, rest = divmod(steps - self._rest_of_epoch, self.steps_per_epoch)
+        return self._epoch + 1 + epochs, rest * self.global_batch
+
+
+class Mixed(Mixture):
+    """Several sources: each goes through epochs of its own, whose ends batches may cross; `epoch_samples` global
+    samples are what the run calls an epoch."""
+
+    def __init__(
+        self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, epoch_samples: int, anchor: Anchor
+    ):
+        super().__init__(orders, weights, global_batch, anchor)
         for number, order in enumerate(self.orders):
-            need = _ceil(self.global_batch * self.weights[number] / sum(self.weights))
+            need = _ceil(global_batch * weights[number] / sum(weights))
             if order.length < need:
-                which = "the corpus" if len(self.orders) == 1 else f"source {number}"
                 raise UserError(
-                    f"the global batch is larger than {which}"
-                    if len(self.orders) == 1
-                    else f"{which} is smaller than its part of a global batch, which would hold samples twice",
-                    got=f"a global batch of {self.global_batch} and {order.num_samples} samples",
-                    expected=f"at most {order.num_samples}" if len(self.orders) == 1 else f"{need} samples or more",
-                    remedy="lower the global batch or pack more samples",
+                    f"source {number} is smaller than its part of a global batch, which would hold samples twice",
+                    got=f"a global batch of {global_batch} and {order.num_samples} samples",
+                    expected=f"{need} samples or more",
+                    remedy=_REMEDY,
                 )
+        self.steps_per_epoch = epoch_samples // global_batch
+        self.dropped = sum(order.num_samples - order.length for order in self.orders)
+        self._epoch_samples = epoch_samples
+        self._quotas = Quotas(weights, global_batch)
+
+    def __reduce__(self) -> tuple:
+        return Mixed, (self.orders, self.weights, self.global_batch, self._epoch_samples, self.anchor)
+
+    def epochs_at(self, step: int) -> float:
+        """See `Mixture`."""
+        return self.samples_seen(step) / self._epoch_samples
+
+    def step_at(self, epochs: float) -> int:
+        """See `Mixture`."""
+        return self.step_at_samples(epochs * self._epoch_samples)
+
+    def _taken(self, step: int) -> np.ndarray:
+        return self._quotas.before(step)
+
+    def _reached(self, source: int, step: int) -> tuple[int, int]:
+        epoch, consumed = self.anchor.sources[source]
+        taken = int((self._taken(step) - self._taken(self.anchor.step))[source])
+        epochs, rest = divmod(consumed + taken, self.orders[source].length)
+        return epoch + epochs, rest
 
 
 def _ceil(number: float) -> int:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from data_tools.errors import UserError
 from pretrain.config.durations import ENDLESS
 from pretrain.stream.loader import StreamSource, source_streams
-from pretrain.stream.mixture import PERIOD, Mixture, Quotas, largest_remainders
+from pretrain.stream.mixture import Alone, Mixed
 from pretrain.stream.order import Order
 from pretrain.stream.position import Anchor, Position
+from pretrain.stream.quotas import PERIOD, Quotas, largest_remainders
 from pretrain.stream.transform import ImageSettings
 from stream_corpora import characters, stream_of, write_corpus
 
@@ -25,8 +26,10 @@ SIZES = (5000, 700, 90)
 
 def mixture(sizes, weights, global_batch, anchor=None, seed=5, window=50):
     orders = [Order(np.array([size // 2, size - size // 2]), seed, source_streams(size, 16), window) for size in sizes]
-    start = Anchor(0, 0, ((0, 0),) * len(sizes))
-    return Mixture(orders, weights, global_batch, sum(sizes), anchor or start)
+    start = anchor or Anchor(0, 0, ((0, 0),) * len(sizes))
+    if len(sizes) == 1:
+        return Alone(orders[0], global_batch, start)
+    return Mixed(orders, weights, global_batch, sum(sizes), start)
 
 
 def names(slots):

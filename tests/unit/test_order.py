@@ -18,7 +18,7 @@ from data_tools.errors import UserError
 from pretrain.config.batch import check_world_size
 from pretrain.stream import order as order_module
 from pretrain.stream.draw import Draw, Purpose
-from pretrain.stream.mixture import Mixture
+from pretrain.stream.mixture import Alone
 from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled
 from pretrain.stream.position import Anchor, Position
 
@@ -34,7 +34,7 @@ class Epochs:
 
     def __init__(self, counts, seed, global_batch, window, streams=None):
         self.order = Order(counts, seed, streams or canonical_streams(global_batch), window)
-        self.mixture = Mixture([self.order], [1.0], global_batch, 0, Anchor(0, 0, ((0, 0),)))
+        self.mixture = Alone(self.order, global_batch, Anchor(0, 0, ((0, 0),)))
         self.steps = self.mixture.steps_per_epoch
 
     def batch(self, epoch, step, world_size=1, rank=0):

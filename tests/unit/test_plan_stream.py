@@ -14,6 +14,7 @@ from data_tools.__main__ import main
 from data_tools.remote.settings import CacheSettings
 from pretrain.plan.stream import first_shards, plan_source
 from pretrain.stream.loader import StreamSource, make_mixture
+from pretrain.stream.mixture import Alone
 from pretrain.stream.order import Order
 from remote_servers import http_server
 from stream_corpora import write_corpus
@@ -87,7 +88,7 @@ def test_neighbours_meet_as_often_as_said(remote):
 
 def replace_order(source, order):
     mixture = make_mixture([source], 3, 64, 32)
-    return type(mixture)([order], [1.0], 64, 0, mixture.anchor)
+    return Alone(order, 64, mixture.anchor)
 
 
 def test_the_verb_prints_a_plan_and_warns_of_a_small_cache(tmp_path, capsys):
