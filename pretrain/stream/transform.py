@@ -97,8 +97,12 @@ class ImageTransform:
     def _random_crop(self, data: bytes, draw: Draw) -> np.ndarray:
         """The crop, drawn on the upright picture in full size, cut from it or from the smaller one that suffices."""
         size = jpeg_size(data) if self.settings.scaled_decode else None
-        pixels, orientation = (None, jpeg_orientation(data)) if size else decode_stored(data)
-        width, height = size or (pixels.shape[1], pixels.shape[0])  # as stored
+        pixels: np.ndarray | None = None
+        if size:
+            (width, height), orientation = size, jpeg_orientation(data)
+        else:
+            pixels, orientation = decode_stored(data)
+            height, width = pixels.shape[:2]
         box = random_crop_box(*upright_size(width, height, orientation), self.settings, draw)
         box = stored_box(box, width, height, orientation)
         if pixels is None:
