@@ -65,7 +65,7 @@ def print_plan(
     length = "forever" if steps == ENDLESS else f"{steps} steps, {steps * config.train.global_batch} samples"
     print(f"run:      {length}, warmup {schedule.warmup} samples")
     size, learning = sizes(model)
-    print(f"model:    {name}, {size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn")
+    print(f"model:    {name}, {size:,} parameters, {learning:,} of them learn")
     for note in notes:
         print(note)
     for what, size in parts.items():

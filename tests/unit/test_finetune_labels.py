@@ -135,7 +135,7 @@ def test_the_dry_run_says_what_would_run_and_leaves_nothing(tmp_path, labelled, 
     model = tiny.build()
     size = sum(p.numel() for p in model.parameters()) + 3 * 24
     learning = sum(p.numel() for p in model.clip.visual.parameters()) + 3 * 24
-    assert f"{size / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn" in out
+    assert f"{size:,} parameters, {learning:,} of them learn" in out
     assert "activations of a micro-batch" in out
     assert "GiB per rank, total" in out
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"f-000.idx"}
