@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pretrain.config.declare import Fault, PartNames, Section, setting, unknown_parts
+from pretrain.config.declare import Fault, PartNames, Section, choice, number, setting, unknown_parts
 from pretrain.config.registry import Entry, entries
 from pretrain.config.tree import Config, Phase
 
@@ -24,7 +24,20 @@ class AdapterConfig(Section):
     parts: list[str] = setting([], PartNames())
 
 
-ADAPTERS: dict[str, Entry] = {}  # in the order in which they are applied
+@dataclass(frozen=True)
+class LoraConfig(AdapterConfig):
+    """LoRA (arXiv 2106.09685): the towers' own weights stay as they are, matrices of a low rank beside them learn."""
+
+    type: str = choice("lora")
+    rank: int = number(8, ge=1, le=4096)  # of the matrices
+    alpha: float = number(16.0, gt=0, le=1e6)  # times what they give, divided by the rank
+    # Which layers of a tower's blocks have such matrices: all linear ones | those of the attention | of the MLP.
+    targets: str = choice("all", "attention", "mlp")
+
+
+ADAPTERS = {  # in the order in which they are applied
+    "lora": Entry(LoraConfig, "pretrain.towers.adapt.lora:Lora"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,9 @@ class AdaptedConfig(Config):
         """Each is added once, and to what learns."""
         yield from super().check()
         types = [one.type for one in self.adapters.values()]
-        for number, (name, one) in enumerate(self.added().items()):
+        for place, (name, one) in enumerate(self.added().items()):
             yield from unknown_parts(f"adapters.{name}.parts", one.parts, self.TOWERS)
-            if one.type in types[:number]:
+            if one.type in types[:place]:
                 yield Fault(f"adapters.{name}.type", "each type once", "give its `parts` in one place")
             if not one.parts or set(one.parts) & set(self.locked):
                 rule = f"towers that learn, and {', '.join(map(str, self.locked))} is locked"
