@@ -30,6 +30,10 @@ class ObjectiveConfig(Section):
         """By name, the heads that it reads and the fields beside images, texts and labels: see `Need`."""
         return self.heads, self.extra_fields
 
+    def check_widths(self, widths: Mapping[str, int | None]) -> Iterator[Fault]:
+        """The faults that show beside the numbers that a row of each further field has; None: that is not stored."""
+        yield from ()
+
 
 @dataclass(frozen=True)
 class ScaledConfig(ObjectiveConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.declare import Fault
@@ -35,17 +35,24 @@ def needs_of(
 def faults(
     objectives: Mapping[str, ObjectiveConfig], heads: Mapping[str, HeadConfig], fields: Mapping[str, FieldConfig]
 ) -> Iterator[Fault]:
-    """What of the user's `heads` and `fields` no objective reads, or is of another type than it reads."""
-    for place, given in (("heads", heads), ("fields", fields)):
-        wanted: dict[str, Need] = {}
-        for one in objectives.values():
-            wanted |= one.needs()[0 if place == "heads" else 1]
+    """What of the user's `heads` and `fields` no objective reads, or is of another type than it reads; what an
+    objective reads that needs settings and has none; and fields that do not go together."""
+    asked = [one.needs() for one in objectives.values()]
+    for place, given, registry, which in (("heads", heads, HEADS, 0), ("fields", fields, FIELDS, 1)):
+        wanted = {name: need for needed in asked for name, need in needed[which].items()}
         for name, own in given.items():
             if name not in wanted:
                 rule = f"those that the objectives read: {', '.join(wanted) or 'none'}"
                 yield Fault(place, rule, f"leave {name} out")
             elif own.type != _type(wanted[name]):
                 yield Fault(f"{place}.{name}.type", _type(wanted[name]))
+        for name in (name for name in wanted if name not in given):
+            for fault in _made(registry, wanted[name]).check():
+                remedy = f"{place}.{name}='{{type: {_type(wanted[name])}, {fault.field}: ...}}'"
+                yield Fault(place, f"settings of {name} with {fault.field}: {fault.rule}", remedy)
+    widths = {name: own.width for name, own in needs_of(objectives, heads, fields).fields.items()}
+    for name, one in objectives.items():
+        yield from (replace(fault, field=f"objectives.{name}.{fault.field}") for fault in one.check_widths(widths))
 
 
 def _type(need: Need) -> str:

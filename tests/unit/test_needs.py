@@ -10,7 +10,7 @@ from torch import nn
 import tiny
 from data_tools.errors import UsageError, UserError
 from pretrain.config.check import check
-from pretrain.config.declare import Section, choice, number
+from pretrain.config.declare import Fault, Section, choice, number
 from pretrain.config.registry import Entry
 from pretrain.config.tree import DataConfig, Source
 from pretrain.objectives import OBJECTIVES, InfoNCEConfig, ObjectiveConfig
@@ -32,7 +32,11 @@ class ToyHeadConfig(HeadConfig):
 @dataclass(frozen=True)
 class ToyFieldConfig(FieldConfig):
     type: str = choice("vector")
-    size: int = number(3, ge=1, le=99)
+    size: int | None = number(3, ge=1, le=99)
+
+    def check(self):
+        if self.size is None:
+            yield Fault("size", "how many numbers there are")
 
     ENCODER: ClassVar[str | None] = "stored"
 
@@ -47,6 +51,15 @@ class ToyObjectiveConfig(ObjectiveConfig):
 
     heads: ClassVar = {"reader": "toy"}
     extra_fields: ClassVar = {"teacher": {"type": "vector", "size": 5}}
+
+    def check_widths(self, widths):
+        if widths["teacher"] == 13:
+            yield Fault("weight", "another one for 13 numbers")
+
+
+@dataclass(frozen=True)
+class SizelessConfig(ToyObjectiveConfig):
+    extra_fields: ClassVar = {"teacher": {"type": "vector", "size": None}}
 
 
 class ToyHead(Head):
@@ -89,6 +102,11 @@ class OtherHeadConfig(Section):
         ({"heads": {"reader": OtherHeadConfig()}}, "heads.reader.type.*toy"),
         ({"fields": {"more": ToyFieldConfig()}}, "fields.*those that the objectives read: teacher"),
         ({"heads": {"reader": ToyHeadConfig(layers=0)}}, "heads.reader.layers"),
+        (
+            {"objectives": {"toy_objective": SizelessConfig()}},
+            "fields.*settings of teacher with size: how many numbers.*fields.teacher='{type: vector, size: ...}'",
+        ),
+        ({"fields": {"teacher": ToyFieldConfig(size=13)}}, "objectives.toy_objective.weight.*got 1.0.*13 numbers"),
         ({"data": DataConfig(train=[Source(urls="x")], optional=["sound"])}, "data.optional.*image, text, teacher"),
         ({"data": DataConfig(train=[Source(urls="x")], optional=["text", "image"])}, "data.optional.*leaves"),
     ],
