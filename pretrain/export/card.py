@@ -36,7 +36,7 @@ def model_card(
     parts = [
         "\n".join(head),
         f"# {spec.name}\n\n{kind}, trained with dualstream.",
-        *([f"## Classes\n{_classes(model)}"] if classifier else []),
+        *([f"## Classes\n{_classes(model.classes)}"] if isinstance(model, Classifier) else []),
         "## Architecture\n" + _table(_architecture(spec, classifier)),
         "## Training\n" + (_table(training) if training else "Not known."),
         "## Results\n" + (_numbers(metrics) if metrics else "None recorded."),
@@ -47,8 +47,8 @@ def model_card(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _classes(model: Classifier) -> str:
-    return "\n".join(f"- {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(model.classes))
+def _classes(names: Sequence[str]) -> str:
+    return "\n".join(f"- {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names))
 
 
 def _architecture(spec: ModelSpec, classifier: bool) -> dict:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +15,24 @@ from PIL import Image
 Images = Sequence[Image.Image]
 
 
+def _no_texts(texts: Sequence[str]) -> NoReturn:
+    raise TypeError("a classifier takes no texts")
+
+
 @dataclass(frozen=True)
 class Client:
     """A loaded export.
 
     `prepare`: a picture -> what the client's own transform makes of it, normalised, fp32 [3, size, size].
     `images`: pictures -> unit-norm features [n, d], or the scores [n, classes] of a classifier.
-    `texts`: texts -> unit-norm features [n, d]; None of a classifier.
-    `logit_scale`: its logarithm; None of a classifier. `classes`: of a classifier.
+    `texts`: texts -> unit-norm features [n, d], and `logit_scale`: its logarithm, of a dual encoder.
+    `classes`: of a classifier.
     """
 
     prepare: Callable[[Image.Image], torch.Tensor]
     images: Callable[[Images], torch.Tensor]
-    texts: Callable[[Sequence[str]], torch.Tensor] | None = None
-    logit_scale: float | None = None
+    texts: Callable[[Sequence[str]], torch.Tensor] = _no_texts
+    logit_scale: float = math.nan
     classes: tuple[str, ...] = ()
 
 
@@ -49,9 +55,7 @@ def transformers_client(folder: Path) -> Client:
     """transformers on a dual encoder."""
     from transformers import CLIPModel, CLIPProcessor
 
-    clip, report = CLIPModel.from_pretrained(folder, output_loading_info=True)
-    _refuse_odd_keys(report)
-    clip.eval()
+    clip = _loaded(CLIPModel, folder)
     processor = CLIPProcessor.from_pretrained(folder)
 
     def pixels(images: Images) -> torch.Tensor:
@@ -74,7 +78,7 @@ def timm_classifier(folder: Path) -> Client:
     """timm on a classifier."""
     import timm
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()  # it has more than nn.Module declares
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     names = model.pretrained_cfg.get("label_names") or ()
 
@@ -92,11 +96,7 @@ def transformers_classifier(folder: Path) -> Client:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.image_utils import load_image
 
-    model, report = AutoModelForImageClassification.from_pretrained(
-        folder, output_loading_info=True, trust_remote_code=False
-    )
-    _refuse_odd_keys(report)
-    model.eval()
+    model = _loaded(AutoModelForImageClassification, folder, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
     def pixels(images: Images) -> torch.Tensor:
@@ -106,7 +106,10 @@ def transformers_classifier(folder: Path) -> Client:
     return Client(lambda image: pixels([image])[0], lambda images: model(pixels(images)).logits, classes=names)
 
 
-def _refuse_odd_keys(report: Mapping) -> None:
+def _loaded(kind: Any, folder: Path, **options: bool) -> Any:
+    """The model, in evaluation mode. Raises ValueError where the weights are not all that it has, and no others."""
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     odd = [f"{kind} {sorted(report[kind])}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if odd:
         raise ValueError("; ".join(odd))
+    return model.eval()

@@ -14,6 +14,8 @@ from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.results import read_records
 from pretrain.export.probes import TOLERANCE
 from pretrain.export.writer import export_model
+from pretrain.towers.build import DualEncoder
+from pretrain.towers.classifier import Classifier
 
 _ROW = ("kind", "step", "samples", "seconds")  # what a row of metrics.jsonl has beside its metrics
 
@@ -25,12 +27,15 @@ def export(options: argparse.Namespace) -> int:
     if found.kind in (Kind.RUN, Kind.CHECKPOINT):
         source = resolve_checkpoint(source)  # once, so that the card speaks of the very weights
     formats = options.formats and [name.strip() for name in options.formats.split(",") if name.strip()]
-    model = load_classifier(source)
-    if model is None:
+    classifier = load_classifier(source)
+    if classifier is not None and options.ema:
+        raise UserError(f"{source} is a fine-tuned classifier", got="--ema", expected="a moving average: it has none")
+    model: DualEncoder | Classifier
+    if classifier is not None:
+        model = classifier
+    else:
         model, report = open_model(source, options.ema, options.architecture)
         print(report, flush=True)
-    elif options.ema:
-        raise UserError(f"{source} is a fine-tuned classifier", got="--ema", expected="a moving average: it has none")
     differences = export_model(model, options.output, formats, *history(source, options.ema), verify=options.verify)
     for name, value in differences.items():
         print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ def _pictures(size: int) -> Iterator[tuple[str, bytes, float]]:
         noise = generator.integers(0, 256, (side, side, 4), dtype=np.uint8)
         rgba, turned = Image.fromarray(noise), Image.Exif()
         rgb, turned[ExifTags.Base.Orientation] = rgba.convert("RGB"), 6
-        kinds = {
+        kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
             "colour": (rgb, "PNG", {}),
             "grey": (rgb.convert("L"), "PNG", {}),
             "CMYK": (rgb.convert("CMYK"), "TIFF", {}),

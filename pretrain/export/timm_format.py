@@ -131,7 +131,10 @@ def _config(model: Classifier) -> dict:
 def timm_state(model: Classifier) -> dict[str, torch.Tensor]:
     """timm's tensors, fp32."""
     sizes, layers = _sizes(model), _vision(model).layers
-    visual = {name: value.detach().cpu().double() for name, value in model.towers.clip.visual.state_dict().items()}
+    visual = {
+        name: value.detach().cpu().double()
+        for name, value in model.towers.clip.get_submodule("visual").state_dict().items()
+    }
     state = {
         "cls_token": sizes.written(visual["class_embedding"])[None, None],
         "pos_embed": sizes.written(visual["positional_embedding"].T).T[None],

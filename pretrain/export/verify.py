@@ -67,8 +67,9 @@ def verify_export(model: DualEncoder | Classifier, folder: Path, formats: Sequen
                 resized = client.prepare(_large(model.spec.image_size))
         except Exception as error:  # whatever a client raises, the export is not usable there
             raise UserError(f"{name} cannot load the export", got=f"{type(error).__name__}: {error}") from error
-        if client.classes != (model.classes if isinstance(model, Classifier) else ()):
-            raise UserError(f"{name} finds other classes", got=client.classes[:5], expected=model.classes[:5])
+        classes = model.classes if isinstance(model, Classifier) else ()
+        if client.classes != classes:
+            raise UserError(f"{name} finds other classes", got=client.classes[:5], expected=classes[:5])
         differences = {f"{name} {part}": float((value - theirs[part]).abs().max()) for part, value in mine.items()}
         _compare_resized(model.spec, name, resized)
         wrong = ", ".join(f"{part} {value:.2g}" for part, value in differences.items() if not value <= TOLERANCE)
@@ -77,7 +78,7 @@ def verify_export(model: DualEncoder | Classifier, folder: Path, formats: Sequen
         found.differences.update(differences)
         with quiet():
             found.divergences.extend(picture_divergences(model, name, client))
-            if client.texts is not None:
+            if isinstance(model, DualEncoder):
                 found.divergences.extend(text_divergences(model, name, client))
     return found
 

@@ -8,6 +8,7 @@ import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -51,11 +52,11 @@ class Tokenizer:
 
     text_cfg: str  # JSON, so that the value hashes
     context_length: int
-    _built: object = field(default=None, repr=False, compare=False)
+    _built: Any = field(default=None, repr=False, compare=False)
 
     @property
-    def library(self) -> object:
-        """open_clip's tokenizer behind this one. Raises UserError where its files cannot be read."""
+    def library(self) -> Any:
+        """open_clip's tokenizer behind this one, of no common class. Raises UserError where it cannot be read."""
         if self._built is None:
             self._built = _build_tokenizer(self.text_cfg, self.context_length)
         return self._built
