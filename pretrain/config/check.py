@@ -101,8 +101,11 @@ def within(hint: Any) -> tuple[type | None, str]:
 def _check_setting(name: str, value: Any, hint: Any, rule: Rule | None) -> None:
     if isinstance(value, tuple) and len(value) != len(get_args(hint)):
         break_rule(name, value, f"{len(get_args(hint))} values")
-    for one in value if isinstance(value, list | tuple) else [value]:
+    several = isinstance(value, list | tuple)
+    for one in value if several else [value]:
         if isinstance(one, str):
             check_text(name, one)
+        if several and isinstance(one, list | dict):  # OmegaConf looks at the items of a list alone
+            break_rule(name, value, "a list without lists or maps in it")
     if value is not None and rule is not None:
         rule.check(name, value, type(None) in get_args(hint))

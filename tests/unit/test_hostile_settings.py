@@ -5,6 +5,7 @@ import math
 import os
 import time
 from dataclasses import fields
+from typing import get_origin
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ TEXTS = ['"a\\0b"', '"\\e[31m\\n"', "x" * 5000, "9" * 400 + " steps", "1e99 epoc
 MORE = [
     *("-.inf", "1e400", "-1e400", "-1e308", "-0.0", "0", "1e9999999", str(-(10**23)), "9" * 5000, "0x" + "f" * 40),
     *(str(2**63), str(2**64), "1_0", '"  "', "\ud800", "caf\u00e9", "null", "true", "{}", "[[1]]", "[1, 2, 3]"),
+    *("[[1], 2]", "[{a: 1}]"),
     *("[.nan, .nan]", "[0.5]", "{a: 1}", "!!python/name:os.system", "!!binary aGk=", "2020-01-01", "0-0", "5-1"),
     *("${oc.env:NO_SUCH_VARIABLE_HERE}", "${seed", "${oc.nothing:1}", "&a [*a]", '"a\\nb"'),
     *(f"{n} {unit}" for unit in ("steps", "epochs", "samples", "minutes")
@@ -58,7 +60,8 @@ def _values(hint):
     """The most telling ones; all of them (five minutes) with ALL_HOSTILE_SETTINGS=1."""
     if os.environ.get("ALL_HOSTILE_SETTINGS"):
         return EVERYWHERE + NUMBERS + TEXTS + MORE
-    return EVERYWHERE + (NUMBERS if is_number(hint) else TEXTS if hint is not bool else [])
+    nested = ["[[1], 2]", "[{a: 1}]"] if get_origin(hint) in (list, tuple) else []
+    return nested + EVERYWHERE + (NUMBERS if is_number(hint) else TEXTS if hint is not bool else [])
 
 
 def _use(config):
