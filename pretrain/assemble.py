@@ -29,15 +29,18 @@ from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
 from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.eval_reader import EvalReader, eval_fields
-from pretrain.stream.fields.field import Field
+from pretrain.stream.fields import FIELDS
+from pretrain.stream.fields.field import Field, FieldContext
 from pretrain.stream.fields.image import Image, image_settings
 from pretrain.stream.fields.label import Label
 from pretrain.stream.fields.text import Text
 from pretrain.stream.loader import FieldsOf, StreamSettings, StreamSource, TrainStream
 from pretrain.stream.position import Position
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.needs import Needs
 from pretrain.towers.cut import TextRule
 from pretrain.towers.dropout import without_dropout
+from pretrain.towers.heads.equip import Equipment
 from pretrain.towers.spec import ModelSpec, tokenizer_of
 
 _Config = TypeVar("_Config", bound=Config)
@@ -67,19 +70,29 @@ def _source(source: ImageSource, corpus: Corpus) -> StreamSource:
 def pair_fields(
     config: ContrastiveConfig, spec: ModelSpec, rule: TextRule | None = None, dropped: Sequence[float] = ()
 ) -> FieldsOf:
-    """The fields of pairs: a caption, cut by `rule`, and a picture. `dropped`: the share of patches that each phase and
-    the time after them leaves out; none where it is empty."""
+    """The fields of pairs: a caption, cut by `rule`, a picture, and what objectives need beside them. `dropped`: the
+    share of patches that each phase and the time after them leaves out; none where it is empty."""
     sizes = [phase.image_size for phase in config.model.phases]
     tokenize = tokenizer_of(spec)
 
     def fields(source: StreamSource, phase: int) -> dict[str, Field]:
         settings = image_settings(spec, config.data, [*sizes, None][phase])
-        return {
-            "text": Text(tokenize, source.mapping, source.choose, config.data.word_dropout, rule),
-            "image": Image(settings, source.mapping, dropped[phase] if dropped else 0.0),
-        }
+        share, optional = dropped[phase] if dropped else 0.0, config.data.optional
+        text = Text(tokenize, source.mapping, source.choose, config.data.word_dropout, rule, "text" in optional)
+        found: dict[str, Field] = {"text": text, "image": Image(settings, source.mapping, share, "image" in optional)}
+        for name, own in config.needs.fields.items():
+            context = FieldContext(name, source.mapping, source.choose, text, name in optional)
+            found[name] = FIELDS[own.type].load().of(own, context)
+        return found
 
     return fields
+
+
+def equipment_of(needs: Needs) -> Equipment:
+    """What a dual encoder has beside its towers for objectives with these needs."""
+    encoder_of = {name: one.ENCODER for name, one in needs.fields.items() if one.ENCODER is not None}
+    sizes = {name: one.width for name, one in needs.fields.items() if one.width is not None}
+    return Equipment(encoder_of, sizes, needs.heads)
 
 
 def label_fields(config: ClassifyConfig, spec: ModelSpec, classes: int, dropped: float = 0.0) -> FieldsOf:

@@ -21,7 +21,6 @@ from pretrain.evaluate.overlap import remark
 from pretrain.evaluate.pair_loss import PairLoss
 from pretrain.evaluate.runner import check_classes, evaluate_classification, evaluate_retrieval
 from pretrain.evaluate.templates import load_templates
-from pretrain.objectives import SigmoidConfig
 from pretrain.objectives.objective import build
 from pretrain.process.runtime import Runtime
 from pretrain.stream.batches import Batch
@@ -31,7 +30,7 @@ from pretrain.towers.adapt import described
 from pretrain.towers.adapt.order import adapt, adapters_of, merge
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import InitReport, initialise
-from pretrain.towers.logits import set_logits, start_logits, warn_of_bias
+from pretrain.towers.logits import biased, set_logits, start_logits, warn_of_bias
 from pretrain.towers.model import Inputs, to_device
 from pretrain.towers.parts import tower_of
 
@@ -50,7 +49,10 @@ class PretrainJob:
         fields = assemble.pair_fields(config, spec, self.model.rule, self.model.patch_shares)
         self.stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
         self._evaluations = Evaluations(config, self.model, runtime)
-        self.extras = Extras(describe(spec, **described(config.added())), assemble.resolved(config))
+        self.extras = Extras(
+            describe(spec, **described(config.added()), **assemble.equipment_of(config.needs).described()),
+            assemble.resolved(config),
+        )
         self.state = assemble.start_state(reader, config, self.extras.model, self.stream, runtime)
         assemble.keep_settings(config, self.extras.config, runtime)
         if reader is not None:
@@ -59,10 +61,10 @@ class PretrainJob:
             lines = start_lines(self.model, config)
             if lines and runtime.is_main:
                 print("\n".join(lines), flush=True)
-        doubt = warn_of_bias(config.objective, config.train.global_batch)
+        doubt = warn_of_bias(config.objectives, config.train.global_batch)
         if doubt and reader is None and runtime.is_main:
             print(doubt, flush=True)
-        remarks = [*filter(None, [self.model.silenced]), *self._evaluations.remarks(self.stream.corpus)]
+        remarks = [*self.model.remarks(), *self._evaluations.remarks(self.stream.corpus)]
         if runtime.is_main and remarks:
             print("\n".join(remarks), flush=True)
         self.engine = Engine(self.model, config.optim, config.train, runtime)
@@ -97,9 +99,10 @@ class PretrainJob:
 def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:
     """The towers of the settings, initialised from the seed and adapted. `fresh`: with what the architecture names for
     them to start from."""
-    biased = isinstance(config.objective, SigmoidConfig)
-    model = build_model(config.model.name, config.seed, config.model.text_buckets, biased, fresh)
-    start_logits(model, config.objective, config.train.global_batch)
+    bias = biased(config.objectives)
+    model = build_model(config.model.name, config.seed, config.model.text_buckets, bias, fresh)
+    start_logits(model, config.objectives, config.train.global_batch)
+    assemble.equipment_of(config.needs).give(model, config.seed)
     adapt(model, adapters_of(config))
     return model
 
@@ -116,9 +119,9 @@ def load_init(model: DualEncoder, config: ContrastiveConfig) -> InitReport:
     report = initialise(model, opened.state, opened.took, _may_miss(model, config))
     report.notes = opened.notes + notes
     if "logit_bias" in report.missing:
-        start_logits(model, config.objective, config.train.global_batch)
+        start_logits(model, config.objectives, config.train.global_batch)
     else:
-        set_logits(model, config.objective)
+        set_logits(model, config.objectives)
     return report
 
 
@@ -126,7 +129,7 @@ def _may_miss(model: DualEncoder, config: ContrastiveConfig) -> list[str]:
     """Tensors that model.init need not have: the bias of the sigmoid objective, and beside locked parts all others."""
     names = list(model.clip.state_dict()) if config.model.locked else []
     free = [name for name in names if tower_of(f"clip.{name}") not in config.model.locked]
-    return free + ["logit_bias"] * (isinstance(config.objective, SigmoidConfig))
+    return free + ["logit_bias"] * biased(config.objectives)
 
 
 class Evaluations:
@@ -153,16 +156,17 @@ class Evaluations:
         with evaluating(engine):
             encode = encoder(self.model, self.runtime.device, forward=engine)
             scalars = engine.scalars()
-            loss = PairLoss(scalars["logit_scale"], scalars.get("logit_bias"), self.config.objective)
+            loss = PairLoss(scalars["logit_scale"], scalars.get("logit_bias"), self.config.objectives)
             values = self._evaluate(encode, loss)
             if values and engine.ema is not None:
                 average = DualEncoder(self.model.spec, self.model.rule.buckets)
+                assemble.equipment_of(self.config.needs).give(average, seed=0)
                 average.load_state_dict(merge(self.model.adapters, engine.ema.gathered()))
                 average.to(self.runtime.device).eval()
                 encode = encoder(average, self.runtime.device, self.config.train.precision)
                 state = average.export_state()
                 bias = float(state["logit_bias"]) if "logit_bias" in state else None
-                loss = PairLoss(math.exp(state["logit_scale"]), bias, self.config.objective)
+                loss = PairLoss(math.exp(state["logit_scale"]), bias, self.config.objectives)
                 values |= {f"ema_{name}": value for name, value in self._evaluate(encode, loss).items()}
         return values
 

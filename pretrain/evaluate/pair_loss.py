@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from pretrain.evaluate.features import CorpusFeatures, Ranks
-from pretrain.objectives import InfoNCEConfig, ObjectiveConfig
+from pretrain.objectives import InfoNCEConfig, ObjectiveConfig, PairsConfig
 from pretrain.objectives.objective import BIAS, SCALE, build
 from pretrain.objectives.tiles import alone
 
@@ -18,11 +19,12 @@ LOSS_BATCH = 256  # pairs in one validation batch; the loss grows with it, so it
 @dataclass(frozen=True)
 class PairLoss:
     """A contrastive loss with the logit scale and bias of the weights that are evaluated: what training computes of a
-    batch, here of a part of a corpus. The default settings are InfoNCE (CLIP)."""
+    batch, here of a part of a corpus. Of several objectives it is the weighted sum of those over pairs of an image and
+    a text, for features alone say nothing of others. The default settings are InfoNCE (CLIP)."""
 
     scale: float
     bias: float | None = None
-    settings: ObjectiveConfig = field(default_factory=InfoNCEConfig)
+    settings: Mapping[str, ObjectiveConfig] = field(default_factory=lambda: {"infonce": InfoNCEConfig()})
 
     def __call__(self, features: CorpusFeatures, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The loss, 0-dim, fp64, of the batch of pairs of these rows, int64 [n] each. No collective."""
@@ -33,9 +35,17 @@ class PairLoss:
         if features.hashes is not None:
             hashes = features.hashes[0][images], features.hashes[1][texts]
             facts = {field: {"identity": own} for field, own in zip(rows, hashes, strict=True)}
-        (weighted,) = build({"it": self.settings}).values()
+        over = build(of_features(self.settings)).values()
         with alone():
-            return weighted.weight * weighted.objective.loss(rows, shared, facts)
+            return sum(
+                (one.weight * one.objective.loss(rows, shared, facts) for one in over), rows["image"].new_zeros(())
+            )
+
+
+def of_features(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
+    """Those of the objectives that are over pairs of an image and a text, and so have a value for features alone."""
+    pairs = {name: one for name, one in objectives.items() if isinstance(one, PairsConfig)}
+    return {name: one for name, one in pairs.items() if set(one.fields) == {"image", "text"}}
 
 
 @torch.no_grad()

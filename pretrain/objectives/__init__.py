@@ -101,6 +101,17 @@ class ClassesConfig(ObjectiveConfig):
     type: str = choice("classes")
 
 
+def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
+    """What objectives that share one scale or bias want of it differently."""
+    for name in ("temperature", "learn_temperature", "logit_bias"):
+        asked = {of: getattr(one, name) for of, one in objectives.items() if getattr(one, name, None) is not None}
+        for of, value in asked.items():
+            first = next(iter(asked))
+            if value != asked[first]:
+                rule = f"{asked[first]}, as objectives.{first} has it: there is one in the model"
+                yield Fault(f"objectives.{of}.{name}", rule, "set it in one place")
+
+
 OBJECTIVES = {
     "infonce": Entry(InfoNCEConfig, "pretrain.objectives.infonce:InfoNCE"),
     "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.multi_positive:MultiPositive"),

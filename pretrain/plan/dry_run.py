@@ -35,13 +35,13 @@ def dry_run(config: ContrastiveConfig) -> int:
     fields = assemble.pair_fields(config, model.spec, model.rule, model.patch_shares)
     stream = assemble.train_stream(config, assemble.train_sources(config.data), fields, runtime)
     remarks = Evaluations(config, model, runtime).remarks(stream.corpus)
-    description = describe(model.spec, **described(config.added()))
+    description = describe(model.spec, **described(config.added()), **assemble.equipment_of(config.needs).described())
     assemble.start_state(reader, config, description, stream, runtime)
     lines = start_lines(model, config) if reader is None else []
     model.compiled = None  # activations are counted on plain towers: compiling takes minutes
     if runtime.is_main:
-        doubt = warn_of_bias(config.objective, config.train.global_batch)
-        notes = [*lines, *(note for note in (doubt, model.silenced, *remarks) if note)]
+        doubt = warn_of_bias(config.objectives, config.train.global_batch)
+        notes = [*lines, *filter(None, [doubt]), *model.remarks(), *remarks]
         print_plan(config, runtime, stream, model.spec.name, model, notes, memory(config, model, runtime))
     return 0
 

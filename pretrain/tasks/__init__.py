@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
 from pretrain.config.registry import Entry, entries
 from pretrain.config.tree import DataConfig, EvalConfig, ModelConfig, OptimConfig, Phase
-from pretrain.objectives import OF_TOWERS, ObjectiveConfig
+from pretrain.objectives import OF_TOWERS, ObjectiveConfig, at_odds
 from pretrain.stream.fields import FIELDS, FieldConfig
 from pretrain.tasks.needs import Needs, faults, needs_of
 from pretrain.towers.adapt import AdaptedConfig
@@ -32,7 +32,7 @@ class ContrastiveConfig(AdaptedConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: dict[str, ObjectiveConfig] = entries(OF_TOWERS, "infonce")  # one, by its type or another name
+    objectives: dict[str, ObjectiveConfig] = entries(OF_TOWERS, "infonce")  # by their types or other names
     heads: dict[str, HeadConfig] = entries(HEADS)  # of those that the objectives read
     fields: dict[str, FieldConfig] = entries(FIELDS)  # of those that the objectives read
 
@@ -58,17 +58,12 @@ class ContrastiveConfig(AdaptedConfig):
         """The towers, and the heads by their names."""
         return (*self.TOWERS, *self.needs.heads)
 
-    @property
-    def objective(self) -> ObjectiveConfig:
-        """The one objective."""
-        (only,) = self.objectives.values()
-        return only
-
     def check(self) -> Iterator[Fault]:
         """Something is minimised, something learns, and what is locked has no rate."""
         yield from super().check()
-        if len(self.objectives) != 1:
-            yield Fault("objectives", "exactly one", "objectives=infonce takes the place of those in the file")
+        if not self.objectives:
+            yield Fault("objectives", "at least one", "objectives=infonce")
+        yield from at_odds(self.objectives)
         yield from faults(self.objectives, self.heads, self.fields)
         known = (*self.TOWERS, *self.needs.fields)
         for name, one in self.objectives.items():

@@ -114,6 +114,11 @@ class DualEncoder(Model):
         bias = getattr(self.clip, "logit_bias", None)
         return {"logit_scale": self._scale()} | ({} if bias is None else {"logit_bias": bias.float().clone()})
 
+    def remarks(self) -> list[str]:
+        """Lines for the user: what was set to 0, and what its heads have to say."""
+        of_heads = [remark for head in self.heads.values() for remark in getattr(head, "remarks", ())]
+        return [*filter(None, [self.silenced]), *of_heads]
+
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-norm fp32 features `[n, d]` of uint8 images `[n, 3, h, w]` (or normalised float ones)."""
         return self({"image": {"pixels": images}})["rows"]["image"]

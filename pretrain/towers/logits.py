@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -13,35 +14,43 @@ SIGMOID_TEMPERATURE = 0.1  # of the SigLIP paper (arXiv 2303.15343), where CLIP 
 _FAR = math.log(10)  # from -ln(global batch): ten times too many or too few pairs taken for positives
 
 
+def biased(objectives: Mapping[str, ObjectiveConfig]) -> bool:
+    """Whether one of the objectives uses a bias."""
+    return any(isinstance(one, SigmoidConfig) for one in objectives.values())
+
+
 @torch.no_grad()
-def start_logits(model: DualEncoder, objective: ObjectiveConfig, global_batch: int) -> None:
+def start_logits(model: DualEncoder, objectives: Mapping[str, ObjectiveConfig], global_batch: int) -> None:
     """The start of a model whose scale and bias were not trained together, where the settings are silent too: one of B
     answers is yes, so the bias is -ln B at similarities near 0, which a trained scale would make large."""
-    if isinstance(objective, SigmoidConfig):
+    if biased(objectives):
         start = model.spec.model_cfg.get("init_logit_scale", -math.log(SIGMOID_TEMPERATURE))
         model.clip.logit_scale.fill_(start)
         model.clip.logit_bias.fill_(-math.log(global_batch))
-    set_logits(model, objective)
+    set_logits(model, objectives)
 
 
 @torch.no_grad()
-def set_logits(model: DualEncoder, objective: ObjectiveConfig) -> None:
-    """What the settings name outranks the architecture and loaded weights; what no objective uses is frozen."""
+def set_logits(model: DualEncoder, objectives: Mapping[str, ObjectiveConfig]) -> None:
+    """What the settings name outranks the architecture and loaded weights; what no objective uses is frozen. All that
+    scale share the one scale, and are asked for one temperature by the rules of the settings."""
     scale, bias = model.clip.logit_scale, getattr(model.clip, "logit_bias", None)
-    scaled = isinstance(objective, ScaledConfig)
-    if scaled and objective.temperature is not None:
-        scale.fill_(-math.log(objective.temperature))
-    scale.requires_grad_(scaled and objective.learn_temperature)
+    scaled = [one for one in objectives.values() if isinstance(one, ScaledConfig)]
+    for one in scaled:
+        if one.temperature is not None:
+            scale.fill_(-math.log(one.temperature))
+    scale.requires_grad_(any(one.learn_temperature for one in scaled))
     if bias is not None:
-        biased = isinstance(objective, SigmoidConfig)
-        if biased and objective.logit_bias is not None:
-            bias.fill_(objective.logit_bias)
-        bias.requires_grad_(biased)
+        for one in scaled:
+            if isinstance(one, SigmoidConfig) and one.logit_bias is not None:
+                bias.fill_(one.logit_bias)
+        bias.requires_grad_(biased(objectives))
 
 
-def warn_of_bias(objective: ObjectiveConfig, global_batch: int) -> str | None:
+def warn_of_bias(objectives: Mapping[str, ObjectiveConfig], global_batch: int) -> str | None:
     """A warning where the settings start the bias far from -ln(global batch)."""
-    bias, fitting = getattr(objective, "logit_bias", None), -math.log(global_batch)
+    given = [getattr(one, "logit_bias", None) for one in objectives.values()]
+    bias, fitting = next((one for one in given if one is not None), None), -math.log(global_batch)
     if bias is None or abs(bias - fitting) < _FAR:
         return None
     return (

@@ -29,7 +29,7 @@ def _all_tasks(rank, world_size, images, batch):
     def reader(classes=None):
         return FakeReader(images, batch, rank, world_size, classes)
 
-    losses = [PairLoss(20.0, -2.0, settings) for settings in plain_losses.OF_PAIRS.values()]
+    losses = [PairLoss(20.0, -2.0, {"it": settings}) for settings in plain_losses.OF_PAIRS.values()]
     retrieval = evaluate_retrieval(towers, reader(), place, images, losses[0], loss_batch=4)
     values = [validation_loss(retrieval.features, loss, place, 4) for loss in losses]
     pairs = evaluate_pairs(towers, reader(), PAIRS, place, images)

@@ -22,7 +22,9 @@ LOSSES = {
     "sigmoid": ["objectives=sigmoid"],
     "multi_positive": ["objectives={multi_positive: {label_smoothing: 0.1, learn_temperature: false}}"],
     "margin": ["objectives.margin.negatives=hardest"],
+    "several": ["objectives={infonce: {}, sigmoid: {weight: 0.01}, margin: {weight: 0.5}}"],
 }
+BIASED = ("sigmoid", "several")
 PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
 
 
@@ -54,8 +56,11 @@ def test_losses_are_those_of_one_rank(workspace, name):
         run_ranks(2, trained, workspace, two, [*words, *more])
     assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-5)
     logged = runs.rows(two, "train")
-    assert all(("logit_bias" in row) == (name == "sigmoid") for row in logged)
-    assert (len({row["logit_scale"] for row in logged}) > 1) == (name == "sigmoid")
+    assert all(("logit_bias" in row) == (name in BIASED) for row in logged)
+    assert (len({row["logit_scale"] for row in logged}) > 1) == (name in BIASED)
+    if name == "several":
+        sums = [row["loss_infonce"] + 0.01 * row["loss_sigmoid"] + 0.5 * row["loss_margin"] for row in logged]
+        assert sums == pytest.approx([row["loss"] for row in logged], rel=1e-4)
 
 
 def test_a_sigmoid_run_is_exported_with_its_bias(workspace, tmp_path):

@@ -78,7 +78,7 @@ def test_validation_loss_is_the_mean_of_full_batches_of_first_captions():
 def test_validation_loss_is_the_value_of_the_loss_that_trains(name):
     """By the loss's definition on the whole matrix; captions and images that are one are so here too."""
     towers, settings = FakeTowers(), plain_losses.OF_PAIRS[name]
-    loss = PairLoss(15.0, -2.5, settings)
+    loss = PairLoss(15.0, -2.5, {"it": settings})
     found = evaluate_retrieval(towers, FakeReader(40, 8), ranks(), 40, loss, loss_batch=15)
     image = torch.tensor([image for image in range(40) if image % 4])
     identity = torch.stack([image // 2, image * 4 % 50], dim=1)

@@ -69,41 +69,44 @@ def test_what_is_not_a_number_shows_in_the_loss(name, side):
 
 def test_the_bias_starts_where_one_answer_in_the_batch_is_yes():
     model = tiny.build(init_logit_bias=-10.0)
-    start_logits(model, SigmoidConfig(), 512)
+    start_logits(model, {"a": SigmoidConfig()}, 512)
     assert model.clip.logit_bias.item() == pytest.approx(-math.log(512))
     assert model.clip.logit_scale.exp().item() == pytest.approx(10)
-    set_logits(model, SigmoidConfig(logit_bias=-10, temperature=0.05))
+    set_logits(model, {"a": SigmoidConfig(logit_bias=-10, temperature=0.05)})
     assert (model.clip.logit_bias.item(), model.clip.logit_scale.exp().item()) == pytest.approx((-10, 20))
     of_its_own = tiny.build(init_logit_bias=-10.0, init_logit_scale=math.log(30))
-    start_logits(of_its_own, SigmoidConfig(), 512)
+    start_logits(of_its_own, {"a": SigmoidConfig()}, 512)
     assert of_its_own.clip.logit_scale.exp().item() == pytest.approx(30)
 
 
 def test_a_bias_that_does_not_suit_the_batch_is_doubted():
-    assert warn_of_bias(SigmoidConfig(), 512) is None
-    assert warn_of_bias(SigmoidConfig(logit_bias=-10), 32768) is None
-    assert "suits a global batch of 22,026, this one is 512" in warn_of_bias(SigmoidConfig(logit_bias=-10), 512)
+    assert warn_of_bias({"a": SigmoidConfig()}, 512) is None
+    far = {"b": InfoNCEConfig(), "a": SigmoidConfig(logit_bias=-10)}
+    assert warn_of_bias(far, 32768) is None
+    assert "suits a global batch of 22,026, this one is 512" in warn_of_bias(far, 512)
 
 
 @pytest.mark.parametrize(
-    ("loss", "scale_learns", "bias_learns"),
+    ("losses", "scale_learns", "bias_learns"),
     [
-        (InfoNCEConfig(), True, False),
-        (InfoNCEConfig(learn_temperature=False), False, False),
-        (SigmoidConfig(), True, True),
-        (SigmoidConfig(learn_temperature=False), False, True),
-        (MarginConfig(), False, False),
+        ([InfoNCEConfig()], True, False),
+        ([InfoNCEConfig(learn_temperature=False)], False, False),
+        ([SigmoidConfig()], True, True),
+        ([SigmoidConfig(learn_temperature=False)], False, True),
+        ([MarginConfig()], False, False),
+        ([MarginConfig(), InfoNCEConfig()], True, False),
+        ([InfoNCEConfig(learn_temperature=False), SigmoidConfig(learn_temperature=False)], False, True),
     ],
 )
-def test_what_a_loss_does_not_use_is_frozen(loss, scale_learns, bias_learns):
+def test_what_no_loss_uses_is_frozen(losses, scale_learns, bias_learns):
     model = tiny.build(init_logit_bias=-10.0)
-    start_logits(model, loss, 64)
+    start_logits(model, {loss.type: loss for loss in losses}, 64)
     assert (model.clip.logit_scale.requires_grad, model.clip.logit_bias.requires_grad) == (scale_learns, bias_learns)
 
 
 def test_the_highest_temperature_allowed_is_the_cap():
     model = tiny.build()
-    start_logits(model, InfoNCEConfig(temperature=0.01), 64)
+    start_logits(model, {"b": MarginConfig(), "a": InfoNCEConfig(temperature=0.01)}, 64)
     assert model.clip.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
 
 
