@@ -15,7 +15,14 @@ import yaml
 import tiny
 from packing import ROOT, data_tools, jpeg, photo_folder
 
-PAGES = ("README.md", "data_tools/README.md", "launch/README.md", "pretrain/README.md", "configs/README.md")
+PAGES = (
+    "README.md",
+    "data_tools/README.md",
+    "launch/README.md",
+    "pretrain/README.md",
+    "pretrain/ADDING.md",
+    "configs/README.md",
+)
 NOT_RUN = "# not run by the tests: "  # the first line of a block that tests leave out, and why
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _KINDS = ("daisy", "rose")

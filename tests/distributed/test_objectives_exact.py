@@ -1,7 +1,7 @@
 """Gradients of every objective that is registered, and of toys of each kind, against one process in fp64: alone and
 jointly, at every ZeRO stage, world size and number of micro-batches.
 
-EXACT=all, in the environment, adds each one alone everywhere.
+EXACT=all, in the environment, adds each one alone everywhere; EXACT=NAME is that one alone, and no other row.
 """
 
 import itertools
@@ -26,7 +26,7 @@ STAGES = (0, 1, 2, 3, "3, all cut")  # the last keeps no parameter whole, howeve
 PRECISIONS = ("fp32", "bf16")
 BOUND = 1e-5  # relative, in norm, in fp32; in bf16 half as much again as autocast alone is off
 SEEN = 4096
-ALL = os.environ.get("EXACT") == "all"
+ASKED = os.environ.get("EXACT", "")
 JOINT = (*OBJECTIVES, *joint.TOYS)
 DRAWN = (8, 13, 10, 10, 2, 6, 0, 14, 0, 12, 0, 14, 4, 15, 7, 12)  # by hash: other numbers change trainings
 ALONE = [*((name,) for name in SETTINGS), ("match", "doubt"), ("guess",)]
@@ -35,9 +35,10 @@ ALONE = [*((name,) for name in SETTINGS), ("match", "doubt"), ("guess",)]
 def everything(world_size):
     """(objectives, stage, precision, micro-batches, whether some samples lack a field) of a launch."""
     rows = [(JOINT, *row, True) for row in itertools.product(STAGES, PRECISIONS, (1, 4))]
-    if ALL:
-        every = itertools.product(ALONE, STAGES, PRECISIONS, (1, 4), (True, False))
-        return [*rows, *every]
+    if ASKED == "all":
+        return [*rows, *itertools.product(ALONE, STAGES, PRECISIONS, (1, 4), (True, False))]
+    if ASKED:
+        return list(itertools.product([(ASKED,)], STAGES, PRECISIONS, (1, 4), (True,)))
     if world_size == 2:
         rows += [(names, stage, "fp32", parts, False) for names in ALONE for stage in (1, 3) for parts in (1, 4)]
     return rows
@@ -100,7 +101,7 @@ def measured(runtime, names, stage, precision, parts, absent):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_gradients_equal_one_process(world_size):
     drawn = set()
-    for found, mined in run_ranks(world_size, all_errors, timeout=1800 if ALL else 400):
+    for found, mined in run_ranks(world_size, all_errors, timeout=1800 if ASKED == "all" else 400):
         drawn |= mined
         assert len(found) == len(everything(world_size))
         for (names, stage, precision, parts, absent), (bound, by_name) in found.items():
@@ -108,8 +109,8 @@ def test_gradients_equal_one_process(world_size):
             assert "clip.logit_scale" in by_name
             for name, error in by_name.items():
                 assert error <= bound, f"{place}: {name} is off by {error:.1e}, allowed {bound:.1e}"
-    assert len(drawn) == 1  # what is drawn does not depend on stage, precision, rank or micro-batch
-    assert drawn == {DRAWN}
+    mines = any("match" in names for names, *_ in everything(world_size))
+    assert drawn == ({DRAWN} if mines else set())  # it depends on no stage, precision, rank or micro-batch
 
 
 def test_every_registered_objective_is_in_the_matrix():
