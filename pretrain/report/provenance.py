@@ -6,7 +6,7 @@ import importlib.metadata
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("dualstream", "torch", "deepspeed", "open_clip_torch", "transformers", "numpy", "pillow")
+_PACKAGES = ("dualstream", "torch", "deepspeed", "open_clip_torch", "transformers", "peft", "numpy", "pillow")
 
 
 def package_versions() -> dict[str, str | None]:

@@ -10,11 +10,13 @@ from torch import nn
 
 import checkpoints
 import tiny
-from data_tools.errors import UserError
+from data_tools.errors import UsageError, UserError
+from pretrain.config.reading import load_config
 from pretrain.config.tree import OptimConfig, PartConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.weights import describe, load_trained
 from pretrain.export.writer import export_model
+from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.adapt import LoraConfig, described
 from pretrain.towers.adapt.lock import Lock
 from pretrain.towers.adapt.lora import Lora
@@ -192,6 +194,13 @@ def test_what_does_not_go_together_is_not_merged():
             Lora(LoraConfig()).merged(wrong)
     with pytest.raises(UserError, match=r"got \(8, 32\).*rank 4"):
         Lora(LoraConfig(rank=4)).merged(state)
+
+
+def test_dropout_is_refused_with_the_reason(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {train: [{urls: x}]}\nrun: {dir: x}\nadapters: {lora: {dropout: 0.1}}\n")
+    with pytest.raises(UsageError, match=r"adapters.lora.dropout .*got 0.1; expected 0: masks drawn on each rank"):
+        load_config(ContrastiveConfig, path)
 
 
 def test_a_tower_without_a_place_says_so():

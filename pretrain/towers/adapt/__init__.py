@@ -33,6 +33,13 @@ class LoraConfig(AdapterConfig):
     alpha: float = number(16.0, gt=0, le=1e6)  # times what they give, divided by the rank
     # Which layers of a tower's blocks have such matrices: all linear ones | those of the attention | of the MLP.
     targets: str = choice("all", "attention", "mlp")
+    dropout: float = number(0.0, ge=0, lt=1)  # none but 0: masks differ with the number of ranks and the micro-batch
+
+    def check(self) -> Iterator[Fault]:
+        """Nothing is drawn on the ranks."""
+        if self.dropout:
+            rule = "0: masks drawn on each rank make gradients depend on the number of ranks and the micro-batch"
+            yield Fault("dropout", rule, "a lower rank or a higher optim.weight_decay regularises too")
 
 
 ADAPTERS = {  # in the order in which they are applied

@@ -28,7 +28,7 @@ _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 
 class Lora(Adapter):
     """Low-rank matrices, drawn from `seed`, in the towers that the settings name; these towers' own weights stop
-    learning. Without dropout: its masks would be drawn on each rank."""
+    learning."""
 
     def __init__(self, settings: LoraConfig, seed: int = 0):
         self.settings, self.seed = settings, seed
