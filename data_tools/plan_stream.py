@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     from pretrain.config.reading import load_task  # late: only this verb knows of training
-    from pretrain.places import check_corpus
+    from pretrain.engine.places import check_corpus
     from pretrain.tasks import TASKS
 
     config = load_task(TASKS, args.config, args.overrides, "contrastive")

@@ -1,4 +1,4 @@
-"""The training loop. A job (pretraining.py, finetune/) brings the model, the stream and the evaluation."""
+"""The training loop. A job (job.py) brings the model, the stream and the evaluations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 
-from pretrain.assemble import claim_run_dir
 from pretrain.config.tree import Config
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import FOLDER, Retention
@@ -23,6 +22,7 @@ from pretrain.loop.timetable import Timetable, make_timetable
 from pretrain.process.agree import all_reduce_sum, gather, raise_on_all_ranks
 from pretrain.process.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.process.lifeline import Lifeline
+from pretrain.process.run_dir import claim_run_dir
 from pretrain.process.runtime import OnHost, Runtime, finish, start
 from pretrain.process.status import DONE, RUNNING, STOPPED, Status
 from pretrain.process.stop import StopRequest

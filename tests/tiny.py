@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -14,6 +15,9 @@ from pretrain.objectives import InfoNCEConfig
 from pretrain.objectives.infonce import infonce
 from pretrain.objectives.objective import build as build_objectives
 from pretrain.stream.draw import Draw, Purpose
+from pretrain.stream.fields.image import Image, image_settings
+from pretrain.stream.fields.text import Text
+from pretrain.stream.samples import padding_of
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.model import Inputs, Outputs
 from pretrain.towers.spec import ModelSpec
@@ -71,6 +75,13 @@ def patch_bits(seed: int, epoch: int, ids: Iterable[int]) -> torch.Tensor:
 def inputs(images: torch.Tensor, bits: torch.Tensor | None = None) -> Inputs:
     """Images as the model takes them."""
     return {"image": {"pixels": images} | ({} if bits is None else {"patch_bits": bits})}
+
+
+def rows(model: DualEncoder) -> Callable[[int], Inputs]:
+    """n -> what the fields of pairs give of n samples that are not there."""
+    share = model.patch_dropout and model.patch_dropout.prob
+    fields = {"text": Text(model.tokenize), "image": Image(image_settings(model.spec), patch_dropout=share or None)}
+    return partial(padding_of, fields)
 
 
 def loss(outputs: Outputs) -> torch.Tensor:

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 
 from pretrain import train as loop
-from pretrain.assemble import claim_run_dir
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.zero import Whole
 from pretrain.process.lifeline import Lifeline
+from pretrain.process.run_dir import claim_run_dir
 
 
 def train(job) -> int:

@@ -9,10 +9,11 @@ from data_tools.arguments import Parser
 from data_tools.errors import UsageError
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PRECISIONS
+from pretrain.engine.places import check_architecture, check_corpus, check_output
 from pretrain.objectives import OF_PAIRS
-from pretrain.places import check_architecture, check_corpus, check_output, check_settings
 from pretrain.process.entry import run_entry
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.paths import check_settings
 
 _SPEED_STEPS, _CURVE_STEPS = 20, 100  # a curve within the warmup says little: the updates are small there
 _MODEL = "the towers: an open_clip architecture name, or a JSON file of one"

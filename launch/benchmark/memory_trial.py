@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
 from pretrain.objectives.objective import build
 from pretrain.plan.memory import memory
-from pretrain.pretraining import make_model
 from pretrain.process.agree import gather
 from pretrain.process.runtime import Runtime, finish, start
+from pretrain.stream.fields.image import Image, image_settings
+from pretrain.stream.fields.text import Text
+from pretrain.stream.samples import padding_of
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import make_model
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.model import Inputs
 
@@ -97,7 +101,12 @@ def main() -> None:
     runtime, config = start(distributed=True), trial.config()
     measured = measure(trial, runtime)
     if runtime.is_main:
-        figures = {"measured": measured, "formula": memory(config, make_model(config), runtime)}
+        model, objectives = make_model(config), build(config.objectives)
+        fields = {"image": Image(image_settings(model.spec)), "text": Text(model.tokenize)}
+        figures = {
+            "measured": measured,
+            "formula": memory(config, model, partial(padding_of, fields), objectives, runtime),
+        }
         Path(sys.argv[2]).write_text(json.dumps(figures))
     finish()
 

@@ -23,10 +23,10 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.objectives.objective import build
-from pretrain.pretraining import make_model
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import make_model
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.model import Inputs, to_device
 
@@ -145,7 +145,7 @@ def _open_clip(trial: StepTrial, device: torch.device) -> tuple[nn.Module, Forwa
     pixels = ours.to(device)._pixels(images.to(device))  # as its loader gives them: normalised floats
     tokens = tokens.to(device)
     if ours.patch_dropout is not None:
-        ours.patch_dropout.bits = torch.arange(trial.batch, device=device)
+        ours.patch_dropout.take({"patch_bits": torch.arange(trial.batch, device=device)})
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(trial.precision)):

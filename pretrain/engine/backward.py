@@ -19,7 +19,7 @@ import torch
 
 from pretrain.engine.engine import Engine
 from pretrain.engine.exchange import exchange
-from pretrain.objectives.objective import Draw, Facts, Mining, OverBatch, PerSample, Weighted
+from pretrain.objectives.objective import Draw, Facts, Mining, OverBatch, PerSample, Weighted, wanted
 from pretrain.objectives.tiles import world
 from pretrain.process.agree import all_reduce_sum
 from pretrain.report.profiling import profiled
@@ -67,7 +67,7 @@ class _Step:
         self.mining = {name: objective for name, objective in self.per.items() if isinstance(objective, Mining)}
         # Heads that give rows to losses over the batch are asked with the rows; the others where there is a graph.
         self.first = frozenset[str]().union(*(getattr(objective, "wants", ()) for objective in self.over.values()))
-        self.want = self.first.union(*(objective.wants for objective in self.per.values()))
+        self.want = wanted(objectives)
         self._shares = self._count()
         self._seen: dict[str, torch.Tensor] = {}
 

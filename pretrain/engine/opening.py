@@ -97,12 +97,15 @@ def open_weights(name: str | Path, ema: bool = False, architecture: str | None =
 def open_model(name: str | Path, ema: bool = False, architecture: str | None = None) -> tuple[DualEncoder, InitReport]:
     """The dual encoder that `name` means, fp32, on the CPU, in evaluation mode, and for the user what was taken.
 
-    Arguments and errors as of `open_weights`; a bare weights file whose architecture is not known is an error too.
+    Arguments and errors as of `open_known`.
     """
+    return open_known(name, ema, architecture).build()
+
+
+def open_known(name: str | Path, ema: bool = False, architecture: str | None = None) -> Opened:
+    """As `open_weights`, with a spec: a bare weights file whose architecture is not known is an error too."""
     opened = open_weights(name, ema, architecture)
-    if opened.spec is None:
-        opened = _guessed(opened)
-    return opened.build()
+    return _guessed(opened) if opened.spec is None else opened
 
 
 def resolve_checkpoint(name: str | Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint, spec_of_description
 from pretrain.engine.optimizers import all_states
 from pretrain.engine.reader import CheckpointReader
-from pretrain.towers.adapt.adapter import Adapter
-from pretrain.towers.adapt.order import adapt, adapters_in
+from pretrain.towers.adapt.order import adapters_in
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.spec import ModelSpec
@@ -76,16 +74,20 @@ def load_classifier(path: str | Path) -> Classifier | None:
         return None
     if found.kind not in (Kind.RUN, Kind.CHECKPOINT):
         return None
-    model = classifier_of(CheckpointReader(resolve_checkpoint(path)))
-    return model and model.eval()
+    reader = CheckpointReader(resolve_checkpoint(path))
+    model = classifier_of(reader)
+    if model is None:
+        return None
+    reader.load_into(model, adapters_in(reader.model(), str(reader.folder / MODEL)))
+    return model.eval()
 
 
-def classifier_of(reader: CheckpointReader, adapters: Sequence[Adapter] | None = None) -> Classifier | None:
-    """The classifier that a checkpoint describes and holds, fp32 on the CPU; None where it is of another model.
-    `adapters`: those that it goes on training with; None: it is a plain one, into which what they added is merged.
+def classifier_of(reader: CheckpointReader) -> Classifier | None:
+    """The classifier that a checkpoint describes, plain and without its weights, fp32 on the CPU; None where it is of
+    another model.
 
     Raises:
-        UserError: a damaged one.
+        UserError: a damaged description.
     """
     description, where = reader.model(), reader.folder / MODEL
     if "head" not in description:
@@ -93,13 +95,7 @@ def classifier_of(reader: CheckpointReader, adapters: Sequence[Adapter] | None =
     classes, scale = _head(description["head"], where)
     towers = DualEncoder(spec_of_description(description, str(where)), texts=False)
     head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])
-    model = Classifier(towers, classes, head, scale)
-    if adapters is None:
-        reader.load_into(model, adapters_in(description, str(where)))
-    else:
-        adapt(model, adapters)
-        reader.load_into(model)
-    return model
+    return Classifier(towers, classes, head, scale)
 
 
 def _head(head: object, where: Path) -> tuple[list[str], float]:

@@ -7,7 +7,7 @@ import argparse
 from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
 from pretrain.config.tree import PRECISIONS
-from pretrain.places import check_corpus, check_file, check_model, check_output, check_templates
+from pretrain.engine.places import check_corpus, check_file, check_model, check_output, check_templates
 from pretrain.process.entry import refuse_bare_world, run_entry
 
 TASKS = ("retrieval", "classification", "pairs")

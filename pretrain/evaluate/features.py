@@ -26,9 +26,17 @@ TEXT_CHUNK = 512  # texts in one forward at most: the captions of a batch of ima
 class Ranks(Protocol):
     """What evaluation needs of `pretrain.process.runtime.Runtime`."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    @property
+    def device(self) -> torch.device:
+        """That of this rank."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from data_tools.arguments import Parser
-from pretrain.places import check_model, check_output
+from pretrain.engine.places import check_model, check_output
 from pretrain.process.entry import refuse_ranks, run_entry
 
 _EXAMPLES = """examples:

@@ -74,6 +74,16 @@ class Weighted:
     weight: float = 1.0
 
 
+def compares(objective: OverBatch | PerSample) -> bool:
+    """Whether it looks at several samples at once, and asks of them for `Facts`."""
+    return not isinstance(objective, PerSample) or hasattr(objective, "mine")
+
+
+def wanted(objectives: Mapping[str, Weighted]) -> frozenset[str]:
+    """The heads that any of them reads."""
+    return frozenset().union(*(getattr(one.objective, "wants", ()) for one in objectives.values()))
+
+
 def rows_of(values: Tensors, fields: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Those of a pair of fields."""
     first, second = fields

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.config.reading import load_config
-from pretrain.places import check_model, check_output, check_settings
+from pretrain.config.reading import load_task
+from pretrain.engine.places import check_model, check_output
 from pretrain.process.entry import run_entry
-from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks import TASKS
+from pretrain.tasks.paths import check_settings
 
 _EXAMPLES = """examples:
   which samples the step of a loss spike had
     python launch/inspect_batch.py --config runs/a/config.yaml --step 1200
   only those of rank 3 of 8, a tab between rank, position, source, shard and key
     python launch/inspect_batch.py --config my.yaml --step 1200 --world-size 8 --rank 3 --keys
-  a page with the pictures as the model sees them, and their captions
+  a page with the pictures as the model sees them, and their captions or classes
     python launch/inspect_batch.py --config my.yaml --step 1200 --html step-1200.html
 
 Steps are counted as in metrics.jsonl, from 1 over all epochs. A run that changed its global batch at a resume, or the
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     words = Parser(
         prog="python launch/inspect_batch.py",
-        description="Show which samples a step of a pretraining takes, without training.",
+        description="Show which samples a step of a training takes, without training.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,7 +46,7 @@ def _run(arguments: list[str]) -> int:
     add("--checkpoint", type=Path, metavar="DIR", help="go on from this checkpoint's data position")
     how = words.add_mutually_exclusive_group()
     how.add_argument("--keys", action="store_true", help="rank, position, source, shard and key, one sample a line")
-    how.add_argument("--html", type=Path, metavar="FILE", help="write a page of pictures and captions")
+    how.add_argument("--html", type=Path, metavar="FILE", help="write a page of pictures and captions or classes")
     words.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = words.parse_intermixed_args(arguments)
     if options.step < 1:
@@ -53,7 +54,7 @@ def _run(arguments: list[str]) -> int:
     if options.rank is not None and not 0 <= options.rank < options.world_size:
         expected = f"0 .. {options.world_size - 1}"
         raise UsageError("--rank does not fit --world-size", got=options.rank, expected=expected)
-    config = load_config(ContrastiveConfig, options.config, options.overrides)
+    config = load_task(TASKS, options.config, options.overrides, "contrastive")
     check_settings(config)
     if options.checkpoint is not None:
         check_model(str(options.checkpoint))

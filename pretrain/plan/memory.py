@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,11 +11,13 @@ from pretrain.config.batch import local_batch
 from pretrain.config.tree import Config, PlainOptimConfig, TrainConfig
 from pretrain.engine.groups import parameter_groups
 from pretrain.engine.optimizers import STATES, states_of
+from pretrain.objectives.objective import Weighted, compares, wanted
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
-from pretrain.tasks import ContrastiveConfig
-from pretrain.towers.build import DualEncoder
+from pretrain.tasks.recipe import Trained
+from pretrain.towers.cut import uncut
 from pretrain.towers.fit import free_bytes
+from pretrain.towers.model import Inputs, to_device
 
 GIB = 2**30
 _MOST_LIVE = 10**9  # parameters that ZeRO-3 keeps gathered, by DeepSpeed's stage3_max_live_parameters
@@ -35,16 +36,24 @@ def too_much(total: int, runtime: Runtime) -> str:
     )
 
 
-def memory(config: ContrastiveConfig, model: DualEncoder, runtime: Runtime) -> dict[str, int]:
-    """Bytes per rank by what they hold; activations are counted on a forward of two pairs in the run's precision."""
+def memory(
+    config: Config,
+    model: Trained,
+    rows: Callable[[int], Inputs],
+    objectives: Mapping[str, Weighted],
+    runtime: Runtime,
+) -> dict[str, int]:
+    """Bytes per rank by what they hold; activations are counted on a forward of a few samples in the run's precision.
+    `rows`: n -> inputs of n samples, as the run's fields have them."""
     share = local_batch(config, runtime.world_size)
     parts = kept_bytes(config, model, runtime)
-    activations = activation_bytes(model, is_bf16(config.train.precision))
+    activations = activation_bytes(model, rows, objectives, is_bf16(config.train.precision))
     parts["activations of a micro-batch"] = activations * (config.train.micro_batch or share)
     if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
-        parts["a second pair of towers, while the moving average is evaluated"] = 4 * sizes(model)[0]
-    width = model.spec.model_cfg["embed_dim"]
-    parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
+        parts["a second model, while the moving average is evaluated"] = 4 * sizes(model)[0]
+    if any(compares(one.objective) for one in objectives.values()):
+        width = model.spec.model_cfg["embed_dim"]
+        parts["features and their gradients"] = 4 * width * (3 * share + 2 * config.train.global_batch)
     return {**parts, "total": sum(parts.values())}
 
 
@@ -98,35 +107,44 @@ def host_bytes(learning: int, train: TrainConfig, optim: PlainOptimConfig, world
     return tensors * 4 * learning // world_size if train.offload_optimizer else 0
 
 
-def activation_bytes(model: DualEncoder, bf16: bool) -> int:
-    """Bytes that the backward keeps for one pair, text at full length."""
-
-    def forward(pairs: int) -> object:
-        size, context = model.spec.image_size, model.spec.context_length
-        images = torch.zeros(pairs, 3, size, size, dtype=torch.uint8)
-        tokens = torch.zeros(pairs, context, dtype=torch.long)
-        tokens[:, -1] = model.spec.model_cfg["text_cfg"].get("vocab_size", 49408) - 1
-        text = replace(model.rule, buckets=1)(tokens)
-        return model({"image": {"pixels": images, "patch_bits": torch.arange(pairs)}, "text": text})
-
-    return bytes_of_one(forward, bf16)
+def activation_bytes(
+    model: nn.Module, rows: Callable[[int], Inputs], objectives: Mapping[str, Weighted], bf16: bool
+) -> int:
+    """Bytes that the backward keeps for one sample, its texts at full length: what two more add, halved. Arguments as
+    of `memory`."""
+    return (_saved_bytes(model, rows(4), objectives, bf16) - _saved_bytes(model, rows(2), objectives, bf16)) // 2
 
 
-def bytes_of_one(forward: Callable[[int], object], bf16: bool) -> int:
-    """Bytes that the backward keeps for one sample of `forward(samples)`: what two more add, halved."""
-    return (_saved_bytes(forward, bf16, 4) - _saved_bytes(forward, bf16, 2)) // 2
-
-
-def _saved_bytes(forward: Callable[[int], object], bf16: bool, samples: int) -> int:
-    seen: dict[int, int] = {}
+def _saved_bytes(model: nn.Module, inputs: Inputs, objectives: Mapping[str, Weighted], bf16: bool) -> int:
+    device, seen = next(model.parameters()).device, dict[int, int]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
-        outputs = forward(samples)
+    inputs = to_device(inputs, device)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast(device.type, enabled=bf16),
+    ):
+        outputs = model(inputs, wanted(objectives), lambda rows: _mined(rows, inputs, objectives))
     total = sum(seen.values())
     del outputs  # held until here, so that no address was used twice
     return total
+
+
+def _mined(rows: Mapping[str, torch.Tensor], inputs: Inputs, objectives: Mapping[str, Weighted]) -> Inputs:
+    """What objectives would mine among these samples."""
+    own = {field: value.detach().float() for field, value in rows.items()}
+    facts = {field: {"identity": torch.arange(len(value), device=value.device)} for field, value in rows.items()}
+    found: Inputs = {}
+
+    def draw(count: int) -> torch.Tensor:
+        return torch.rand(len(next(iter(own.values()))), count, dtype=torch.float64)
+
+    for name, one in objectives.items():
+        if hasattr(one.objective, "mine"):
+            for field, numbers in one.objective.mine(own, facts, draw).items():
+                found[f"{field}#{name}"] = {key: row[numbers] for key, row in uncut(inputs[field]).items()}
+    return found

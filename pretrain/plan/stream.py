@@ -12,11 +12,11 @@ from functools import reduce
 import numpy as np
 
 from data_tools.errors import UsageError
-from pretrain import assemble
 from pretrain.config.batch import check_world_size
 from pretrain.config.tree import Config
 from pretrain.stream.loader import StreamSource, make_mixture
 from pretrain.stream.order import Order
+from pretrain.stream.sources import train_sources
 
 _GIB, _MB = 2**30, 10**6
 
@@ -37,7 +37,7 @@ def plan_stream(config: Config, nodes: int, bandwidth: float) -> int:
     if nodes < 1 or not bandwidth > 0:
         raise UsageError("--nodes and --bandwidth are positive", got=f"{nodes} and {bandwidth:g}")
     check_world_size(config.train.global_batch, nodes)
-    sources = assemble.train_sources(config.data)
+    sources = train_sources(config.data)
     mixture = make_mixture(sources, config.seed, config.train.global_batch, config.data.window)
     quotas = config.train.global_batch * np.array(mixture.weights) / sum(mixture.weights)
     plans = [plan_source(*source, nodes) for source in zip(sources, mixture.orders, quotas, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_tools.arguments import Parser, at_least
 from data_tools.errors import UsageError
 from pretrain.config.tree import PRECISIONS
-from pretrain.places import check_model, check_output, check_present
+from pretrain.engine.places import check_model, check_output, check_present
 from pretrain.process.entry import refuse_ranks, run_entry
 
 FORMATS = (".csv", ".parquet")

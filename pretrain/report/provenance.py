@@ -1,10 +1,13 @@
-"""Which code made a result: package versions and, in a git checkout, the commit."""
+"""Which code made a result, by which settings: package versions and, in a git checkout, the commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import subprocess
 from pathlib import Path
+
+from pretrain.config.reading import dump_config
+from pretrain.config.tree import Config
 
 _PACKAGES = ("dualstream", "torch", "deepspeed", "open_clip_torch", "transformers", "peft", "numpy", "pillow")
 
@@ -29,3 +32,9 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return asked.stdout.strip() if asked.returncode == 0 else None
+
+
+def resolved(config: Config) -> str:
+    """The settings as YAML, with the code's commit and the packages' versions as comments."""
+    versions = [f"{name} {version}" for name, version in package_versions().items()]
+    return f"# commit {git_commit()}\n# {', '.join(versions)}\n{dump_config(config)}"

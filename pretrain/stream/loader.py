@@ -16,12 +16,12 @@ from pretrain.config.durations import parse_duration
 from pretrain.config.tree import Phase
 from pretrain.stream.bad import BadSample, BadSampleAccount, Quarantine, too_many_bad
 from pretrain.stream.batches import Batch, BatchBuilder
-from pretrain.stream.fields.field import Field
+from pretrain.stream.fields.field import Field, Inputs
 from pretrain.stream.mixture import Alone, Mixed, Mixture
 from pretrain.stream.order import Order, canonical_streams
 from pretrain.stream.position import Anchor, Position
 from pretrain.stream.prefetch import NodeShards, Prefetcher
-from pretrain.stream.samples import check_first_shard
+from pretrain.stream.samples import check_first_shard, padding_of
 from pretrain.stream.shard_check import ShardCheck
 from pretrain.stream.workers import BatchIterator
 
@@ -169,6 +169,10 @@ class TrainStream:
             lines.append(f"phase:    images of {size} px{dropped}, until step {end}")
         lines += [f"damaged:  {shard}; what it lost is replaced and counted" for shard in self.corpus.damaged]
         return lines
+
+    def rows(self, n: int) -> Inputs:
+        """What the model gets of n samples, in an empty form: what stands behind the last phase."""
+        return padding_of(self._build.fields[-1][0], n)
 
     def steps_until(self, duration: str, where: str) -> int:
         """Steps of the run, from its start, after which it has lasted so long; `rules.ENDLESS` for `forever`."""

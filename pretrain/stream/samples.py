@@ -75,12 +75,12 @@ class Samples:
             self._views[name][row][key].copy_(padding[0])
 
 
-def padding_of(fields: Mapping[str, Field]) -> Inputs:
-    """The rows of one sample that is not there."""
-    padding = {name: field.rows(1) for name, field in fields.items()}
+def padding_of(fields: Mapping[str, Field], n: int = 1) -> Inputs:
+    """The rows of n samples that are not there."""
+    padding = {name: field.rows(n) for name, field in fields.items()}
     for name, field in fields.items():
         if field.optional:
-            padding[name]["present"] = torch.zeros(1, dtype=torch.bool)
+            padding[name]["present"] = torch.zeros(n, dtype=torch.bool)
     return padding
 
 

@@ -1,4 +1,7 @@
-"""What can be trained, by task: the settings of each beside those that all have, and where it stands. No torch."""
+"""What can be trained, by task: the settings of each beside those that all have, and where its recipe stands. No torch.
+
+A task is a file, and an entry in TASKS.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,6 @@ from pretrain.stream.fields import FIELDS, FieldConfig
 from pretrain.tasks.needs import Needs, faults, needs_of
 from pretrain.towers.adapt import AdaptedConfig
 from pretrain.towers.heads import HEADS, HeadConfig
-
-
-@dataclass(frozen=True)
-class Task(Entry):
-    """A training. `build` makes its job of (settings, runtime); `plan`: "package.module:name" of its --dry-run."""
-
-    plan: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,8 @@ class ClassifyConfig(AdaptedConfig):
             yield Fault("optim.parts", "head alone at mode=linear")
 
 
+# `build` makes the recipe of a task: see `recipe.recipe_of`.
 TASKS = {
-    "contrastive": Task(ContrastiveConfig, "pretrain.pretraining:PretrainJob", "pretrain.plan.dry_run:dry_run"),
-    "classify": Task(ClassifyConfig, "pretrain.finetune.job:FinetuneJob", "pretrain.finetune.plan:dry_run"),
+    "contrastive": Entry(ContrastiveConfig, "pretrain.tasks.contrastive:recipe"),
+    "classify": Entry(ClassifyConfig, "pretrain.tasks.classify:recipe"),
 }

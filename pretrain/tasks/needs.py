@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.config.declare import Fault
 from pretrain.config.registry import Entry
 from pretrain.objectives import Need, ObjectiveConfig
 from pretrain.stream.fields import FIELDS, FieldConfig
 from pretrain.towers.heads import HEADS, HeadConfig
+
+if TYPE_CHECKING:
+    from pretrain.towers.heads.equip import Equipment
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ def needs_of(
         {name: heads.get(name) or _made(HEADS, need) for needed, _ in asked for name, need in needed.items()},
         {name: fields.get(name) or _made(FIELDS, need) for _, needed in asked for name, need in needed.items()},
     )
+
+
+def equipment_of(needs: Needs) -> Equipment:
+    """What a dual encoder has beside its towers for objectives with these needs."""
+    from pretrain.towers.heads.equip import Equipment  # late: it imports torch
+
+    encoder_of = {name: one.ENCODER for name, one in needs.fields.items() if one.ENCODER is not None}
+    sizes = {name: one.width for name, one in needs.fields.items() if one.width is not None}
+    return Equipment(encoder_of, sizes, needs.heads)
 
 
 def faults(

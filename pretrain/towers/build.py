@@ -48,8 +48,8 @@ class DualEncoder(Model):
         if texts:
             check_tokenizer(self.clip, self.tokenize, spec)
         self.patch_dropout = replace_patch_dropout(self.clip.visual)
-        # The share of patches that is left out in each phase of the run, and after the last one.
-        self.patch_shares = [0.0 if self.patch_dropout is None else self.patch_dropout.prob]
+        # The share of patches that is left out in each phase of the run, and after the last one; None where never.
+        self.patch_shares: list[float | None] = [self.patch_dropout.prob or None if self.patch_dropout else None]
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
         self.tables = settle_buffers(self.clip, spec.name)
         self.rule = text_rule(self.clip, text_buckets)
@@ -67,8 +67,8 @@ class DualEncoder(Model):
     def forward(self, inputs: Inputs, want: frozenset[str] = frozenset(), between: Between | None = None) -> Outputs:
         """Unit-norm fp32 features `[n, d]` of images and texts, the logit scale and, if the model has one, the bias.
 
-        An image has `pixels`, uint8 `[n, 3, h, w]`, and `patch_bits`, int64 `[n]`, random for each, which towers with
-        patch dropout need in training. A text has `tokens`, or is cut (see `cut.TextRule`). See `Model.forward`.
+        An image has `pixels`, uint8 `[n, 3, h, w]`, and in training what `PatchDropout.take` goes by. A text has
+        `tokens`, or is cut (see `cut.TextRule`). See `Model.forward`.
         """
         with attention_kernel(self.pixel_mean.device):
             return super().forward(inputs, want, between)
@@ -79,7 +79,7 @@ class DualEncoder(Model):
         if encoder == "text":
             return _unit(text_features(self.clip, rows, self.rule, compiled and compiled.text))
         if self.patch_dropout is not None:
-            self.patch_dropout.bits = rows.get("patch_bits")
+            self.patch_dropout.take(rows)
         encode_image = compiled.image if compiled else self.clip.encode_image
         return _unit(encode_image(self._pixels(rows["pixels"])))
 

@@ -13,7 +13,7 @@ from itertools import count, takewhile
 import torch
 from torch import nn
 
-Rows = dict[str, torch.Tensor]  # of a field, each [n, ...] or with a size of its own
+Rows = dict[str, torch.Tensor]  # of a field, each [n, ...], or with a size of its own, or a number [] of a micro-batch
 
 LENGTHS = 16  # compiled towers see multiples of it, so that there are few shapes
 _END_POOLED = ("argmax", "eos")
@@ -89,5 +89,10 @@ def parts_of(rows: Rows) -> list[torch.Tensor]:
 
 
 def uncut(rows: Rows) -> Rows:
-    """Those of `rows` that have one row a sample: not what `TextRule` made of a micro-batch's texts."""
-    return {name: value for name, value in rows.items() if name != "restore" and not name.startswith("tokens.")}
+    """Those of `rows` that have one row a sample: not what `TextRule` made of a micro-batch's texts, and no number of
+    the micro-batch."""
+    return {
+        name: value
+        for name, value in rows.items()
+        if value.dim() and name != "restore" and not name.startswith("tokens.")
+    }

@@ -115,8 +115,9 @@ def _gives_rows(head: nn.Module) -> bool:
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The same on `device`; copies overlap with computation where the host memory is pinned."""
+    """The same on `device`; copies overlap with computation where the host memory is pinned. Numbers of a micro-batch,
+    0-dim, stay on the host, where reading one waits for nothing."""
     return {
-        field: {name: value.to(device, non_blocking=True) for name, value in rows.items()}
+        field: {name: value.to(device, non_blocking=True) if value.dim() else value for name, value in rows.items()}
         for field, rows in inputs.items()
     }

@@ -13,11 +13,11 @@ import torch
 
 import tiny
 from data_tools.corpus import open_corpus
-from pretrain import assemble
 from pretrain.config.tree import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 from pretrain.engine import committed
 from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
+from pretrain.engine.resume import find_checkpoint, start_state
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
 from pretrain.process.agree import all_reduce_sum
 from pretrain.process.runtime import start
@@ -130,7 +130,6 @@ class PlainJob:
             checkpoint=CheckpointConfig(every=f"{SAVE_EVERY} steps", keep_every="300 steps"),
             log=LogConfig(every="1000000 steps"),
         )
-        assemble.git_commit = lambda: None  # a process of its own, 200 times
         self.runtime = runtime
         folder.mkdir(parents=True, exist_ok=True)
         picture = Image(ImageSettings(size=8, interpolation="bilinear"))
@@ -146,8 +145,8 @@ class PlainJob:
         self.extras = Extras({}, "")
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(192, 32), torch.nn.Linear(32, 1))
-        reader = assemble.find_checkpoint(self.config, runtime)
-        self.state = assemble.start_state(reader, self.config, {}, self.stream, runtime)
+        reader = find_checkpoint(self.config.run, runtime)
+        self.state = start_state(reader, {}, "", self.stream, runtime)
         if reader is not None:
             model.load_state_dict(reader.weights())
         self.engine, self.resumed_from = PlainEngine(model, runtime.rank, runtime.world_size), reader and reader.folder

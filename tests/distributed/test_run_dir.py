@@ -7,8 +7,8 @@ import socket
 import time
 
 from data_tools.errors import UserError
-from pretrain import assemble
 from pretrain.process.agree import all_reduce_sum, raise_on_all_ranks
+from pretrain.process.run_dir import claim_run_dir
 from pretrain.process.run_lock import LOCK
 from pretrain.process.runtime import start
 from pretrain.process.status import Status
@@ -18,7 +18,7 @@ from ranks import fork_ranks, run_ranks, run_warm
 
 def claim(rank, world_size, folders):
     try:
-        assemble.claim_run_dir(Status(folders[rank], rank == 0), start(distributed=True))
+        claim_run_dir(Status(folders[rank], rank == 0), start(distributed=True))
     except UserError as error:
         return str(error)
 

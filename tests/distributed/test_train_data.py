@@ -11,7 +11,7 @@ import pytest
 import tiny
 from data_tools.errors import UserError
 from pretrain.config.reading import load_config
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
@@ -38,7 +38,7 @@ def run(rank, world_size, workspace, *overrides):
     """(steps, bad samples, message of the error or '')."""
     config = load_config(ContrastiveConfig, workspace / "config.yaml", overrides)
     try:
-        job = PretrainJob(config, start(distributed=True))
+        job = Job(config, start(distributed=True))
         train(job)
     except UserError as error:
         return 0, 0, str(error)

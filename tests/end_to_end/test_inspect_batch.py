@@ -12,10 +12,11 @@ import yaml
 
 import tiny
 from packing import ROOT
-from pretrain import assemble
 from pretrain.config.reading import load_config
 from pretrain.process.runtime import Runtime, start
+from pretrain.stream.sources import train_sources, train_stream
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import pair_fields
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
 
@@ -58,9 +59,9 @@ def trained(workspace, step, world_size):
     cpu = start(distributed=False)
     for rank in range(world_size):
         runtime = Runtime(rank, world_size, 0, cpu.device, 1)
-        sources = assemble.train_sources(config.data)
-        fields = assemble.pair_fields(config, resolve_spec(config.model.name))
-        with assemble.train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
+        sources = train_sources(config.data)
+        fields = pair_fields(config, resolve_spec(config.model.name))
+        with train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
             yield next(islice(stream.iterate(0), step - 1, None)).keys
 
 

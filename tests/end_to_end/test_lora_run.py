@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 import yaml
+from pretrain.assemble import claim_run_dir
 
 import runs
 import tiny
 from data_tools.errors import UserError
-from pretrain.assemble import claim_run_dir
 from pretrain.config.reading import load_config
 from pretrain.config.registry import load
 from pretrain.engine.reader import CheckpointReader

@@ -12,7 +12,7 @@ import runs
 from packing import data_tools
 from pretrain.config.reading import load_config
 from pretrain.export import cli as export_cli
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
@@ -41,7 +41,7 @@ def trained(rank, world_size, workspace, run_dir, words):
     words = [f"data.train.0.urls={workspace / 'pairs'}", f"run.dir={run_dir}", *PLAIN, *words]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         config = load_config(ContrastiveConfig, workspace / "config.yaml", words)
-        assert train(PretrainJob(config, start(distributed=True))) == 0
+        assert train(Job(config, start(distributed=True))) == 0
     return printed.getvalue()
 
 

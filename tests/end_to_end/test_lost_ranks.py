@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from pretrain.config.reading import load_config
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process import peers
 from pretrain.process.runtime import start
 from pretrain.tasks import ContrastiveConfig
@@ -143,7 +143,7 @@ def faulty(rank, world_size, workspace, folder, fault):
     # A rank that fails asks for three seconds whether another died: as long as the limit it would count as hanging.
     limit = 3 if fault is hang else 20
     words = [f"run.dir={folder}", f"guard.hang_timeout={limit} seconds", *ENDLESS]
-    job = PretrainJob(load_config(ContrastiveConfig, workspace / "config.yaml", words), start(distributed=True))
+    job = Job(load_config(ContrastiveConfig, workspace / "config.yaml", words), start(distributed=True))
     plain = job.forward_backward
 
     def step(batch):

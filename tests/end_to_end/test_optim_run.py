@@ -13,10 +13,10 @@ from pretrain.engine.weights import load_trained
 from pretrain.evaluate import cli as evaluate_cli
 from pretrain.evaluate.results import read_records
 from pretrain.export import cli as export_cli
-from pretrain.finetune.classifier import build_classifier
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.classify import build_classifier
 from pretrain.towers.parts import tower_of
 from ranks import RankError, run_ranks
 from training import train
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory):
 
 def trained(rank, world_size, path, words):
     config = load_config(ContrastiveConfig, path, [*PLAIN, *words])
-    assert train(PretrainJob(config, start(distributed=True))) == 0
+    assert train(Job(config, start(distributed=True))) == 0
 
 
 def test_a_locked_tower_keeps_its_weights_until_it_is_unlocked(workspace, tmp_path):

@@ -8,8 +8,7 @@ import yaml
 import runs
 import tiny
 from pretrain.config.reading import load_config
-from pretrain.finetune.job import FinetuneJob
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from ranks import run_ranks
@@ -19,9 +18,9 @@ PRETRAIN = ["optim.warmup=0 steps", "train.micro_batch=4", "eval.retrieval=null"
 FINETUNE = ["optim.warmup=0 steps", "zero_shot_head=false"]
 
 
-def trained(rank, world_size, job, config, path, overrides):
+def trained(rank, world_size, config, path, overrides):
     words = ["data.workers=0", "eval.classification=null", "train.duration=4 steps", *overrides]
-    built = job(load_config(config, path, words), start(distributed=True))
+    built = Job(load_config(config, path, words), start(distributed=True))
     assert all(module.training for module in built.engine.module.modules())
     assert train(built) == 0
 
@@ -40,12 +39,12 @@ def workspace(tmp_path_factory):
 def test_losses_are_those_of_one_rank(workspace):
     for world_size in (1, 2):
         words = [f"run.dir={workspace / f'pretrain-{world_size}'}", *PRETRAIN]
-        run_ranks(world_size, trained, PretrainJob, ContrastiveConfig, workspace / "config.yaml", words)
+        run_ranks(world_size, trained, ContrastiveConfig, workspace / "config.yaml", words)
     one, two = (runs.losses(workspace / f"pretrain-{world_size}") for world_size in (1, 2))
     assert one == pytest.approx(two, rel=1e-5)
     for world_size in (1, 2):
         words = [f"run.dir={workspace / f'finetune-{world_size}'}", f"init={workspace / 'pretrain-1'}", *FINETUNE]
-        run_ranks(world_size, trained, FinetuneJob, ClassifyConfig, workspace / "finetune.yaml", words)
+        run_ranks(world_size, trained, ClassifyConfig, workspace / "finetune.yaml", words)
     one, two = (runs.losses(workspace / f"finetune-{world_size}") for world_size in (1, 2))
     assert one == pytest.approx(two, rel=1e-5)
 
@@ -64,7 +63,7 @@ def test_phases_are_those_of_one_rank_and_of_a_run_without_a_stop(workspace):
         ("plain", 1, []),
     ):
         words = [f"run.dir={folders[name]}", *PRETRAIN, "optim.schedule=constant", *words]
-        run_ranks(world_size, trained, PretrainJob, ContrastiveConfig, workspace / "config.yaml", words)
+        run_ranks(world_size, trained, ContrastiveConfig, workspace / "config.yaml", words)
     one, two, plain = (runs.losses(folders[name]) for name in folders)
     assert one == pytest.approx(two, rel=1e-5)
     assert one[1] != pytest.approx(plain[1], rel=1e-3)

@@ -9,7 +9,7 @@ from torch.autograd import DeviceType
 
 import runs
 from pretrain.config.reading import load_config
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.report.profiling import breakdown
 from pretrain.tasks import ContrastiveConfig
@@ -25,7 +25,7 @@ def workspace(tmp_path_factory):
 
 
 def trained(rank, world_size, path, words):
-    assert train(PretrainJob(load_config(ContrastiveConfig, path, [*PLAIN, *words]), start(distributed=True))) == 0
+    assert train(Job(load_config(ContrastiveConfig, path, [*PLAIN, *words]), start(distributed=True))) == 0
 
 
 @pytest.mark.parametrize(("steps", "micro_batch", "duration"), [("2-3", "null", 5), ("4", "4", 4)])

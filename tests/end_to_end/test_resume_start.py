@@ -11,23 +11,20 @@ import model_files
 import runs
 import tiny
 from data_tools.errors import UserError
-from pretrain.assemble import claim_run_dir
 from pretrain.config.reading import load_config
 from pretrain.engine.reader import CheckpointReader
 from pretrain.export.open_clip_format import write as write_open_clip
-from pretrain.finetune.job import FinetuneJob
-from pretrain.finetune.plan import dry_run as dry_run_of_finetuning
-from pretrain.places import check_settings
+from pretrain.job import Job
 from pretrain.plan.dry_run import dry_run
-from pretrain.pretraining import PretrainJob
 from pretrain.process.lifeline import Lifeline
+from pretrain.process.run_dir import claim_run_dir
 from pretrain.process.runtime import start
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.paths import check_settings
 from pretrain.train import train
 from ranks import run_ranks
 from text_towers import CONFIGS, architecture
 
-KINDS = {ClassifyConfig: FinetuneJob, ContrastiveConfig: PretrainJob}
 QUIET = ("data.workers=0", "train.precision=fp32", "checkpoint.every=2 steps", "log.every=100 steps")
 TUNED = ("optim.lr=3e-3", "train.micro_batch=4", *QUIET)
 
@@ -42,7 +39,7 @@ def trained(rank, world_size, starts):
             check_settings(config)
             with Lifeline(config.run.dir) as life:
                 claim_run_dir(life.status, runtime)
-                outcomes.append(train(KINDS[kind](config, runtime), life))
+                outcomes.append(train(Job(config, runtime), life))
         except UserError as error:
             outcomes.append(str(error))
     return outcomes
@@ -152,11 +149,10 @@ def test_what_contradicts_the_checkpoint_is_refused_and_leaves_the_record(begun)
 
 def test_a_dry_run_looks_at_what_the_run_would_go_on_from(begun, capsys):
     here, four = begun, "train.duration=4 steps"
-    for (kind, path, words), look in ((tune(here, "whole", four), dry_run_of_finetuning),
-                                      (pretrain(here, "pretrained whole", four), dry_run)):  # fmt: skip
+    for kind, path, words in (tune(here, "whole", four), pretrain(here, "pretrained whole", four)):
         config = load_config(kind, path, words)
         check_settings(config)
-        assert look(config) == 0
+        assert dry_run(config) == 0
         printed = capsys.readouterr().out
         assert "resuming from" in printed
         assert "initialised from" not in printed

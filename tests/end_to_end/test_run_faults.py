@@ -9,7 +9,7 @@ import pytest
 import runs
 from pretrain.config.reading import load_config
 from pretrain.engine.engine import NonFiniteError
-from pretrain.pretraining import PretrainJob
+from pretrain.job import Job
 from pretrain.process.runtime import start
 from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
@@ -26,7 +26,7 @@ def trained(rank, world_size, workspace, folder, poisoned, overrides, high=()):
     `high`: (exit code or error, train state)."""
     words = [f"run.dir={folder}", "data.workers=0", "eval.retrieval=null", "eval.classification=null", *overrides]
     config = load_config(ContrastiveConfig, workspace / "config.yaml", words)
-    job = PretrainJob(config, start(distributed=True))
+    job = Job(config, start(distributed=True))
     hooked = job.model.clip.visual.ln_post
     hooked.register_forward_hook(lambda *a: a[2] * (math.nan if rank == 1 and job.state.step + 1 in poisoned else 1.0))
     plain = job.forward_backward

@@ -18,12 +18,13 @@ import yaml
 
 import stream_corpora
 import tiny
-from pretrain import assemble
 from pretrain.config.reading import load_config
 from pretrain.config.tree import Config
-from pretrain.pretraining import make_model
 from pretrain.process.runtime import Runtime
+from pretrain.stream.sources import train_sources, train_stream
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.classify import label_fields
+from pretrain.tasks.contrastive import make_model, pair_fields
 
 STEPS, GLOBAL_BATCH = 6, 16
 _CLASSES = ("one", "two", "three")  # of stream_corpora's labels
@@ -75,19 +76,20 @@ def first_batches(case: Case, folder: Path, world_size: int) -> list[dict[str, n
 def _slices(case: Case, config: Config, rank: int, world_size: int) -> Iterator[dict[str, np.ndarray]]:
     """A rank's slices. Whoever changes what a batch is changes this one function, and no stored hash."""
     runtime = Runtime(rank, world_size, rank, torch.device("cpu"), 1, world_size)
-    sources = assemble.train_sources(config.data)
+    sources = train_sources(config.data)
     if case.target == "label":
         sources = [replace(source, corpus=replace(source.corpus, classes=_CLASSES)) for source in sources]
     phases = config.model.phases if isinstance(config, ContrastiveConfig) else ()
     model = make_model(config) if phases else None
     if case.target == "label":
-        fields = assemble.label_fields(config, tiny.SPEC, len(_CLASSES))
+        fields = label_fields(config, tiny.SPEC, len(_CLASSES))
     else:
         dropped = model.patch_shares if model else ()
-        fields = assemble.pair_fields(config, tiny.SPEC, dropped=dropped)
-    with assemble.train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
+        fields = pair_fields(config, tiny.SPEC, dropped=dropped)
+    with train_stream(config, sources, fields, runtime, inspect_only=True) as stream:
         for _, batch in zip(range(STEPS), stream.iterate(), strict=False):
-            arrays = {name: row.numpy() for rows in batch.inputs.values() for name, row in rows.items()}
+            named = [(name, row) for rows in batch.inputs.values() for name, row in rows.items()]
+            arrays = {name: row.numpy() for name, row in named if not name.startswith("part")}
             if "text" in batch.identity:
                 arrays["identity"] = np.stack([batch.identity[name].numpy() for name in ("image", "text")], axis=1)
             yield {"keys": np.array(batch.keys), **arrays}

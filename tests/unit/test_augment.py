@@ -14,13 +14,14 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 import tiny
-from pretrain import assemble
 from pretrain.config.tree import DataConfig, ModelConfig, Source, TrainConfig
 from pretrain.process.runtime import start
 from pretrain.stream.augment import drop_words, jitter_colors, mirror
 from pretrain.stream.draw import Draw, Purpose
+from pretrain.stream.sources import train_sources, train_stream
 from pretrain.stream.transform import ImageSettings, ImageTransform
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import pair_fields
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import characters, pixels, stream_of, write_corpus
 
@@ -111,9 +112,9 @@ def test_the_settings_reach_the_stream(tmp_path):
         data = DataConfig(train=[Source(urls=str(tmp_path / "s-000000.tar"))], **data)
         model = ModelConfig(name=str(tmp_path / "tiny.json"))
         config = ContrastiveConfig(data=data, model=model, train=TrainConfig(global_batch=8))
-        sources = assemble.train_sources(config.data)
-        fields = assemble.pair_fields(config, resolve_spec(config.model.name))
-        with assemble.train_stream(config, sources, fields, start(distributed=False), True) as stream:
+        sources = train_sources(config.data)
+        fields = pair_fields(config, resolve_spec(config.model.name))
+        with train_stream(config, sources, fields, start(distributed=False), inspect_only=True) as stream:
             return next(stream.iterate(0))
 
     plain = first()

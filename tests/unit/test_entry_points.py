@@ -119,7 +119,7 @@ def test_numbers_that_make_no_sense_are_refused(env):
 def test_training_is_refused_in_a_bare_world_before_it_touches_anything(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(f"run: {{dir: {tmp_path}/run}}\ndata: {{train: {tmp_path}}}\n")
-    body = f"import pretrain.cli; return pretrain.cli._run(['--config', '{config}'])"
+    body = f"import pretrain.cli; return pretrain.cli._run('pretrain', '', '', 'contrastive', ['--config', '{config}'])"
     done = run(body, SLURM_NTASKS="2", SLURM_PROCID="0")
     assert (done.returncode, "srun started 2" in done.stderr) == (2, True)
     assert not (tmp_path / "run").exists()

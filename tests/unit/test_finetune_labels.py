@@ -15,13 +15,13 @@ import yaml
 import tiny
 from data_tools.corpus import open_corpus
 from data_tools.errors import UsageError, UserError
+from pretrain import cli
 from pretrain.config.reading import load_config
 from pretrain.evaluate.classes import class_numbers, renumber
-from pretrain.finetune import cli
-from pretrain.finetune.labels import check_labels, read_classes, set_classes
 from pretrain.process.runtime import start
 from pretrain.stream.loader import StreamSource
 from pretrain.tasks import ClassifyConfig
+from pretrain.tasks.labels import check_labels, read_classes, set_classes
 from stream_corpora import picture
 
 
@@ -128,7 +128,7 @@ def test_classes_are_matched_by_name():
 def test_the_dry_run_says_what_would_run_and_leaves_nothing(tmp_path, labelled, capsys):
     words = ["--config", str(config_file(tmp_path, labelled)), "--dry-run", "classes=[cat, dog, red bus]"]
     before = sorted(tmp_path.iterdir())
-    assert cli.main(words) == 0
+    assert cli.finetune(words) == 0
     out = capsys.readouterr().out
     for said in ("12 samples in 1 shards", "2 steps, 8 samples", "classes:  3: cat, dog, red bus", "head of 3 classes"):
         assert said in out
@@ -153,5 +153,5 @@ def test_the_dry_run_says_what_would_run_and_leaves_nothing(tmp_path, labelled, 
     ],
 )
 def test_the_dry_run_meets_the_faults_of_the_start(tmp_path, labelled, capsys, words, code, message):
-    found = cli.main(["--config", str(config_file(tmp_path, labelled)), "--dry-run", *words])
+    found = cli.finetune(["--config", str(config_file(tmp_path, labelled)), "--dry-run", *words])
     assert (found, True) == (code, message in capsys.readouterr().err)

@@ -13,11 +13,11 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import MAX_TEXT, captions_of_text, has_caption_lines
 from data_tools.media.members import DEFAULT_FIELDS, parse_fields
 from packing import jpeg, photo_folder
-from pretrain import assemble
 from pretrain.config.tree import DataConfig, EvalConfig, Source
 from pretrain.process.runtime import Runtime
 from pretrain.stream.draw import Draw
 from pretrain.stream.fields.text import Text
+from pretrain.stream.sources import eval_reader, train_sources
 from pretrain.tasks import ContrastiveConfig
 from pretrain.towers.spec import resolve_spec
 
@@ -61,7 +61,7 @@ def test_json_and_tables_keep_their_texts_as_they_stand():
 
 def training_texts(tar, places: str) -> set[str]:
     """Every text that the source of a training stream may show."""
-    (source,) = assemble.train_sources(DataConfig(train=[Source(urls=str(tar), captions=places)]))
+    (source,) = train_sources(DataConfig(train=[Source(urls=str(tar), captions=places)]))
     with ShardReader(source.corpus) as reader:
         sample = reader.read(0, 0)
     field = Text(len, source.mapping, source.choose)
@@ -71,7 +71,7 @@ def training_texts(tar, places: str) -> set[str]:
 def evaluation_texts(tar, places: str) -> list[str]:
     config = ContrastiveConfig(eval=EvalConfig(captions=places))
     runtime = Runtime(0, 1, 0, None, 1)
-    reader = assemble.eval_reader(config, open_corpus(tar), resolve_spec("ViT-B-32"), True, runtime)
+    reader = eval_reader(config, open_corpus(tar), resolve_spec("ViT-B-32"), places, runtime)
     return next(iter(reader)).captions
 
 

@@ -19,7 +19,7 @@ from data_tools.errors import UsageError, UserError
 from model_files import architecture_with, config_with, weights
 from pretrain.engine.opening import open_model, open_weights
 from pretrain.export.writer import export_model
-from pretrain.pretraining import load_init, make_model
+from pretrain.tasks.contrastive import load_init, make_model
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.guess import architectures_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_tools.errors import UserError
 from packing import ROOT
-from pretrain import places
+from pretrain.engine import places
 
 CONFIG = """
 run: {{dir: {w}/run}}
@@ -72,13 +72,13 @@ for line in sys.stdin.read().splitlines():
     words = line.split("\\t")
     module, _, verb = words[0].partition(":")
     try:
-        code = __import__(module, fromlist=["main"]).main(words[1:])
+        code = getattr(__import__(module, fromlist=["main"]), verb or "main")(words[1:])
     except SystemExit as error:
         code = error.code
     print("CODE", code, file=sys.stderr, flush=True)
 """
 MODULES = {
-    "pretrain": "pretrain.cli", "finetune": "pretrain.finetune.cli", "evaluate": "pretrain.evaluate.cli",
+    "pretrain": "pretrain.cli", "finetune": "pretrain.cli:finetune", "evaluate": "pretrain.evaluate.cli",
     "export": "pretrain.export.cli", "predict": "pretrain.predict.cli", "inspect_batch": "pretrain.plan.cli",
     "benchmark": "launch.benchmark.cli",
 }  # fmt: skip
@@ -139,12 +139,13 @@ def test_ranks_of_several_hosts_leave_paths_to_the_build(here, monkeypatch):
     """One host's fault, told by that host's ranks alone, would leave the others waiting for them."""
     from pretrain.config.reading import load_config
     from pretrain.tasks import ContrastiveConfig
+    from pretrain.tasks.paths import check_settings
 
     config = load_config(ContrastiveConfig, here / "here" / "c.yaml", [f"data.train={here}/none"])
     with pytest.raises(UserError, match="no corpus"):
-        places.check_settings(config)
+        check_settings(config)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="no corpus"):
-        places.check_settings(config)
+        check_settings(config)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    places.check_settings(config)
+    check_settings(config)

@@ -5,14 +5,20 @@ import torch
 
 import tiny
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
-from pretrain.finetune.classifier import build_classifier
+from pretrain.objectives.objective import build
 from pretrain.plan import memory as memory_plan
 from pretrain.plan.memory import activation_bytes, host_bytes, memory, state_bytes
-from pretrain.pretraining import make_model
 from pretrain.process.runtime import Runtime, start
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.classify import build_classifier
+from pretrain.tasks.contrastive import make_model
 
 MODEL = "configs/models/vit_scenes_16.json"
+
+
+def of_pairs(config, model):
+    """The memory of a contrastive run of `model`."""
+    return memory(config, model, tiny.rows(model), build(config.objectives), start(distributed=False))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,7 @@ def test_micro_batches_add_their_largest_gradient():
         config = ContrastiveConfig(
             model=ModelConfig(MODEL), train=TrainConfig(global_batch=16, micro_batch=micro_batch, precision="fp32")
         )
-        return memory(config, model, start(distributed=False))
+        return of_pairs(config, model)
 
     model = make_model(ContrastiveConfig(model=ModelConfig(MODEL)))
     ((name, added),) = [(k, v) for k, v in formula(8).items() if k not in formula(16)]
@@ -63,7 +69,7 @@ def test_each_optimizer_counts_what_it_keeps():
     def kept(name, stage):
         train = TrainConfig(global_batch=16, zero_stage=stage, precision="fp32")
         config = ContrastiveConfig(optim=OptimConfig(name=name), train=train)
-        return memory(config, model, start(distributed=False))["optimizer states and master"]
+        return of_pairs(config, model)["optimizer states and master"]
 
     assert kept("adamw", 0) == kept("lamb", 0) == 8 * size
     assert kept("adamw", 1) == 12 * size
@@ -81,7 +87,7 @@ def test_an_offloaded_optimizer_takes_memory_of_the_host():
 
 def test_activations_shrink_under_autocast():
     model = tiny.build()
-    full, half = activation_bytes(model, bf16=False), activation_bytes(model, bf16=True)
+    full, half = (activation_bytes(model, tiny.rows(model), {}, bf16) for bf16 in (False, True))
     assert 0 < half < full
 
 
@@ -90,7 +96,7 @@ def test_activations_shrink_where_the_settings_checkpoint_them():
         config = ContrastiveConfig(
             model=ModelConfig(MODEL), train=TrainConfig(grad_checkpointing=towers, precision="fp32")
         )
-        return memory(config, make_model(config), start(distributed=False))["activations of a micro-batch"]
+        return of_pairs(config, make_model(config))["activations of a micro-batch"]
 
     none, image, text, both = (activations(towers) for towers in ([], ["image"], ["text"], ["image", "text"]))
     assert both < min(image, text) < max(image, text) < 0.9 * none

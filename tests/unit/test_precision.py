@@ -6,15 +6,16 @@ import pytest
 import torch
 from timm.optim.muon import _COEFFICIENTS
 
-from pretrain import assemble
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import OptimConfig, RunConfig, TrainConfig
 from pretrain.engine.engine import deepspeed_config
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.evaluate.features import encoder
+from pretrain.job import settle_precision
 from pretrain.process import precision
 from pretrain.process.precision import Ability, settle
 from pretrain.process.runtime import Runtime
+from pretrain.report.provenance import resolved
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 
 CPU = torch.device("cpu")
@@ -118,22 +119,22 @@ def test_a_resume_keeps_the_precision_of_the_newest_checkpoint(ranks, tmp_path, 
     config = kind(run=RunConfig(str(tmp_path)))
     runtime = Runtime(0, 1, 0, CPU, 1)
     ranks(FAST)
-    started = assemble.settle_precision(config, runtime)
+    started = settle_precision(config, runtime)
     assert started.train.precision == "bf16"
     for step, text in ((2, dump_config(dataclasses.replace(config, train=TrainConfig(precision="fp32")))),
-                       (4, assemble.resolved(started)), (6, "train: [1")):  # fmt: skip
+                       (4, resolved(started)), (6, "train: [1")):  # fmt: skip
         folder = tmp_path / "checkpoints" / f"step-{step:09d}"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
         (folder / "config.yaml").write_text(text)
     ranks(SLOW)
     capsys.readouterr()
-    assert assemble.settle_precision(config, runtime) == started
+    assert settle_precision(config, runtime) == started
     said = capsys.readouterr().out
     assert "precision: bf16" in said
     assert "90 times" in said
     own = dataclasses.replace(config, train=TrainConfig(precision="fp32"))
-    assert assemble.settle_precision(own, runtime).train.precision == "fp32"
+    assert settle_precision(own, runtime).train.precision == "fp32"
 
 
 def test_what_nobody_settled_is_no_precision():

@@ -15,14 +15,15 @@ from PIL import Image
 from data_tools.media.bad import BadSampleError
 from data_tools.media.decode import CHEAP_SCALES, WHOLE, decode_rgb, scaled_size
 from data_tools.media.image import jpeg_size
-from pretrain.assemble import pair_fields, train_stream
 from pretrain.config.reading import dump_config
 from pretrain.config.tree import DataConfig, RunConfig, TrainConfig
 from pretrain.process.runtime import Runtime
 from pretrain.stream import transform
 from pretrain.stream.draw import Draw
+from pretrain.stream.sources import train_stream
 from pretrain.stream.transform import ImageSettings, ImageTransform, random_crop_box, scale_box, sufficient_scale
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import pair_fields
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import write_corpus
 

@@ -93,8 +93,8 @@ def test_every_verb_takes_every_name(folder, source, monkeypatch, capsys):
 
 
 def test_training_and_evaluation_take_a_folder_of_tars(folder):
-    from pretrain.assemble import eval_corpus, train_sources
     from pretrain.config.tree import DataConfig, Source
+    from pretrain.stream.sources import eval_corpus, train_sources
 
     data = DataConfig(train=[Source(urls=str(folder))])
     assert train_sources(data)[0].corpus.num_samples == eval_corpus(str(folder), data).num_samples == 24

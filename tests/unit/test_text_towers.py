@@ -16,8 +16,8 @@ from transformers import (
 import tiny
 from data_tools.errors import UserError
 from pretrain.config.tree import ModelConfig
-from pretrain.pretraining import make_model, start_lines
 from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks.contrastive import make_model, start_lines
 from pretrain.towers.build import build_model
 from text_towers import CONFIGS, SIZES, T5, architecture
 

@@ -10,7 +10,7 @@ import tiny
 from data_tools.errors import UserError
 from model_files import architecture_with, config_with, weights
 from pretrain.engine.opening import open_model
-from pretrain.pretraining import load_init
+from pretrain.tasks.contrastive import load_init
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,19 @@ if TYPE_CHECKING:  # it imports open_clip, which loader processes of images do w
 
 @dataclass(frozen=True)
 class Image:
-    """`pixels` uint8 `[n, 3, size, size]`, and where patches are left out `patch_bits` int64 `[n]`.
+    """`pixels` uint8 `[n, 3, size, size]`. Where patches are left out also `patch_bits` int64 `[n]`, from which it
+    follows which, and of each micro-batch in training `patch_dropout`, float64 `[]`, how many.
 
     Args:
         settings: of the picture.
         mapping: where the image is in a sample.
-        patch_dropout: share of the patches that training leaves out.
+        patch_dropout: share of the patches that training leaves out; None where the tower never does.
         optional: see `Field`.
     """
 
     settings: ImageSettings
     mapping: Fields = DEFAULT_FIELDS
-    patch_dropout: float = 0.0
+    patch_dropout: float | None = None
     optional: bool = False
 
     @cached_property
@@ -48,13 +49,13 @@ class Image:
         """See `Field`."""
         size = self.settings.size
         rows = {"pixels": torch.zeros((n, 3, size, size), dtype=torch.uint8)}
-        return rows | {"patch_bits": torch.zeros(n, dtype=torch.int64)} if self.patch_dropout else rows
+        return rows | {"patch_bits": torch.zeros(n, dtype=torch.int64)} if self.patch_dropout is not None else rows
 
     def train(self, sample: Sample, draw: Draw, out: Rows) -> Shown:
         """See `Field`. Raises BadSampleError `no_image`, or what decoding raises."""
         data = self.mapping.image_bytes(sample)
         out["pixels"].numpy()[:] = self.transform.train(data, draw).transpose(2, 0, 1)
-        if self.patch_dropout:
+        if self.patch_dropout is not None:
             out["patch_bits"].fill_(draw.signed(Purpose.PATCHES))
         return Shown(content=xxhash.xxh3_64_intdigest(data))
 
@@ -66,7 +67,10 @@ class Image:
 
     def finish(self, rows: Rows, shown: Sequence[Shown], micro_batch: int | None) -> Rows:
         """See `Field`."""
-        return rows
+        if micro_batch is None or self.patch_dropout is None:
+            return rows
+        share, parts = torch.tensor(self.patch_dropout, dtype=torch.float64), range(-(-len(shown) // micro_batch))
+        return rows | {f"part{number}.patch_dropout": share for number in parts}
 
     def identity(self, rows: Rows, shown: Sequence[Shown]) -> torch.Tensor:
         """Hashes of the stored bytes."""

@@ -17,6 +17,7 @@ from torch import nn
 from data_tools.errors import UserError
 from pretrain.config.tree import Phase
 from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.cut import Rows
 from pretrain.towers.parts import towers_of
 
 # The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
@@ -27,23 +28,34 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 class PatchDropout(nn.Module):
     """Keeps a share of `1 - prob` of each sample's patches, at least one, in their order; in training only.
 
-    `bits`, int64 `[n]`, are set before each forward: the samples' random bits. `with_indices`: return what is kept too,
-    as towers with rotary positions ask for.
+    `prob` is the architecture's own; `take` is called before each forward. `with_indices`: return what is kept too, as
+    towers with rotary positions ask for.
     """
 
     def __init__(self, prob: float, prefix_tokens: int, with_indices: bool = False):
         super().__init__()
         self.prob, self.prefix_tokens, self.with_indices = prob, prefix_tokens, with_indices
-        self.bits: torch.Tensor | None = None
+        self._share = prob
+        self._bits: torch.Tensor | None = None
+
+    def take(self, rows: Rows) -> None:
+        """Go by the rows of these images: `patch_bits`, int64 `[n]`, random for each, and `patch_dropout`, `[]` on the
+        host, the share in place of `prob`. Rows that were mined bring bits alone: the share is that of the batch, which
+        went before them."""
+        self._bits = rows.get("patch_bits")
+        if "patch_dropout" in rows:
+            self._share = float(rows["patch_dropout"])
+        elif self._bits is None:
+            self._share = self.prob
 
     def forward(self, x: torch.Tensor):
         """`[n, prefix + patches, width]` -> `[n, prefix + kept, width]`."""
         kept = None
-        if self.training and self.prob:
-            if self.bits is None:
+        if self.training and self._share:
+            if self._bits is None:
                 raise ValueError("patch dropout needs the random bits of the samples: pass them to the towers' forward")
             prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
-            kept = kept_patches(self.bits, patches.shape[1], self.prob)
+            kept = kept_patches(self._bits, patches.shape[1], self._share)
             patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
             x = torch.cat((prefix, patches), dim=1)
         return (x, kept) if self.with_indices else x
@@ -103,5 +115,5 @@ class PatchPhases(Adapter):
                     remedy="set patch_dropout in the architecture's vision_cfg too, for what comes after the phases",
                 )
         (own,) = towers.patch_shares
-        asked = [phase.patch_dropout for phase in self.phases]
-        towers.patch_shares = [*(own if share is None else share for share in asked), own]
+        asked = [own if phase.patch_dropout is None else phase.patch_dropout for phase in self.phases]
+        towers.patch_shares = [*(share if share or own else None for share in asked), own]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def read_classes(setting: object) -> tuple[str, ...]:
         return ()
     if is_count(setting):
         return tuple(map(str, range(int(str(setting)))))
-    names = load_classes(Path(setting)) if isinstance(setting, str) else tuple(map(str, setting))
+    names = load_classes(Path(setting)) if isinstance(setting, str) else tuple(map(str, cast(Iterable, setting)))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError("the setting classes has a name twice", got=shown([twice]), expected="each name once")

@@ -1,4 +1,4 @@
-"""Paths of settings and command lines, looked at before torch is imported: a typing error is told within a second.
+"""Paths in settings and on command lines, looked at before torch is imported: a typing error is told within a second.
 
 Only whether something is there, and could be meant, is asked: whether it is whole is left to those who open it, and so
 are the URLs of corpora.
@@ -12,54 +12,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from data_tools.remote.urls import expand_braces, is_remote
-from pretrain.config.tree import TEMPLATE_NAMES, Config
-from pretrain.tasks import ClassifyConfig, ContrastiveConfig
-
-
-def check_settings(config: Config) -> None:
-    """Look at every path that a training reads. Ranks of several hosts see different disks: there it is left to those
-    who open them, after the ranks have met, so that the fault of one host ends all.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if _several_hosts():
-        return
-    for source in config.data.train:
-        check_corpus(source.urls)
-    evaluated = [config.eval.retrieval, config.eval.classification]
-    for urls in filter(None, evaluated):
-        check_corpus(urls)
-    if isinstance(config, ContrastiveConfig):
-        check_architecture(config.model.name)
-        if config.model.init is not None and not goes_on(config):
-            check_model(config.model.init)
-        check_templates(config.eval.templates)
-        return
-    if not goes_on(config):
-        init = require_init(config)
-        check_architecture(init) if config.random else check_model(init)
-        check_templates(config.templates)
-    if isinstance(config.classes, str) and not config.classes.isdecimal():
-        check_file("class file", config.classes)
-
-
-def goes_on(config: Config) -> bool:
-    """Whether run.dir holds checkpoints to go on from: then nothing is read that only a start needs."""
-    from pretrain.engine.committed import FOLDER, committed  # late: it imports numpy
-
-    return config.run.resume == "auto" and bool(committed(Path(config.run.dir) / FOLDER))
-
-
-def require_init(config: ClassifyConfig) -> str:
-    """What a fine-tune starts from. Raises UsageError where nothing is named."""
-    if config.init is None:
-        raise UsageError(
-            "config value 'init' is not set",
-            expected="a model to start from: run.dir holds no checkpoint to go on from",
-            remedy="init=RUN_OR_EXPORT_DIR",
-        )
-    return config.init
+from pretrain.config.tree import TEMPLATE_NAMES
 
 
 def check_corpus(urls: str) -> None:
@@ -117,9 +70,3 @@ def check_output(flag: str, path: str | Path | None, folder: bool = False) -> No
         raise UsageError(f"{flag} cannot be written", got=f"{above}, which is no folder")
     if not os.access(above, os.W_OK):
         raise UsageError(f"{flag} cannot be written", got=f"no right to write to {above}")
-
-
-def _several_hosts() -> bool:
-    """Whether ranks run on other hosts too, as far as launchers say."""
-    size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-    return here is not None and here != size

@@ -1,1 +1,0 @@
-"""Fine-tuning jobs on the same loop, engine and stream as pretraining."""
