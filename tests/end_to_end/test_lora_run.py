@@ -6,17 +6,18 @@ import json
 import pytest
 import torch
 import yaml
-from pretrain.assemble import claim_run_dir
 
 import runs
 import tiny
 from data_tools.errors import UserError
 from pretrain.config.reading import load_config
-from pretrain.config.registry import load
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import load_classifier, load_trained
 from pretrain.export.writer import export_model
+from pretrain.job import Job
+from pretrain.plan.dry_run import dry_run
 from pretrain.process.lifeline import Lifeline
+from pretrain.process.run_dir import claim_run_dir
 from pretrain.process.runtime import start
 from pretrain.tasks import TASKS
 from pretrain.train import train
@@ -47,7 +48,7 @@ def trained(rank, world_size, configs):
         try:
             with Lifeline(config.run.dir) as life:
                 claim_run_dir(life.status, runtime)
-                outcomes.append(train(TASKS[config.task].load()(config, runtime), life))
+                outcomes.append(train(Job(config, runtime), life))
         except UserError as error:
             outcomes.append(str(error))
     return outcomes
@@ -58,6 +59,7 @@ def here(tmp_path_factory):
     """Whole runs of both tasks, and twins that were stopped after two steps, started wrongly, and went on."""
     folder = runs.make_workspace(tmp_path_factory.mktemp("workspace"))
     given = yaml.safe_load((folder / "config.yaml").read_text())
+    del given["eval"]["classification"]
     (folder / "contrastive.yaml").write_text(yaml.safe_dump(given))
     del given["model"], given["eval"]["retrieval"]
     (folder / "classify.yaml").write_text(yaml.safe_dump(given | {"init": str(folder / "contrastive whole")}))
@@ -129,5 +131,5 @@ def test_a_classifier_starts_from_the_merged_run_and_is_opened_merged(here, tmp_
 @pytest.mark.parametrize(("task", "learning"), [("contrastive", "8,193"), ("classify", "4,480")])
 def test_a_dry_run_says_how_much_learns(here, capsys, task, learning):
     """Rank 4 beside 32 -> 96, 32 -> 32, 32 -> 128 and 128 -> 32, in two layers of a tower; the scale; 16 classes."""
-    assert load(TASKS[task].plan)(settings(task, here, "planned", FOUR)) == 0
+    assert dry_run(settings(task, here, "planned", FOUR)) == 0
     assert f" parameters, {learning} of them learn" in capsys.readouterr().out
