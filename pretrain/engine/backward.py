@@ -78,7 +78,15 @@ class _Step:
         return {"loss": functools.reduce(operator.add, weighted), **by_name}
 
     def at_once(self) -> None:
-        """One forward, and mining within it."""
+        """One forward, and mining within it. What the model gave is let go before the backward, which frees it as it
+        goes: so the loss comes from a function of its own, here and below."""
+        self.engine.backward(self._loss_at_once())
+
+    def alone(self, inputs: Inputs) -> None:
+        """A micro-batch of losses of single samples alone."""
+        self.engine.backward(self._loss_of(inputs))
+
+    def _loss_at_once(self) -> torch.Tensor:
         inputs = to_device(self.parts[0], self.engine.device)
         facts = _facts([inputs])
         mined: Inputs = {}
@@ -91,15 +99,14 @@ class _Step:
         with profiled("loss"):
             terms = self._over_batch(outputs["rows"], outputs["shared"], facts)
             terms += self._per_sample(outputs, inputs | mined)
-        self.engine.backward(functools.reduce(operator.add, terms))
+        return functools.reduce(operator.add, terms)
 
-    def alone(self, inputs: Inputs) -> None:
-        """A micro-batch of losses of single samples alone."""
+    def _loss_of(self, inputs: Inputs) -> torch.Tensor:
         inputs = to_device(inputs, self.engine.device)
         outputs = self.engine(inputs, self.want)
         with profiled("loss"):
             terms = self._per_sample(outputs, inputs)
-        self.engine.backward(functools.reduce(operator.add, terms))
+        return functools.reduce(operator.add, terms)
 
     def cached(self) -> None:
         """All rows, the losses over them, and every micro-batch again."""
