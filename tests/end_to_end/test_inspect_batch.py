@@ -15,7 +15,8 @@ from packing import ROOT
 from pretrain.config.reading import load_config
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.sources import train_sources, train_stream
-from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks.classify import label_fields
 from pretrain.tasks.contrastive import pair_fields
 from pretrain.towers.spec import resolve_spec
 from stream_corpora import picture, write_corpus
@@ -77,6 +78,29 @@ def test_the_keys_are_those_that_training_takes(workspace):
     }
     one = inspect(workspace, *SIX, "--world-size", "3", "--rank", "1", "--keys")
     assert [line.split("\t") for line in one.splitlines()] == rows[8:16]
+
+
+def test_the_batches_of_a_fine_tune_are_shown_with_their_classes(workspace):
+    tree = yaml.safe_load((workspace / "config.yaml").read_text())
+    own = {"task": "classify", "init": tree.pop("model")["name"], "random": True, "classes": ["ant", "bee", "cow"]}
+    tree["data"]["train"] = [{"urls": tree["data"]["train"][0]["urls"]}]
+    path = workspace / "finetune.yaml"
+    path.write_text(yaml.safe_dump(tree | own))
+    config = load_config(ClassifyConfig, path)
+    fields = label_fields(config, tiny.SPEC, 3)
+    with train_stream(
+        config, train_sources(config.data), fields, start(distributed=False), inspect_only=True
+    ) as stream:
+        batch = next(stream.iterate(0))
+    keys = inspect(workspace, "--config", str(path), "--step", "1", "--keys").splitlines()
+    assert [line.split("\t")[4] for line in keys] == batch.keys
+    names = [own["classes"][number] for number in batch.inputs["label"]["class"].tolist()]
+    said = inspect(workspace, "--config", str(path), "--step", "1").splitlines()[1:]
+    assert len(set(names)) == 3
+    assert all(f"{name!r}" in line for name, line in zip(names, said, strict=True))
+    page = workspace / "finetune.html"
+    inspect(workspace, "--config", str(path), "--step", "1", "--html", str(page))
+    assert page.read_text().count("<img") == 24
 
 
 def test_a_page_shows_pictures_captions_and_replacements(workspace):

@@ -68,3 +68,16 @@ def test_ours_stands_in_every_kind_of_tower(vision_cfg):
             features(both, None)
         model.eval()
         torch.testing.assert_close(features(both, None), features(both, BITS[:2]))
+
+
+def test_the_share_that_is_left_out_comes_with_the_rows():
+    """What was mined brings bits alone, and goes by the share of its batch; then the architecture's own holds again."""
+    layer, x = PatchDropout(0.5, prefix_tokens=1), torch.zeros(3, 17, 4)
+    bits = {"patch_bits": BITS[:3]}
+    lengths = []
+    for rows in (bits | {"patch_dropout": torch.tensor(0.25, dtype=torch.float64)}, bits, {}):
+        layer.take(rows)
+        lengths.append(layer.train(bool(rows))(x).shape[1])
+    layer.take(bits)
+    lengths.append(layer.train()(x).shape[1])
+    assert lengths == [1 + 12, 1 + 12, 1 + 16, 1 + 8]

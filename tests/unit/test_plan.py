@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from pretrain.config.tree import ModelConfig, OptimConfig, TrainConfig
-from pretrain.objectives.objective import build
+from pretrain.objectives.objective import Weighted, build
 from pretrain.plan import memory as memory_plan
 from pretrain.plan.memory import activation_bytes, host_bytes, memory, state_bytes
 from pretrain.process.runtime import Runtime, start
@@ -128,3 +128,29 @@ def test_a_run_that_does_not_fit_is_warned_of(monkeypatch, device, ranks, free, 
     said = memory_plan.too_much(60 * gib, Runtime(0, ranks, 0, torch.device(device), 1, ranks))
     assert said.startswith("warning:") == warned
     assert (f"{free}.0 GiB that are free" in said) == warned
+
+
+def test_activations_are_of_what_the_fields_of_a_task_bring():
+    """A run that reads no texts keeps none of the text tower's; what is mined is encoded as well."""
+    model = tiny.build()
+    pairs = tiny.rows(model)
+
+    def images(n):
+        return {"image": pairs(n)["image"]}
+
+    class Mines:
+        wants = frozenset()
+
+        def mine(self, rows, facts, draw):
+            return {"image": torch.arange(len(rows["image"]))}
+
+        def count(self, inputs):
+            return 1
+
+        def loss(self, outputs, inputs):
+            return outputs["rows"]["image"].sum()
+
+    alone, both = (activation_bytes(model, rows, {}, bf16=False) for rows in (images, pairs))
+    mining = activation_bytes(model, images, {"it": Weighted(Mines())}, bf16=False)
+    assert 0 < alone < 0.8 * both
+    assert 1.8 * alone < mining < 2.2 * alone
