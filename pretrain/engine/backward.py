@@ -161,8 +161,8 @@ class _Step:
         ]
 
     def _term(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        own = value.detach()
-        self._seen[name] = self._seen[name] + own if name in self._seen else own
+        with torch.no_grad():
+            self._seen[name] = self._seen[name] + value if name in self._seen else value.detach()
         return _times(value, self.objectives[name].weight)
 
     def _count(self) -> dict[str, float]:
