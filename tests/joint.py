@@ -12,8 +12,9 @@ from torch import nn
 import tiny
 from plain_losses import SETTINGS, identities, plain
 from pretrain.objectives.objective import Weighted, build
-from pretrain.objectives.tiles import gather_rows, world
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.heads import FusionConfig
+from pretrain.towers.heads.equip import Equipment
 
 PAIRS, CLASSES, WORDS, SLOTS = 16, 3, 7, 4
 DIM = tiny.MODEL_CFG["embed_dim"]
@@ -33,22 +34,13 @@ class Words(nn.Linear):
         return super().forward(outputs["rows"]["text"]).unflatten(1, (SLOTS, WORDS))
 
 
-class Matches(nn.Linear):
-    """Scores `[3 n, 2]`: is it a pair? Of the pairs, of their images with mined texts, of mined images with texts."""
-
-    def forward(self, outputs, inputs):
-        rows = outputs["rows"]
-        pairs = ("image", "text"), ("image", "text#match"), ("image#match", "text")
-        return super().forward(torch.cat([rows[a] * rows[b] + rows[a] - 2 * rows[b] for a, b in pairs]))
-
-
 class Joint(DualEncoder):
     """The tiny towers with three heads and a learned loss weight, exp(-doubt)."""
 
     def __init__(self):
         super().__init__(replace(tiny.SPEC, model_cfg=tiny.MODEL_CFG | {"init_logit_bias": -3.0}), text_buckets=2)
         self.heads["classes"] = Classes(DIM, CLASSES)
-        self.heads["match"] = Matches(DIM, 2)
+        Equipment(heads={"fusion": FusionConfig(layers=2, width=32, heads=2)}).give(self, seed=0)
         self.heads["words"] = Words(DIM, SLOTS * WORDS)
         self.doubt = nn.Parameter(torch.tensor([0.3]))
 
@@ -56,41 +48,8 @@ class Joint(DualEncoder):
         return super().shared() | {"doubt": self.doubt.float().clone()}
 
 
-class Match:
-    """Matching with a mined text and a drawn image for every pair; its weight is live in every micro-batch."""
-
-    wants = frozenset({"match"})
-
-    def count(self, inputs):
-        return 3 * len(inputs["image"]["pixels"])
-
-    def mine(self, rows, facts, draw):
-        assert {rows[field].dtype for field in ("image", "text")} == {torch.float32}
-        own, (rank, _) = len(rows["image"]), world()
-        here = torch.arange(rank * own, (rank + 1) * own)
-        similarity = rows["image"] @ gather_rows(rows["text"]).T
-        similarity[torch.arange(own), here] = -2
-        self.mined = {
-            "text": similarity.argmax(dim=1),
-            "image": (here + 1 + (draw(1)[:, 0] * (PAIRS - 1)).long()) % PAIRS,
-        }
-        return self.mined
-
-    def loss(self, outputs, inputs):
-        return torch.exp(-outputs["shared"]["doubt"]) * self.of(outputs["local"]["match"], "sum")
-
-    @staticmethod
-    def of(scores, reduction):
-        n = len(scores) // 3
-        wanted = torch.tensor([1] * n + [0] * (2 * n), device=scores.device)
-        return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), wanted, reduction=reduction)
-
-    def plain(self, outputs, inputs):
-        return torch.exp(-outputs["shared"]["doubt"]) * self.of(outputs["local"]["match"], "mean")
-
-
 class Guess:
-    """Words in slots, of which some samples have many and others none."""
+    """Words in slots, of which some samples have many and others none; its weight is live in every micro-batch."""
 
     wants = frozenset({"words"})
 
@@ -100,7 +59,9 @@ class Guess:
     def loss(self, outputs, inputs, reduction="sum"):
         scores = outputs["local"]["words"].flatten(0, 1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return F.cross_entropy(scores, inputs["words"]["wanted"].flatten(), ignore_index=-100, reduction=reduction)
+        wanted = inputs["words"]["wanted"].flatten()
+        loss = F.cross_entropy(scores, wanted, ignore_index=-100, reduction=reduction)
+        return torch.exp(-outputs["shared"]["doubt"]) * loss
 
     def plain(self, outputs, inputs):
         return self.loss(outputs, inputs, "mean")
@@ -118,7 +79,7 @@ class Doubt:
 
 def objectives(names):
     """name -> `Weighted`, and its plain form: of registered ones by their settings, or of toys."""
-    toys = {"match": Match(), "guess": Guess(), "doubt": Doubt()}
+    toys = {"guess": Guess(), "doubt": Doubt()}
     ours = build({name: SETTINGS[name] for name in names if name not in toys})
     ours |= {name: Weighted(toys[name], 0.5) for name in names if name in toys}
     forms = {name: toys[name].plain if name in toys else _plain(SETTINGS[name]) for name in names}
@@ -129,7 +90,7 @@ def _plain(settings):
     return lambda outputs, inputs: plain(settings, outputs, inputs)
 
 
-TOYS = ("match", "guess", "doubt")
+TOYS = ("guess", "doubt")
 
 
 def inputs(model, absent=True):
@@ -174,8 +135,10 @@ def reference(names, whole, mined, autocast=False):
     given = {f"{field}#match": {n: v[rows] for n, v in whole[field].items()} for field, rows in mined.items()}
     everything = whole | given
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        rows = {}
+        rows, tokens = {}, {}
         for field, values in everything.items():
+            if "pixels" in values or "tokens" in values:
+                tokens[field] = model.encode_tokens(field.partition("#")[0], values)[1]
             if "pixels" in values:
                 rows[field] = model.clip.encode_image(model._pixels(values["pixels"]))
             if "tokens" in values:
@@ -186,7 +149,7 @@ def reference(names, whole, mined, autocast=False):
             "logit_bias": model.clip.logit_bias,
             "doubt": model.doubt,
         }
-        outputs = {"rows": rows, "shared": shared, "local": {}}
+        outputs = {"rows": rows, "shared": shared, "local": {"tokens": tokens}}
         wanted = frozenset().union(*(getattr(o.objective, "wants", ()) for o in ours.values()))
         outputs["local"] = {name: model.heads[name](outputs, everything) for name in sorted(wanted)}
     losses = {name: form(outputs, everything).sum() for name, form in forms.items()}

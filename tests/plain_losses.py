@@ -73,12 +73,26 @@ def _classes(settings, outputs, inputs):
     return F.cross_entropy(scores[keep], wanted[keep], reduction="sum") / max(int(keep.sum()), 1)
 
 
+def _match(settings, outputs, inputs):
+    """Of each pair three judgements: it is one; with a mined text, and with a mined image, it is none. Those of mined
+    rows that are the pair's own, because there was nothing else, count 0."""
+    present = inputs["text"].get("present", torch.ones(len(inputs["image"]["identity"]), dtype=torch.bool))
+    logits = outputs["local"]["fusion"]
+    told = {name: logits[name].to(torch.promote_types(logits[name].dtype, torch.float32)).sigmoid() for name in logits}
+    wrong = {f: present & (inputs[f"{f}#match"]["identity"] != inputs[f]["identity"]) for f in ("image", "text")}
+    total = told["image+text"][present].log().sum()
+    total = total + (1 - told["image+text#match"][wrong["text"]]).log().sum()
+    total = total + (1 - told["image#match+text"][wrong["image"]]).log().sum()
+    return -total / (3 * max(int(present.sum()), 1))
+
+
 FORMS = {
     objectives.InfoNCEConfig: _softmax,
     objectives.MultiPositiveConfig: _softmax,
     objectives.SigmoidConfig: _sigmoid,
     objectives.MarginConfig: _margin,
     objectives.ClassesConfig: _classes,
+    objectives.MatchConfig: _match,
 }
 
 

@@ -101,6 +101,18 @@ class ClassesConfig(ObjectiveConfig):
     type: str = choice("classes")
 
 
+@dataclass(frozen=True)
+class MatchConfig(ObjectiveConfig):
+    """ALBEF's image-text matching (arXiv 2107.07651): a head that sees both tells pairs from hard negatives."""
+
+    type: str = choice("match")
+    # A wrong text for each image and a wrong image for each text: drawn by softmax of similarity | the most similar.
+    negatives: str = choice("sampled", "hardest")
+    mining_temperature: float = number(0.07, ge=0.01, le=100)  # of that softmax; the higher the easier they are
+
+    heads = {"fusion": "fusion"}  # noqa: RUF012
+
+
 def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
     """What objectives that share one scale or bias want of it differently."""
     for name in ("temperature", "learn_temperature", "logit_bias"):
@@ -118,6 +130,7 @@ OBJECTIVES = {
     "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.sigmoid:Sigmoid"),
     "margin": Entry(MarginConfig, "pretrain.objectives.margin:Margin"),
     "classes": Entry(ClassesConfig, "pretrain.objectives.classes:Classes"),
+    "match": Entry(MatchConfig, "pretrain.objectives.match:Match"),
 }
 OF_TOWERS = {name: entry for name, entry in OBJECTIVES.items() if entry.settings is not ClassesConfig}
 OF_PAIRS = {name: entry for name, entry in OBJECTIVES.items() if issubclass(entry.settings, PairsConfig)}

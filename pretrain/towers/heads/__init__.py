@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.config.declare import Section
+from pretrain.config.declare import Section, choice, number
 from pretrain.config.registry import Entry
 
 
@@ -19,4 +19,16 @@ class HeadConfig(Section):
     type: str = "???"  # which head; may be left out where the name says it
 
 
-HEADS: dict[str, Entry] = {}
+@dataclass(frozen=True)
+class FusionConfig(HeadConfig):
+    """Text tokens that attend to image tokens (ALBEF, arXiv 2107.07651): does this text belong to this image?"""
+
+    type: str = choice("fusion")
+    layers: int = number(6, ge=1, le=256)  # each attends to the text, then to the image
+    width: int | None = number(None, ge=1, le=65536)  # null: the text tower's
+    heads: int | None = number(None, ge=1, le=4096)  # of attention, which share the width evenly; null: 64 numbers each
+
+
+HEADS: dict[str, Entry] = {
+    "fusion": Entry(FusionConfig, "pretrain.towers.heads.fusion:Fusion"),
+}
