@@ -13,10 +13,11 @@ import tiny
 from plain_losses import SETTINGS, identities, plain
 from pretrain.objectives.objective import Weighted, build
 from pretrain.towers.build import DualEncoder
-from pretrain.towers.heads import FusionConfig
+from pretrain.towers.heads import FusionConfig, WordsConfig
 from pretrain.towers.heads.equip import Equipment
 
 PAIRS, CLASSES, WORDS, SLOTS = 16, 3, 7, 4
+START, MASK = 49406, 187  # ids of tokens
 DIM = tiny.MODEL_CFG["embed_dim"]
 
 
@@ -27,7 +28,7 @@ class Classes(nn.Linear):
         return super().forward(outputs["rows"]["image"])
 
 
-class Words(nn.Linear):
+class Slots(nn.Linear):
     """Scores `[n, SLOTS, WORDS]` of what stands in each of a text's slots."""
 
     def forward(self, outputs, inputs):
@@ -40,8 +41,9 @@ class Joint(DualEncoder):
     def __init__(self):
         super().__init__(replace(tiny.SPEC, model_cfg=tiny.MODEL_CFG | {"init_logit_bias": -3.0}), text_buckets=2)
         self.heads["classes"] = Classes(DIM, CLASSES)
-        Equipment(heads={"fusion": FusionConfig(layers=2, width=32, heads=2)}).give(self, seed=0)
-        self.heads["words"] = Words(DIM, SLOTS * WORDS)
+        self.heads["slots"] = Slots(DIM, SLOTS * WORDS)
+        heads = {"fusion": FusionConfig(layers=2, width=32, heads=2), "words": WordsConfig()}
+        Equipment({"masked_text": "text"}, heads=heads).give(self, seed=0)
         self.doubt = nn.Parameter(torch.tensor([0.3]))
 
     def shared(self):
@@ -51,15 +53,15 @@ class Joint(DualEncoder):
 class Guess:
     """Words in slots, of which some samples have many and others none; its weight is live in every micro-batch."""
 
-    wants = frozenset({"words"})
+    wants = frozenset({"slots"})
 
     def count(self, inputs):
-        return (inputs["words"]["wanted"] >= 0).sum()
+        return (inputs["slots"]["wanted"] >= 0).sum()
 
     def loss(self, outputs, inputs, reduction="sum"):
-        scores = outputs["local"]["words"].flatten(0, 1)
+        scores = outputs["local"]["slots"].flatten(0, 1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        wanted = inputs["words"]["wanted"].flatten()
+        wanted = inputs["slots"]["wanted"].flatten()
         loss = F.cross_entropy(scores, wanted, ignore_index=-100, reduction=reduction)
         return torch.exp(-outputs["shared"]["doubt"]) * loss
 
@@ -95,7 +97,7 @@ TOYS = ("guess", "doubt")
 
 def inputs(model, absent=True):
     """The global batch; `absent`: texts are missing of some pairs and of the whole last quarter, labels of the last
-    half. The slots that hold a word are more with every sample."""
+    half. The slots that hold a word, and the words that are hidden, are more with every sample."""
     images, tokens = tiny.batch(model, PAIRS)
     g = torch.Generator().manual_seed(5)
     image, text = identities(PAIRS).unbind(1)
@@ -105,13 +107,16 @@ def inputs(model, absent=True):
         "image": {"pixels": images, "identity": image},
         "text": {"tokens": tokens, "identity": text},
         "label": {"class": torch.arange(PAIRS) % CLASSES},
-        "words": {"wanted": torch.where(torch.rand(PAIRS, SLOTS, generator=g) < share, words, -100)},
+        "slots": {"wanted": torch.where(torch.rand(PAIRS, SLOTS, generator=g) < share, words, -100)},
     }
+    hidden = (torch.rand(tokens.shape, generator=g) < share) & (tokens > 0) & (tokens < START)
     if absent:
         here = torch.arange(PAIRS)
         whole["text"]["present"] = (here < 3 * PAIRS // 4) & (here != 2) & (here != 5)
         whole["label"]["present"] = here < PAIRS // 2
-    return whole
+        hidden &= whole["text"]["present"][:, None]
+    masked, wanted = torch.where(hidden, MASK, tokens), torch.where(hidden, tokens, -100)
+    return whole | {"masked_text": {"tokens": masked, "wanted": wanted}}
 
 
 def cut(model, whole, first, size, parts):
@@ -120,7 +125,8 @@ def cut(model, whole, first, size, parts):
     for start in range(first, first + size, size // parts):
         rows = slice(start, start + size // parts)
         own = {field: {name: value[rows] for name, value in values.items()} for field, values in whole.items()}
-        own["text"] |= model.rule(own["text"]["tokens"])
+        for field in ("text", "masked_text"):
+            own[field] |= model.rule(own[field]["tokens"])
         found.append(own)
     return found
 
@@ -134,15 +140,18 @@ def reference(names, whole, mined, autocast=False):
     ours, forms = objectives(names)
     given = {f"{field}#match": {n: v[rows] for n, v in whole[field].items()} for field, rows in mined.items()}
     everything = whole | given
+    seen, states = [], {}  # of tokens, at full length
+    model.clip.ln_final.register_forward_hook(lambda *call: seen.append(call[-1]))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         rows, tokens = {}, {}
         for field, values in everything.items():
             if "pixels" in values or "tokens" in values:
-                tokens[field] = model.encode_tokens(field.partition("#")[0], values)[1]
+                tokens[field] = model.encode_tokens(model.encoder_of[field.partition("#")[0]], values)[1]
             if "pixels" in values:
                 rows[field] = model.clip.encode_image(model._pixels(values["pixels"]))
             if "tokens" in values:
                 rows[field] = model.clip.encode_text(values["tokens"])
+                states[field] = seen.pop()
         rows = {field: F.normalize(value.to(dtype), dim=-1) for field, value in rows.items()}
         shared = {
             "logit_scale": model.clip.logit_scale.exp(),
@@ -151,10 +160,20 @@ def reference(names, whole, mined, autocast=False):
         }
         outputs = {"rows": rows, "shared": shared, "local": {"tokens": tokens}}
         wanted = frozenset().union(*(getattr(o.objective, "wants", ()) for o in ours.values()))
-        outputs["local"] = {name: model.heads[name](outputs, everything) for name in sorted(wanted)}
+        for name in sorted(wanted):
+            own = name == "words"  # its own form: of all tokens and words
+            outputs["local"][name] = word_scores(model, states) if own else model.heads[name](outputs, everything)
     losses = {name: form(outputs, everything).sum() for name, form in forms.items()}
     sum(ours[name].weight * loss for name, loss in losses.items()).backward()
     return {n: v.item() for n, v in losses.items()}, {n: p.grad for n, p in model.named_parameters()}
+
+
+def word_scores(model, states):
+    """Scores `[n, context, vocabulary]` of every token by the head `words`, from its definition."""
+    head = model.heads["words"]
+    hidden = head.norm(F.gelu(head.dense(states["masked_text"])))
+    scores = hidden @ model.clip.token_embedding.weight.T + head.bias
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def errors(got, want):

@@ -86,6 +86,13 @@ def _match(settings, outputs, inputs):
     return -total / (3 * max(int(present.sum()), 1))
 
 
+def _mlm(settings, outputs, inputs):
+    """Of the scores of every word at every place, where one is wanted."""
+    wanted, scores = inputs["masked_text"]["wanted"], outputs["local"]["words"]
+    total = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum")
+    return total / max(int((wanted != -100).sum()), 1)
+
+
 FORMS = {
     objectives.InfoNCEConfig: _softmax,
     objectives.MultiPositiveConfig: _softmax,
@@ -93,6 +100,7 @@ FORMS = {
     objectives.MarginConfig: _margin,
     objectives.ClassesConfig: _classes,
     objectives.MatchConfig: _match,
+    objectives.MLMConfig: _mlm,
 }
 
 

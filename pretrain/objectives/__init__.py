@@ -113,6 +113,17 @@ class MatchConfig(ObjectiveConfig):
     heads = {"fusion": "fusion"}  # noqa: RUF012
 
 
+@dataclass(frozen=True)
+class MLMConfig(ObjectiveConfig):
+    """Masked words (BERT, arXiv 1810.04805): what stood where a second look at the text hides some of its words. The
+    mean is over the hidden words of the global batch, however many a rank has."""
+
+    type: str = choice("mlm")
+
+    heads: ClassVar[Mapping[str, Need]] = {"words": "words"}
+    extra_fields: ClassVar[Mapping[str, Need]] = {"masked_text": "masked_text"}
+
+
 def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
     """What objectives that share one scale or bias want of it differently."""
     for name in ("temperature", "learn_temperature", "logit_bias"):
@@ -129,6 +140,7 @@ OBJECTIVES = {
     "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.multi_positive:MultiPositive"),
     "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.sigmoid:Sigmoid"),
     "margin": Entry(MarginConfig, "pretrain.objectives.margin:Margin"),
+    "mlm": Entry(MLMConfig, "pretrain.objectives.mlm:MLM"),
     "classes": Entry(ClassesConfig, "pretrain.objectives.classes:Classes"),
     "match": Entry(MatchConfig, "pretrain.objectives.match:Match"),
 }

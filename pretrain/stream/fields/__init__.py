@@ -7,10 +7,11 @@ it; images, texts and labels are there by the task.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pretrain.config.declare import Section
+from pretrain.config.declare import Fault, Section, choice, number
 from pretrain.config.registry import Entry
 
 
@@ -29,4 +30,27 @@ class FieldConfig(Section):
         return None
 
 
-FIELDS: dict[str, Entry] = {}
+@dataclass(frozen=True)
+class MaskedTextConfig(FieldConfig):
+    """The text that is shown, with some of its words (tokens of the tokenizer) hidden, by a hash of seed, epoch, sample
+    id and place."""
+
+    type: str = choice("masked_text")
+    share: float = number(0.15, gt=0, le=1)  # of the words that are hidden
+    mask: float = number(0.8, ge=0, le=1)  # share of the hidden ones that become the mask token
+    random: float = number(0.1, ge=0, le=1)  # share of them that become any word; the rest stays and is asked for too
+    # The id that stands for a hidden word; null: the tokenizer's own, or one that no text holds (of open_clip's that of
+    # the byte 255).
+    mask_token: int | None = number(None, ge=0, lt=2**31)
+
+    ENCODER: ClassVar[str | None] = "text"
+
+    def check(self) -> Iterator[Fault]:
+        """The shares of the hidden words are no more than all."""
+        if self.mask + self.random > 1:
+            yield Fault("random", "at most 1 - mask", "what is left of 1 stays as it is")
+
+
+FIELDS: dict[str, Entry] = {
+    "masked_text": Entry(MaskedTextConfig, "pretrain.stream.fields.masked_text:MaskedText"),
+}

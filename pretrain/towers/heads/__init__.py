@@ -29,6 +29,15 @@ class FusionConfig(HeadConfig):
     heads: int | None = number(None, ge=1, le=4096)  # of attention, which share the width evenly; null: 64 numbers each
 
 
+@dataclass(frozen=True)
+class WordsConfig(HeadConfig):
+    """Scores of all words where the field `masked_text` hides one."""
+
+    type: str = choice("words")
+    tied: bool = True  # by the text tower's embedding; false: by a matrix of its own
+
+
 HEADS: dict[str, Entry] = {
     "fusion": Entry(FusionConfig, "pretrain.towers.heads.fusion:Fusion"),
+    "words": Entry(WordsConfig, "pretrain.towers.heads.words:Words"),
 }
