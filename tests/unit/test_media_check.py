@@ -23,7 +23,7 @@ from data_tools.media.check import check
 from data_tools.media.decode import decode_rgb
 from packing import encoded, jpeg, photo_folder, picture
 from pretrain.stream.draw import Draw
-from pretrain.stream.fields.field import image as image_field
+from pretrain.stream.fields import image as image_field
 from pretrain.stream.fields.text import Text
 from pretrain.stream.transform import ImageSettings
 
