@@ -89,7 +89,7 @@ class DualEncoder(Model):
             features, states, mask = text_tokens(self.clip, rows, self.rule)
         else:
             if self.patch_dropout is not None:
-                self.patch_dropout.bits = rows.get("patch_bits")
+                self.patch_dropout.take(rows)
             features, states = image_tokens(self.clip.visual, self._pixels(rows["pixels"]))
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return _unit(features), {"values": states, "mask": mask}

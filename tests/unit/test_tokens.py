@@ -36,6 +36,15 @@ def test_image_tokens_are_those_that_open_clip_gives_out():
     assert model.width("image") == states.shape[-1]
 
 
+def test_tokens_are_those_of_the_patches_that_are_kept():
+    model = tiny.build(vision_cfg={**tiny.MODEL_CFG["vision_cfg"], "image_size": 32, "patch_size": 8}).train()
+    bits = {"patch_bits": tiny.patch_bits(7, 3, range(4)), "patch_dropout": torch.tensor(0.5, dtype=torch.float64)}
+    rows = {"pixels": tiny.batch(model, 4)[0], **bits}
+    features, tokens = model.encode_tokens("image", rows)  # first, so that nothing was taken before it
+    assert tokens["values"].shape[1] == 8  # of 16
+    assert torch.equal(features, model.encode("image", rows))
+
+
 def test_a_timm_tower_gives_the_states_before_its_pool():
     vision = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": "avg", "timm_proj": "linear"}
     spec = replace(tiny.SPEC, model_cfg=tiny.MODEL_CFG | {"vision_cfg": vision}, preprocess_cfg=sized(224))
