@@ -15,7 +15,7 @@ from pretrain.config.registry import Entry
 from pretrain.config.tree import DataConfig, Source
 from pretrain.objectives import OBJECTIVES, InfoNCEConfig, ObjectiveConfig
 from pretrain.stream.fields import FIELDS, FieldConfig
-from pretrain.tasks import ContrastiveConfig
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig, classify
 from pretrain.tasks.needs import needs_of
 from pretrain.towers.heads import HEADS, HeadConfig
 from pretrain.towers.heads.equip import Equipment, equipment_in
@@ -144,6 +144,14 @@ def test_a_model_is_equipped_by_the_seed_and_the_name_alone():
     assert first.heads["reader"].layers[0].in_features == 5
     assert not any("heads" in name for name in first.export_state())
     assert first.export_state().keys() == tiny.build(0).export_state().keys()
+
+
+def test_a_classifier_takes_no_heads_along(monkeypatch):
+    trained = tiny.build()
+    equipment().give(trained, seed=0)
+    monkeypatch.setattr(classify, "open_model", lambda *_: (trained, "what was taken"))
+    towers, _ = classify._towers(ClassifyConfig(init="a run"))
+    assert towers.state_dict().keys() == tiny.build().state_dict().keys()
 
 
 def test_what_is_described_is_found_again():
