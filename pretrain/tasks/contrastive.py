@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from pretrain.engine.opening import check_weights, open_weights
+from pretrain.engine.opening import Opened, check_weights, open_weights
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import describe
 from pretrain.process.runtime import Runtime
@@ -60,9 +60,8 @@ def recipe(config: ContrastiveConfig, reader: CheckpointReader | None, runtime: 
 def pair_fields(
     config: ContrastiveConfig, spec: ModelSpec, rule: TextRule | None = None, dropped: Sequence[float | None] = ()
 ) -> FieldsOf:
-    """The fields of pairs: a caption, cut by `rule`, a picture, and what objectives need beside
-    them. `dropped`: the share of patches that each phase and
-    the time after them leaves out ; None, or nothing given: none ever."""
+    """The fields of pairs: a caption, cut by `rule`, a picture, and what objectives need beside them. `dropped`: the
+    share of patches that each phase and the time after them leaves out; None, or nothing given: none ever."""
     sizes = [phase.image_size for phase in config.model.phases]
     tokenize = tokenizer_of(spec)
 
@@ -101,12 +100,26 @@ def load_init(model: DualEncoder, config: ContrastiveConfig) -> InitReport:
     opened = open_weights(config.model.init)
     notes = check_weights(opened, model.spec)
     report = initialise(model, opened.state, opened.took, _may_miss(model, config))
-    report.notes = opened.notes + notes
+    report.notes = [*opened.notes, *notes, *_take_heads(model, opened)]
     if "logit_bias" in report.missing:
         start_logits(model, config.objectives, config.train.global_batch)
     else:
         set_logits(model, config.objectives)
     return report
+
+
+def _take_heads(model: DualEncoder, opened: Opened) -> list[str]:
+    """Give the heads of `model` the weights that `opened` has under their names, where these fit; a line of each."""
+    lines = []
+    for name, head in model.heads.items():
+        found = {key: value for key, value in opened.heads.items() if key.startswith(f"{name}.")}
+        state = {key.removeprefix(f"{name}."): value for key, value in found.items()}
+        own = head.state_dict()
+        fits = state.keys() == own.keys() and all(state[key].shape == own[key].shape for key in own)
+        if fits:
+            head.load_state_dict(state)
+        lines.append(f"head {name}: {'loaded' if fits else 'starts at random'}")
+    return lines
 
 
 def _may_miss(model: DualEncoder, config: ContrastiveConfig) -> list[str]:

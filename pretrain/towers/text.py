@@ -13,7 +13,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
 from data_tools.errors import UserError
-from pretrain.towers.cut import Rows, TextRule, parts_of
+from pretrain.towers.cut import Rows, TextRule, parts_of, text_rule
 
 
 def text_tokens(clip: nn.Module, rows: Rows, rule: TextRule) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,11 +78,13 @@ def _with_states(
 
 def _refuse_silent(clip: nn.Module) -> None:
     tower = getattr(clip, "text", clip)
-    if not isinstance(tower, CLIP | TextTransformer | HFTextEncoder):
+    known = isinstance(tower, TextTransformer | HFTextEncoder)
+    if not known and not (isinstance(tower, CLIP) and text_rule(clip).causal):
         raise UserError(
             "the text tower does not tell what it makes of single tokens",
-            got=type(tower).__name__,
+            got=f"{type(tower).__name__}{' without a causal mask' if isinstance(tower, CLIP) else ''}",
             expected="a tower of open_clip or of transformers, which an objective over tokens needs",
+            remedy="custom_text: true in the architecture makes the text tower a module of its own",
         )
 
 

@@ -13,9 +13,10 @@ from pretrain.config.check import check
 from pretrain.config.declare import Fault, Section, choice, number
 from pretrain.config.registry import Entry
 from pretrain.config.tree import DataConfig, Source
+from pretrain.engine.opening import Opened
 from pretrain.objectives import OBJECTIVES, InfoNCEConfig, ObjectiveConfig
 from pretrain.stream.fields import FIELDS, FieldConfig
-from pretrain.tasks import ClassifyConfig, ContrastiveConfig, classify
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig, classify, contrastive
 from pretrain.tasks.needs import needs_of
 from pretrain.towers.heads import HEADS, HeadConfig
 from pretrain.towers.heads.equip import Equipment, equipment_in
@@ -152,6 +153,22 @@ def test_a_classifier_takes_no_heads_along(monkeypatch):
     monkeypatch.setattr(classify, "open_model", lambda *_: (trained, "what was taken"))
     towers, _ = classify._towers(ClassifyConfig(init="a run"))
     assert towers.state_dict().keys() == tiny.build().state_dict().keys()
+
+
+def test_heads_of_the_model_that_a_run_starts_from_are_taken_where_they_fit(monkeypatch):
+    taught, model = tiny.build(1), tiny.build(0)
+    equipment().give(taught, seed=1)
+    both = replace(equipment(), heads={"reader": ToyHeadConfig(), "other": ToyHeadConfig(layers=1)})
+    both.give(model, seed=0)
+    heads = taught.heads.state_dict()
+    opened = Opened("a run", taught.export_state(), taught.spec, "gelu", heads=heads)
+    monkeypatch.setattr(contrastive, "open_weights", lambda _: opened)
+    given = config().model
+    report = contrastive.load_init(model, config(model=replace(given, init="a run")))
+    assert report.notes[-2:] == ["head reader: loaded", "head other: starts at random"]
+    assert all(
+        torch.equal(model.heads["reader"].state_dict()[key.removeprefix("reader.")], heads[key]) for key in heads
+    )
 
 
 def test_what_is_described_is_found_again():

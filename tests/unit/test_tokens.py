@@ -158,3 +158,12 @@ def test_a_pool_of_attention_tells_no_patches():
         model.width("image")
     with pytest.raises(UserError, match="no table of tokens"):
         model.token_embedding("image")
+
+
+def test_a_text_tower_within_clip_tells_tokens_where_it_is_causal():
+    text = {**tiny.MODEL_CFG["text_cfg"], "no_causal_mask": True, "pool_type": "last"}
+    model = tiny.build(text_cfg=text)
+    with pytest.raises(UserError, match=r"CLIP without a causal mask; .*custom_text: true"):
+        model.width("text")
+    with pytest.raises(UserError, match="does not tell what it makes of single tokens"):
+        model.encode_tokens("text", {"tokens": tiny.batch(model, 2)[1]})
