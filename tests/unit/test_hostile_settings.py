@@ -16,6 +16,7 @@ from pretrain.config.check import leaves, names
 from pretrain.config.durations import duration_steps, parse_seconds, parse_steps
 from pretrain.config.reading import load_config
 from pretrain.config.registry import registry_of
+from pretrain.objectives import OF_TOWERS
 from pretrain.stream.order import Order
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from pretrain.train import seed_step
@@ -38,6 +39,19 @@ def filled(name):
 
 FIELDS = [(ContrastiveConfig, filled(name), hint) for name, _, hint in names(ContrastiveConfig) if filled(name)]
 FIELDS += [(ClassifyConfig, name, hint) for name, _, hint in names(ClassifyConfig) if name in OWN]
+
+
+_NEEDS = {name: entry.settings().needs() for name, entry in OF_TOWERS.items()}
+
+
+def readers(name):
+    """Words that bring the objectives which read a head or a field, for others are refused whatever they hold."""
+    needs = {one: {**heads, **more} for one, (heads, more) in _NEEDS.items()}
+    place, _, rest = name.partition(".")
+    found = [one for one, needed in needs.items() if place in ("heads", "fields") and rest.partition(".")[0] in needed]
+    return [f"objectives=[{','.join(found)}]"] if found else []
+
+
 EVERYWHERE = ["''", "???", "[]", "${nothing.here}"]
 NUMBERS = [".inf", ".nan", "-1", "1e308", "1e-320", str(10**23), "9" * 400]
 TEXTS = ['"a\\0b"', '"\\e[31m\\n"', "x" * 5000, "9" * 400 + " steps", "1e99 epochs", "-1 steps", "1-" + "9" * 5000]
@@ -90,7 +104,7 @@ def test_a_hostile_value_is_one_line_naming_the_field_or_legal(tmp_path, kind, n
     for value in _values(hint):
         started = time.process_time()
         try:
-            _use(load_config(kind, path, [f"{name}={value}"]))
+            _use(load_config(kind, path, [*readers(name), f"{name}={value}"]))
         except UsageError as error:
             said = str(error)
             assert torn in said, f"{value[:40]}: {said}"
