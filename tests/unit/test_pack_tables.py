@@ -344,6 +344,7 @@ def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, pieces, suffi
         refusal = str(error)
     else:
         refusal = ""
-        assert all(record.fault or record.values for record in records)
+        # an empty object is a row, which names no image
+        assert all(record.fault or record.values or suffix == ".jsonl" for record in records)
     assert "\n" not in refusal
     assert len(refusal) < 1300
