@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from data_tools.errors import UserError
 from pretrain import train as loop
 from pretrain.engine.fragments import local_fragments
 from pretrain.engine.zero import Whole
+from pretrain.job import Job
 from pretrain.process.lifeline import Lifeline
 from pretrain.process.run_dir import claim_run_dir
+from pretrain.process.runtime import start
+from pretrain.tasks.paths import check_settings
 
 
 def train(job) -> int:
@@ -17,6 +21,21 @@ def train(job) -> int:
     with Lifeline(job.config.run.dir) as life:
         claim_run_dir(life.status, job.runtime)
         return loop.train(job, life)
+
+
+def train_in_turn(configs) -> list:
+    """Build and train the job of each of `configs`: exit codes, or what was raised. All ranks must call it."""
+    torch.set_num_threads(1)
+    runtime, outcomes = start(distributed=True), []
+    for config in configs:
+        try:
+            check_settings(config)
+            with Lifeline(config.run.dir) as life:
+                claim_run_dir(life.status, runtime)
+                outcomes.append(loop.train(Job(config, runtime), life))
+        except UserError as error:
+            outcomes.append(str(error))
+    return outcomes
 
 
 class PlainEngine:

@@ -9,19 +9,14 @@ import yaml
 
 import runs
 import tiny
-from data_tools.errors import UserError
 from pretrain.config.reading import load_config
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import load_classifier, load_trained
 from pretrain.export.writer import export_model
-from pretrain.job import Job
 from pretrain.plan.dry_run import dry_run
-from pretrain.process.lifeline import Lifeline
-from pretrain.process.run_dir import claim_run_dir
-from pretrain.process.runtime import start
 from pretrain.tasks import TASKS
-from pretrain.train import train
 from ranks import run_ranks
+from training import train_in_turn
 
 WORDS = (
     *("adapters={lora: {rank: 4}}", "optim.lr=1e-2", "train.precision=fp32", "train.micro_batch=4"),
@@ -41,17 +36,7 @@ def settings(task, folder, name, *words):
 
 
 def trained(rank, world_size, configs):
-    """Train in turn: exit codes, or what was raised."""
-    torch.set_num_threads(1)
-    runtime, outcomes = start(distributed=True), []
-    for config in configs:
-        try:
-            with Lifeline(config.run.dir) as life:
-                claim_run_dir(life.status, runtime)
-                outcomes.append(train(Job(config, runtime), life))
-        except UserError as error:
-            outcomes.append(str(error))
-    return outcomes
+    return train_in_turn(configs)
 
 
 @pytest.fixture(scope="module")

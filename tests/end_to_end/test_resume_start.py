@@ -14,16 +14,12 @@ from data_tools.errors import UserError
 from pretrain.config.reading import load_config
 from pretrain.engine.reader import CheckpointReader
 from pretrain.export.open_clip_format import write as write_open_clip
-from pretrain.job import Job
 from pretrain.plan.dry_run import dry_run
-from pretrain.process.lifeline import Lifeline
-from pretrain.process.run_dir import claim_run_dir
-from pretrain.process.runtime import start
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from pretrain.tasks.paths import check_settings
-from pretrain.train import train
 from ranks import run_ranks
 from text_towers import CONFIGS, architecture
+from training import train_in_turn
 
 QUIET = ("data.workers=0", "train.precision=fp32", "checkpoint.every=2 steps", "log.every=100 steps")
 TUNED = ("optim.lr=3e-3", "train.micro_batch=4", *QUIET)
@@ -31,18 +27,7 @@ TUNED = ("optim.lr=3e-3", "train.micro_batch=4", *QUIET)
 
 def trained(rank, world_size, starts):
     """Train in turn what `starts` lists, (kind, config file, overrides): exit codes, or what was raised."""
-    torch.set_num_threads(1)
-    runtime, outcomes = start(distributed=True), []
-    for kind, path, words in starts:
-        config = load_config(kind, path, words)
-        try:
-            check_settings(config)
-            with Lifeline(config.run.dir) as life:
-                claim_run_dir(life.status, runtime)
-                outcomes.append(train(Job(config, runtime), life))
-        except UserError as error:
-            outcomes.append(str(error))
-    return outcomes
+    return train_in_turn([load_config(*one) for one in starts])
 
 
 @pytest.fixture(scope="module")
