@@ -76,7 +76,7 @@ class Weighted:
 
 def compares(objective: OverBatch | PerSample) -> bool:
     """Whether it looks at several samples at once, and asks of them for `Facts`."""
-    return not isinstance(objective, PerSample) or hasattr(objective, "mine")
+    return not isinstance(objective, PerSample) or isinstance(objective, Mining)
 
 
 def wanted(objectives: Mapping[str, Weighted]) -> frozenset[str]:

@@ -6,14 +6,17 @@ import torch
 
 NONE = torch.iinfo(torch.int64).min  # below every key
 LOW = (1 << 32) - 1  # the lower half of a hash
-_GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64's, signed
+# The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 def hashes(seeds: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """64 random bits for each of `seeds` `[b]` with each of `numbers` `[n]`, all int64: `[b, n]`, by splitmix64."""
-    bits = seeds[:, None] + (numbers * _GOLDEN)[None]
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
+    """64 random bits for each of `seeds` `[b]` with each of `numbers` `[n]`, all int64: `[b, n]`. They are outputs
+    number `numbers` of SplitMix64 generators that start at `seeds`."""
+    bits = seeds[:, None] + (numbers * _INCREMENT)[None]
+    bits = (bits ^ _shifted(bits, 30)) * _MULTIPLIERS[0]
+    bits = (bits ^ _shifted(bits, 27)) * _MULTIPLIERS[1]
     return bits ^ _shifted(bits, 31)
 
 

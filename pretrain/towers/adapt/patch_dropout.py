@@ -16,13 +16,10 @@ from torch import nn
 
 from data_tools.errors import UserError
 from pretrain.config.tree import Phase
+from pretrain.objectives.tied import hashes
 from pretrain.towers.adapt.adapter import Adapter
 from pretrain.towers.cut import Rows
 from pretrain.towers.parts import towers_of
-
-# The increment and the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA), as signed 64-bit integers.
-_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 class PatchDropout(nn.Module):
@@ -66,18 +63,9 @@ def kept_patches(bits: torch.Tensor, patches: int, prob: float) -> torch.Tensor:
 
     SplitMix64's outputs number 1 .. patches of the generator that starts at a sample's bits rank its patches.
     """
-    steps = torch.arange(1, patches + 1, device=bits.device) * _INCREMENT
-    state = bits.unsqueeze(1) + steps
-    state = (state ^ _shift(state, 30)) * _MULTIPLIERS[0]
-    state = (state ^ _shift(state, 27)) * _MULTIPLIERS[1]
-    state = state ^ _shift(state, 31)
+    state = hashes(bits, torch.arange(1, patches + 1, device=bits.device))
     kept = max(1, int(patches * (1 - prob)))
     return state.topk(kept, dim=1).indices.sort(dim=1).values
-
-
-def _shift(value: torch.Tensor, by: int) -> torch.Tensor:
-    """Logical right shift; torch's is arithmetic."""
-    return (value >> by) & ((1 << (64 - by)) - 1)
 
 
 def replace_patch_dropout(tower: nn.Module) -> PatchDropout | None:
