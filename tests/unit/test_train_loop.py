@@ -162,6 +162,17 @@ def test_pauses_are_not_training_time(tmp_path, stream, monkeypatch):
     assert Interval(8).close(8, 1) == {"samples_per_second": 0.0, "data_wait": 0.0}
 
 
+def test_the_pace_of_a_logged_step_is_that_of_the_steps_since_the_one_before(tmp_path, stream, monkeypatch):
+    now, state = [100.0], TrainState(step=25, samples_seen=100)  # resumed there
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    book, _ = book_of(tmp_path, stream, state)
+    for seconds in (2.0, 0.5):
+        now[0] += seconds
+        log_steps(book, state, 1, waited=seconds / 4)
+    found = [(row["samples_per_second"], row["data_wait"]) for row in rows(tmp_path)]
+    assert found == [(BATCH / 2.0, 0.25), (BATCH / 0.5, 0.25)]
+
+
 def test_a_committed_checkpoint_is_in_the_status_and_the_metrics(tmp_path, stream):
     book, status = book_of(tmp_path, stream, TrainState(step=9))
     book.committed(Saved(tmp_path / "step-7", 7, 28, 1000, 2.5), stall=0.25)
