@@ -38,6 +38,7 @@ def model_card(
         f"# {spec.name}\n\n{kind}, trained with dualstream.",
         *([f"## Classes\n{_classes(model.classes)}"] if isinstance(model, Classifier) else []),
         "## Architecture\n" + _table(_architecture(spec, classifier)),
+        *([f"## Heads\n{left}"] if (left := left_behind(model)) else []),
         "## Training\n" + (_table(training) if training else "Not known."),
         "## Results\n" + (_numbers(metrics) if metrics else "None recorded."),
         "## Loading\n" + "\n".join(formats.values()),
@@ -45,6 +46,14 @@ def model_card(
         "## Awkward inputs\n" + _trust(classifier) + _divergences(divergences),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def left_behind(model: DualEncoder | Classifier) -> str:
+    """A line that names the heads of `model`, for which no layout has a form, and where they are of use; empty where it
+    has none."""
+    heads = ", ".join(getattr(model, "heads", {}))
+    where = "the run and its checkpoints keep them, and another pretraining takes them along by model.init"
+    return f"Heads that stay behind: {heads}. No client has a form for them; {where}." if heads else ""
 
 
 def _classes(names: Sequence[str]) -> str:

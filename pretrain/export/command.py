@@ -12,6 +12,7 @@ from pretrain.engine.located import Kind, locate
 from pretrain.engine.opening import open_model, resolve_checkpoint
 from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.results import read_records
+from pretrain.export.card import left_behind
 from pretrain.export.probes import TOLERANCE
 from pretrain.export.writer import export_model
 from pretrain.towers.build import DualEncoder
@@ -37,6 +38,8 @@ def export(options: argparse.Namespace) -> int:
         model, report = open_model(source, options.ema, options.architecture)
         print(report, flush=True)
     differences = export_model(model, options.output, formats, *history(source, options.ema), verify=options.verify)
+    if left := left_behind(model):
+        print(left)
     for name, value in differences.items():
         print(f"verified {name:<24} largest difference {value:.1e} (at most {TOLERANCE:g})")
     if not differences:

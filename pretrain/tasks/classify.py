@@ -147,6 +147,8 @@ def _towers(config: ClassifyConfig) -> tuple[DualEncoder, list[str]]:
         model = build_model(init, config.seed)
         return model, [f"random initialisation of {init}, seed {config.seed}", *model.started]
     trained, report = open_model(init, config.init_ema, config.architecture)
+    if trained.heads:
+        report.notes = [*report.notes, f"Heads that stay behind: {', '.join(trained.heads)}."]
     trained.heads.clear()  # nothing asks them here, and what is saved is described without them
     if config.architecture and config.architecture.endswith(".json"):
         refuse_dropout(trained.spec, config.architecture, hashed=trained.patch_dropout is not None)

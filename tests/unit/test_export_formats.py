@@ -18,15 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+import checkpoints
 import tiny
 from data_tools.errors import UsageError, UserError
-from pretrain.engine.weights import load_trained
+from pretrain.engine.weights import describe, load_trained
+from pretrain.export import cli as export_cli
 from pretrain.export.command import history
 from pretrain.export.formats import DUAL_ENCODER
 from pretrain.export.probes import PLAIN, TEXTS, TOLERANCE
 from pretrain.export.verify import verify_export
 from pretrain.export.writer import export_model
 from pretrain.towers.build import MAX_LOGIT_SCALE, DualEncoder
+from pretrain.towers.heads import FusionConfig
+from pretrain.towers.heads.equip import Equipment
 from pretrain.towers.spec import resolve_spec
 
 
@@ -282,6 +286,24 @@ def test_the_card_says_what_is_known(tmp_path):
     card = (tmp_path / "bare/README.md").read_text()
     assert "CLIPProcessor" not in card
     assert "open_clip logit_scale" in card
+
+
+def test_heads_stay_behind_and_the_command_and_the_card_say_so(tmp_path, capsys):
+    model, equipment = _model(), Equipment(heads={"fusion": FusionConfig(layers=1), "second": FusionConfig(layers=1)})
+    equipment.give(model, seed=0)
+    checkpoints.write(tmp_path / "run", 3, model, description=describe(model.spec, **equipment.described()))
+    checkpoints.write(tmp_path / "bare", 3, _model(), description=describe(model.spec))
+    said = {}
+    for run in ("run", "bare"):
+        assert export_cli.main([str(tmp_path / run), str(tmp_path / f"{run}-export"), "--no-verify"]) == 0
+        said[run] = capsys.readouterr().out, (tmp_path / f"{run}-export/README.md").read_text()
+        files = {path.name for path in (tmp_path / f"{run}-export").glob("*.safetensors")}
+        assert not any("fusion" in key for name in files for key in load_file(tmp_path / f"{run}-export" / name))
+    for text in said["run"]:
+        (line,) = [line for line in text.splitlines() if "stay behind" in line]
+        assert line.startswith("Heads that stay behind: fusion, second.")
+        assert "the run and its checkpoints keep them" in line
+    assert not any("stay behind" in text for text in said["bare"])
 
 
 def test_the_metrics_of_a_card_are_those_of_the_step(tmp_path):

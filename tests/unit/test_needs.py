@@ -21,6 +21,7 @@ from pretrain.tasks.needs import needs_of
 from pretrain.towers.heads import HEADS, HeadConfig
 from pretrain.towers.heads.equip import Equipment, equipment_in
 from pretrain.towers.heads.head import Head
+from pretrain.towers.initialise import InitReport
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,9 @@ def test_a_model_is_equipped_by_the_seed_and_the_name_alone():
 def test_a_classifier_takes_no_heads_along(monkeypatch):
     trained = tiny.build()
     equipment().give(trained, seed=0)
-    monkeypatch.setattr(classify, "open_model", lambda *_: (trained, "what was taken"))
-    towers, _ = classify._towers(ClassifyConfig(init="a run"))
+    monkeypatch.setattr(classify, "open_model", lambda *_: (trained, InitReport("a run")))
+    towers, lines = classify._towers(ClassifyConfig(init="a run"))
+    assert lines[-1].endswith("\nHeads that stay behind: reader.")
     assert towers.state_dict().keys() == tiny.build().state_dict().keys()
 
 
