@@ -8,12 +8,11 @@ from functools import partial
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.config.reading import find_run_dir, load_task
-from pretrain.config.tree import Config
+from pretrain.config.reading import find_run_dir
 from pretrain.process.entry import refuse_bare_world, run_entry
 from pretrain.process.lifeline import Lifeline
 from pretrain.process.status import fail_unbuilt
-from pretrain.tasks import TASKS
+from pretrain.tasks import TaskConfig, read_settings
 from pretrain.tasks.paths import check_settings
 
 _PRETRAIN = """examples:
@@ -67,7 +66,7 @@ def _run(script: str, about: str, examples: str, task: str, arguments: list[str]
     words.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = words.parse_intermixed_args(arguments)
     if options.dry_run:
-        config = load_task(TASKS, options.config, options.overrides, task)
+        config = read_settings(options.config, options.overrides, task)
         check_settings(config)
         from pretrain.plan.dry_run import dry_run
 
@@ -82,11 +81,11 @@ def _run(script: str, about: str, examples: str, task: str, arguments: list[str]
         return launch(life, partial(Job, config))
 
 
-def _read_settings(options: argparse.Namespace, task: str) -> Config:
+def _read_settings(options: argparse.Namespace, task: str) -> TaskConfig:
     """The settings of a training's command line. Where they are no good, an earlier run that they would have gone on
     with is failed by its status.json too, lest a scheduler start it for ever."""
     try:
-        return load_task(TASKS, options.config, options.overrides, task)
+        return read_settings(options.config, options.overrides, task)
     except UsageError as error:
         folder = find_run_dir(options.config, options.overrides)
         if folder is not None and os.environ.get("RANK", "0") == "0":

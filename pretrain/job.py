@@ -22,6 +22,8 @@ from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.resume import find_checkpoint, start_state
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import restore_optimizer
+from pretrain.evaluate.bench import in_precision
+from pretrain.evaluate.evaluator import Evaluator, build_evaluators, remarks_of, run_evaluators
 from pretrain.objectives.objective import build, compares
 from pretrain.process.agree import raise_on_all_ranks
 from pretrain.process.precision import settle
@@ -31,7 +33,8 @@ from pretrain.stream.batches import Batch
 from pretrain.stream.fields.field import micro_batches
 from pretrain.stream.loader import TrainStream
 from pretrain.stream.sources import train_stream
-from pretrain.tasks.recipe import Evaluations, Recipe, Trained, recipe_of
+from pretrain.tasks import TaskConfig
+from pretrain.tasks.recipe import Recipe, Trained, recipe_of
 from pretrain.towers.model import Inputs, to_device
 
 _Config = TypeVar("_Config", bound=Config)
@@ -46,13 +49,13 @@ class Prepared:
     reader: CheckpointReader | None
     model: Trained
     stream: TrainStream
-    evaluations: Evaluations
+    evaluators: dict[str, Evaluator]
     extras: Extras
     state: TrainState
     lines: list[str]
 
 
-def prepare(config: Config, runtime: Runtime) -> Prepared:
+def prepare(config: TaskConfig, runtime: Runtime) -> Prepared:
     """Whatever can be wrong with a run is found here. All ranks must call it.
 
     Raises:
@@ -63,22 +66,22 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
     recipe = recipe_of(config, reader, runtime)
     model, lines = recipe.start() if reader is None else (recipe.resume(reader), [])
     stream = train_stream(recipe.config, recipe.sources, recipe.fields(model), runtime)
-    evaluations = recipe.evaluations(model, stream.corpus)
+    evaluators = build_evaluators(recipe.config.evaluators, recipe.bench(model))
     extras = Extras(recipe.describe(model), resolved(recipe.config))
     state = start_state(reader, extras.model, extras.config, stream, runtime)
-    lines = [*lines, *recipe.remarks(model), *evaluations.remarks]
-    return Prepared(recipe, reader, model, stream, evaluations, extras, state, lines)
+    lines = [*lines, *recipe.remarks(model), *remarks_of(evaluators, stream.corpus)]
+    return Prepared(recipe, reader, model, stream, evaluators, extras, state, lines)
 
 
 class Job:
     """See `pretrain.train.Job`. All ranks must build it."""
 
-    def __init__(self, config: Config, runtime: Runtime):
+    def __init__(self, config: TaskConfig, runtime: Runtime):
         ready = prepare(config, runtime)
         self.config, self.runtime = ready.recipe.config, runtime
         self.model, self.stream, self.state, self.extras = ready.model, ready.stream, ready.state, ready.extras
         self.resumed_from = None if ready.reader is None else ready.reader.folder
-        self._evaluations = ready.evaluations
+        self._evaluators, self._average = ready.evaluators, ready.recipe.average
         self._micro_batch = self.config.train.micro_batch or local_batch(self.config, runtime.world_size)
         self._objectives = build(ready.recipe.objectives)
         self._compares = any(compares(one.objective) for one in self._objectives.values())
@@ -103,9 +106,15 @@ class Job:
         return [batch.keys[row] for row in torch.nonzero(bad).flatten().tolist()]
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the recipe's evaluations."""
+        """Metrics of all evaluators, and under `ema_` those of the moving average of the weights."""
         with _evaluating(self.engine):
-            return self._evaluations(self.engine)
+            values = run_evaluators(self._evaluators, self.engine)
+            if values and self.engine.ema is not None and self._average is not None:
+                average = self._average(self.model, self.engine.ema.gathered()).to(self.runtime.device).eval()
+                forward = in_precision(average, self.runtime.device, self.config.train.precision)
+                averaged = run_evaluators(self._evaluators, forward)
+                values |= {f"ema_{name}": value for name, value in averaged.items()}
+        return values
 
     def _parts(self, batch: Batch) -> list[Inputs]:
         """On the host, so that the device holds one micro-batch at a time."""

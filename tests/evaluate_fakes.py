@@ -1,4 +1,4 @@
-"""An evaluation reader and towers without files or weights: features are functions of the position."""
+"""An evaluation bench and towers without files or weights: features are functions of the position."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+
+from pretrain.evaluate.bench import Bench
+from pretrain.towers.cut import TextRule, parts_of
 
 CONTEXT, DIM = 4, 33
 
@@ -31,6 +34,7 @@ class FakeReader:
         self.steps = -(-share // batch)
         self.own = list(range(share * rank, min(share * (rank + 1), images)))
         self.batch, self.classes = batch, classes
+        self.labelled = classes is not None
 
     def __iter__(self) -> Iterator[FakeBatch]:
         for step in range(self.steps):
@@ -60,11 +64,18 @@ class FakeTowers:
         text = self.image.repeat_interleave(4, dim=0) + noise * torch.randn(1024, DIM, generator=generator)
         self.text = F.normalize(text, dim=1)
         self.forwards: list[tuple[int | None, int | None]] = []
+        self.shared = {"logit_scale": torch.tensor([20.0])}
 
-    def __call__(self, images, texts):
-        self.forwards.append(tuple(None if value is None else len(value) for value in (images, texts)))
-        image = None if images is None else self.image[images[:, 0, 0, 0].long()]
-        return image, None if texts is None else self.text[texts[:, 0]]
+    def __call__(self, inputs, want):
+        rows, sizes = {}, {"image": None, "text": None}
+        if "image" in inputs:
+            rows["image"] = self.image[inputs["image"]["pixels"][:, 0, 0, 0].long()]
+        if "text" in inputs:
+            tokens = torch.cat([part[:, 0] for part in parts_of(inputs["text"])])[inputs["text"]["restore"]]
+            rows["text"] = self.text[tokens]
+        sizes |= {field: len(values) for field, values in rows.items()}
+        self.forwards.append(tuple(sizes.values()))
+        return {"rows": rows, "shared": dict(self.shared), "local": {}}
 
 
 def fake_tokenize(texts: list[str]) -> torch.Tensor:
@@ -75,3 +86,26 @@ def fake_tokenize(texts: list[str]) -> torch.Tensor:
 def ranks(rank: int = 0, world_size: int = 1) -> SimpleNamespace:
     """The part of Runtime that evaluation uses, on the CPU."""
     return SimpleNamespace(rank=rank, world_size=world_size, device=torch.device("cpu"), is_main=rank == 0)
+
+
+class FakeBench(Bench):
+    """A bench whose corpora are `FakeReader`s of so many images, with the labels and class names asked for."""
+
+    def __init__(self, images=40, batch=8, place=None, labels=None, names=(), **others):
+        super().__init__(place or ranks(), None, TextRule(), batch, 0, **others)
+        object.__setattr__(self, "fakes", (images, labels, names))
+
+    @property
+    def tokenize(self):
+        """Instead of the architecture's."""
+        return fake_tokenize
+
+    def corpus(self, urls):
+        """What evaluators read of a corpus."""
+        images, _, names = self.fakes
+        return SimpleNamespace(num_samples=images, classes=names, digest="d" * 32, paths=["a"], hashes=b"h" * 16)
+
+    def reader(self, corpus, texts=False, captions=None):
+        """This rank's."""
+        images, labels, _ = self.fakes
+        return FakeReader(images, self.batch, self.runtime.rank, self.runtime.world_size, labels)

@@ -92,7 +92,8 @@ def edit_config(path: Path, folder: Path) -> None:
     config = yaml.safe_load(path.read_text())
     config["run"]["dir"] = "runs/mine"
     config["data"]["train"] = [{"urls": "data/mine"}]
-    config["eval"] |= {"retrieval": "data/val", "every": "100 steps"}
+    config["eval"]["every"] = "100 steps"
+    config["evaluators"]["retrieval"]["data"] = "data/val"
     config["model"]["name"] = "tiny.json"
     config["train"] |= {"global_batch": 16, "duration": "5 epochs"}
     config["checkpoint"]["every"] = "40 steps"

@@ -214,8 +214,7 @@ def _words(args: argparse.Namespace) -> list[str]:
         f"train.duration={args.steps} steps",
         f"checkpoint.every={args.save_every} steps",
         "log.every=1 steps",
-        "eval.retrieval=null",
-        "eval.classification=null",
+        "evaluators={}",
         "checkpoint.keep_best=null",
     ]
 

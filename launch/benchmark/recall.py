@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from data_tools.corpus import Corpus, open_corpus
 from launch.benchmark.throughput import Bench
 from launch.benchmark.trainers import Layout, Outcome, Trial, run_open_clip, run_ours
 from pretrain.engine.committed import FOLDER
 from pretrain.engine.weights import load_trained
-from pretrain.evaluate.runner import evaluate_retrieval
+from pretrain.evaluate import RetrievalConfig
+from pretrain.evaluate.bench import Bench as EvaluationBench
+from pretrain.evaluate.retrieval import Retrieval
 from pretrain.process.runtime import Runtime
-from pretrain.stream.eval_reader import EvalReader, eval_fields
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.initialise import initialise
 from pretrain.towers.weights_file import read_weights
@@ -28,7 +26,6 @@ def compare_recall(
     bench: Bench, trial: Trial, layouts: tuple[Layout, Layout], seeds: Sequence[int], val: str, runtime: Runtime
 ) -> list[dict]:
     """Train both by `layouts` (ours, theirs) for every seed; one row per seed, trainer and evaluated epoch."""
-    corpus = open_corpus(val)
     rows = []
     for seed in seeds:
         this = replace(trial, seed=seed)
@@ -37,7 +34,7 @@ def compare_recall(
         bench.announce(f"open_clip, seed {seed}")
         theirs = run_open_clip(this, layouts[1], bench.folder / f"open_clip-seed-{seed}", bench.limit, bench.python)
         for outcome, load in ((ours, _our_weights), (theirs, _their_weights)):
-            rows += _evaluated(outcome, load, this, corpus, runtime)
+            rows += _evaluated(outcome, load, this, val, runtime)
     return rows
 
 
@@ -53,12 +50,12 @@ def mean_recall(rows: Sequence[dict], epoch: int) -> dict[str, dict[str, float]]
 
 
 def _evaluated(
-    outcome: Outcome, load: Callable[[Trial, Path, int], DualEncoder], trial: Trial, corpus: Corpus, runtime: Runtime
+    outcome: Outcome, load: Callable[[Trial, Path, int], DualEncoder], trial: Trial, val: str, runtime: Runtime
 ) -> list[dict]:
     epochs = range(1, trial.epochs + 1) if trial.save_epochs else [trial.epochs]
     rows = []
     for epoch in epochs:
-        metrics = _retrieval(load(trial, outcome.folder / "run", epoch), corpus, runtime)
+        metrics = _retrieval(load(trial, outcome.folder / "run", epoch), val, runtime)
         samples = epoch * trial.steps_per_epoch * trial.global_batch
         place = {"trainer": outcome.trainer, "seed": trial.seed, "epoch": epoch, "samples": samples}
         rows.append(place | {name: metrics[name] for name in METRICS})
@@ -76,12 +73,6 @@ def _their_weights(trial: Trial, run: Path, epoch: int) -> DualEncoder:
     return model.eval()
 
 
-def _retrieval(model: DualEncoder, corpus: Corpus, runtime: Runtime) -> dict[str, float]:
-    model.to(runtime.device)
-    reader = EvalReader(corpus, eval_fields(corpus, model.spec, model.tokenize), batch=64, workers=1)
-
-    def encode(images: torch.Tensor | None, texts: torch.Tensor | None):
-        image_features = None if images is None else model.encode_image(images.to(runtime.device))
-        return image_features, None if texts is None else model.encode_text(texts)
-
-    return evaluate_retrieval(encode, reader, runtime, corpus.num_samples).metrics
+def _retrieval(model: DualEncoder, val: str, runtime: Runtime) -> dict[str, float]:
+    evaluator = Retrieval(RetrievalConfig(data=val), EvaluationBench(runtime, model.spec, model.rule))
+    return evaluator(model.to(runtime.device)).metrics

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_tools.errors import UsageError
 from data_tools.redaction import redact_source
 from pretrain.config.check import check, names
+from pretrain.config.declare import Section
 from pretrain.config.defaults import defaults, maps, name_things, task_of
 from pretrain.config.recorded import flat
 from pretrain.config.registry import Entry, registry_of
@@ -24,6 +25,7 @@ from pretrain.config.tree import Config
 
 _LARGEST = 1 << 20  # bytes of a config file
 _Config = TypeVar("_Config", bound=Config)
+_Section = TypeVar("_Section", bound=Section)
 _SOURCES = "data.train"
 
 
@@ -55,6 +57,27 @@ def find_run_dir(path: str | os.PathLike, overrides: Sequence[str]) -> str | Non
     return found if isinstance(found, str) and found else None
 
 
+def read_section(kind: type[_Section], given: Mapping[str, Any], words: Sequence[str], of: str) -> _Section:
+    """A section by itself, checked, of the settings that are `given` and of `key=value` words. `of`: whose settings
+    they are, for messages.
+
+    Raises:
+        UsageError: as `load_config` does; a word for what is given.
+    """
+    raw = OmegaConf.create(dict(given))
+    for word in words:
+        key = word.partition("=")[0]
+        if key in given:
+            raise UsageError(f"{key} is given twice", got=word, expected=f"it once: {given[key]}")
+        _override(raw, word, ())
+    try:
+        section = cast(_Section, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), raw)))
+    except (OmegaConfBaseException, ArithmeticError, RecursionError, TypeError, ValueError) as error:
+        raise _explain(error, kind, raw, of, None) from None
+    check(section)
+    return section
+
+
 def _require_file(path: Path) -> None:
     try:
         if path.is_file():
@@ -80,7 +103,7 @@ def _build(tasks: Mapping[str, Entry], path: Path, overrides: Sequence[str], def
     except UsageError:
         raise
     except (OmegaConfBaseException, ArithmeticError, RecursionError, TypeError, ValueError) as error:
-        raise _explain(error, kind, raw, path) from None
+        raise _explain(error, kind, raw, f"task {cast(Any, kind).task}", path) from None
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -174,17 +197,20 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _explain(error: Exception, kind: type, raw: DictConfig, path: Path) -> UsageError:
+def _explain(error: Exception, kind: type, raw: DictConfig, of: str, path: Path | None) -> UsageError:
     key = str(getattr(error, "full_key", "") or "") or _guilty(kind, raw)
     reason = _first_line(error).split(". Did you mean")[0]
     if "not in" in reason:
         return UsageError(
-            f"unknown config key {key!r} in {path} or on the command line",
-            expected=f"a setting of task {cast(Any, kind).task}",
+            f"unknown config key {key!r} {'' if path is None else f'in {path} or '}on the command line",
+            expected=f"a setting of {of}",
             remedy=_right_key(kind, key),
         )
     if "missing mandatory" in reason.lower():
-        return UsageError(f"config value {key!r} is not set", remedy=f"add it to {path} or pass {key}=VALUE")
+        return UsageError(
+            f"config value {key!r} is not set",
+            remedy=f"{'' if path is None else f'add it to {path} or '}pass {key}=VALUE",
+        )
     if isinstance(error, RecursionError):
         return UsageError(f"config value {key!r} refers to itself, or is nested too deep")
     remedy = None

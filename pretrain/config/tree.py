@@ -252,26 +252,11 @@ class TrainConfig(Section):
 
 
 @dataclass(frozen=True)
-class LabelEvalConfig(Section):
-    """Evaluation during training."""
+class EvalConfig(Section):
+    """When `evaluators` run, and how."""
 
     every: str | None = span(None)  # how often; null: only at the end
-    classification: str | None = None  # a corpus with labels: accuracies; null: none
     batch: int = number(128, ge=1, le=2**20)  # images per rank and forward
-
-    @property
-    def retrieval(self) -> str | None:
-        """A corpus with captions; None: none is evaluated on."""
-        return None
-
-
-@dataclass(frozen=True)
-class EvalConfig(LabelEvalConfig):
-    """On texts as well: retrieval, and zero-shot classification."""
-
-    retrieval: str | None = None  # a corpus with captions, like data.train.0.urls: recall and loss; null: none
-    captions: str = "json:captions;txt"  # where the texts of `retrieval` are, as in data.train
-    templates: str = "photo"  # zero-shot prompts: photo | simple | openai | a file, {c} for the class in each line
 
 
 @dataclass(frozen=True)
@@ -285,7 +270,7 @@ class Config(Section):
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     optim: PlainOptimConfig = field(default_factory=PlainOptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    eval: LabelEvalConfig = field(default_factory=LabelEvalConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -300,8 +285,7 @@ class Config(Section):
         return self.PARTS
 
     def check(self) -> Iterator[Fault]:
-        """The schedule fits the run, the optimizer the ZeRO stage, parts are the model's, and the best checkpoint is
-        told by something."""
+        """The schedule fits the run, the optimizer the ZeRO stage, and parts are the model's."""
         yield from unknown_parts("optim.parts", self.optim.parts, self.parts)
         yield from unknown_parts("train.grad_checkpointing", self.train.grad_checkpointing, self.TOWERS)
         optim, forever = self.optim, self.train.duration == FOREVER
@@ -314,5 +298,3 @@ class Config(Section):
         if optim.name in ("lamb", "muon") and self.train.zero_stage > 0:
             rule = f"0 at optim.name={optim.name}, which looks at whole matrices"
             yield Fault("train.zero_stage", rule, "adamw and lion work at every stage")
-        if self.checkpoint.keep_best is not None and self.eval.retrieval is None and self.eval.classification is None:
-            yield Fault("checkpoint.keep_best", "an evaluation", "set eval.retrieval or eval.classification")

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from pretrain.process.precision import is_bf16
-from pretrain.process.watchdog import heartbeat
-from pretrain.towers.build import DualEncoder
-from pretrain.towers.model import Inputs, Outputs
-
-Encode = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor | None, torch.Tensor | None]]
-"""`encode(images uint8 [n, 3, h, w] | None, texts int64 [m, context] | None)` -> unit-norm features or None of each."""
-
-Progress = Callable[[int], None]
+from pretrain.evaluate.bench import Bench, Forward
+from pretrain.process.runtime import Runtime
+from pretrain.stream.eval_reader import EvalBatch, EvalReader
 
 TEXT_CHUNK = 512  # texts in one forward at most: the captions of a batch of images can be many
-
-
-class Ranks(Protocol):
-    """What evaluation needs of `pretrain.process.runtime.Runtime`."""
-
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-
-    @property
-    def world_size(self) -> int:
-        """How many there are."""
-
-    @property
-    def device(self) -> torch.device:
-        """That of this rank."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +20,14 @@ class CorpusFeatures:
     """Features of a corpus, the same on every rank. Texts stand in the order of their images, captions in order.
 
     `images` [N, d], `texts` [M, d], `text_image` int64 [M]: the corpus position of each text's image; `hashes`: int64
-    [N] and [M], equal where two images or two texts are one.
+    [N] and [M], equal where two images or two texts are one; `shared`: the model's scalars, such as `logit_scale`.
     """
 
     images: torch.Tensor
     texts: torch.Tensor
     text_image: torch.Tensor
     hashes: tuple[torch.Tensor, torch.Tensor] | None = None
+    shared: dict[str, float] = field(default_factory=dict)
 
     def first_captions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(image positions [n], rows of their first captions [n]) of the images that have a caption, in order."""
@@ -60,52 +37,20 @@ class CorpusFeatures:
         return self.text_image[rows], rows
 
 
-def encoder(
-    model: DualEncoder, device: torch.device, precision: str = "fp32", forward: Callable[..., Outputs] | None = None
-) -> Encode:
-    """`model` as the evaluations call it: batches from the CPU, features on `device`, in autocast where asked.
-    `forward`: the engine that runs it, which has its own precision."""
-    run = forward or model
-
-    def encode(images, texts):
-        heartbeat()
-        inputs: Inputs = {} if images is None else {"image": {"pixels": images.to(device, non_blocking=True)}}
-        if texts is not None:
-            inputs["text"] = model.text_rows(texts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision)):
-            rows = run(inputs)["rows"]
-        return rows.get("image"), rows.get("text")
-
-    return encode
-
-
-def counted(reader: Iterable, progress: Progress | None) -> Iterator:
-    """The reader's batches; after each `progress` is told how many images are done."""
-    done = 0
-    for batch in reader:
-        yield batch
-        done += len(batch.positions)
-        if progress:
-            progress(done)
-
-
-@torch.no_grad()
-def encode_corpus(
-    encode: Encode, reader: Iterable, num_images: int, ranks: Ranks, progress: Progress | None = None
-) -> CorpusFeatures:
+def encode_corpus(bench: Bench, forward: Forward, reader: EvalReader, num_images: int, what: str) -> CorpusFeatures:
     """Encode every image and caption once. Every rank must call it; each makes the same number of forwards with as many
     texts in each, as ZeRO-3 needs, because the reader pads batches and this pads texts.
 
     Args:
-        encode: the towers (see `Encode`), in evaluation mode.
         reader: `EvalReader` of this rank: at least one text in a batch; rows at position -1 are padding.
         num_images: samples of the corpus.
-        progress: called after each batch with the images that this rank has done, padding included.
+        what: how progress is called.
     """
     of_images: list[list[torch.Tensor]] = []
     of_texts: list[list[torch.Tensor]] = []
-    for batch in counted(reader, progress):
-        image, text = _encode_batch(encode, batch, ranks)
+    shared: dict[str, float] = {}
+    for batch in bench.batches(reader, num_images, what):
+        image, text, shared = _encode_batch(bench, forward, batch)
         real, captions = batch.positions >= 0, batch.text_image >= 0
         rows = (image, batch.positions, batch.identity["image"])
         of_images.append([values.to(image.device)[real.to(image.device)] for values in rows])
@@ -113,24 +58,28 @@ def encode_corpus(
         of_texts.append([values.to(text.device)[captions.to(text.device)] for values in rows])
     if not of_images:
         raise UserError("the evaluation corpus is empty", remedy="check --data")
-    return _share(_joined(of_images), _joined(of_texts), num_images, ranks)
+    return _share(_joined(of_images), _joined(of_texts), num_images, bench.runtime, shared)
 
 
 def _joined(batches: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
-def _encode_batch(encode: Encode, batch, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of a batch's images [n, d] and of its texts, padded to the largest count of any rank."""
+def _encode_batch(
+    bench: Bench, forward: Forward, batch: EvalBatch
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Features of a batch's images [n, d] and of its texts, padded to the largest count of any rank, and the model's
+    scalars."""
     texts = batch.inputs["text"]["tokens"]
-    count = _largest(len(texts), ranks)
-    chunks = texts[torch.arange(count) % len(texts)].split(TEXT_CHUNK)
-    image, text = encode(batch.inputs["image"]["pixels"], chunks[0])
-    rest = [encode(None, chunk)[1] for chunk in chunks[1:]]
-    return image.float(), torch.cat([text, *rest]).float()
+    count = _largest(len(texts), bench.runtime)
+    first, *rest = texts[torch.arange(count) % len(texts)].split(TEXT_CHUNK)
+    outputs = bench.run(forward, {"image": batch.inputs["image"], "text": bench.text_rows(first)})
+    more = [bench.run(forward, {"text": bench.text_rows(chunk)})["rows"]["text"] for chunk in rest]
+    shared = {name: value.item() for name, value in outputs["shared"].items()}
+    return outputs["rows"]["image"].float(), torch.cat([outputs["rows"]["text"], *more]).float(), shared
 
 
-def _largest(count: int, ranks: Ranks) -> int:
+def _largest(count: int, ranks: Runtime) -> int:
     if ranks.world_size == 1:
         return count
     largest = torch.tensor([count], device=ranks.device)
@@ -139,7 +88,11 @@ def _largest(count: int, ranks: Ranks) -> int:
 
 
 def _share(
-    of_images: list[torch.Tensor], of_texts: list[torch.Tensor], num_images: int, ranks: Ranks
+    of_images: list[torch.Tensor],
+    of_texts: list[torch.Tensor],
+    num_images: int,
+    ranks: Runtime,
+    shared: dict[str, float],
 ) -> CorpusFeatures:
     """What all ranks have. Of images: features, positions, hashes; of texts: features, their image, hashes."""
     _, positions, _ = of_images
@@ -154,7 +107,7 @@ def _share(
         of_images = [values[torch.argsort(positions)] for values in of_images]
     images, _, image_hash = of_images
     texts, text_image, text_hash = (values[torch.argsort(of_texts[1], stable=True)] for values in of_texts)
-    return CorpusFeatures(images, texts, text_image, (image_hash, text_hash))
+    return CorpusFeatures(images, texts, text_image, (image_hash, text_hash), shared)
 
 
 def _merge(values: torch.Tensor, rows: torch.Tensor, total: int) -> torch.Tensor:

@@ -16,7 +16,10 @@ from data_tools.corpus import Corpus, Sample, ShardReader
 from data_tools.errors import UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import parse_json
-from pretrain.evaluate.features import CorpusFeatures
+from pretrain.evaluate import PairsConfig
+from pretrain.evaluate.bench import Bench, Forward
+from pretrain.evaluate.evaluator import Evaluator, Outcome
+from pretrain.evaluate.features import CorpusFeatures, encode_corpus
 from pretrain.evaluate.ranking import paired_similarities, require_finite
 
 CHANCE = {
@@ -26,6 +29,24 @@ CHANCE = {
     "image_score": 1 / 4,
     "group_score": 1 / 6,
 }
+
+
+class Pairs(Evaluator):
+    """Accuracy on the minimal pairs of a corpus."""
+
+    def __init__(self, settings: PairsConfig, bench: Bench):
+        super().__init__(settings, bench)
+        self._reader = bench.reader(self.corpus, texts=True, captions=settings.captions)
+        self._pairs = read_pairs(self.corpus)
+        if settings.captions is not None:
+            self.shown = self.decisive = {"captions": settings.captions}
+
+    def __call__(self, forward: Forward) -> Outcome:
+        """See `Evaluator`."""
+        features = encode_corpus(self.bench, forward, self._reader, self.corpus.num_samples, "pairs")
+        metrics, count = pair_metrics(features, self._pairs.positions), len(self._pairs.kinds)
+        by_kind = metrics_by_kind(features, self._pairs)
+        return Outcome(metrics, dict(CHANCE), {"images": 2 * count, "pairs": count}, by_kind)
 
 
 @dataclass(frozen=True)

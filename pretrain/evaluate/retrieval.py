@@ -7,11 +7,19 @@ image if the caption's image is. Similarities, tie rule: `ranking.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from data_tools.media.members import parse_fields
+from pretrain.evaluate import RetrievalConfig
+from pretrain.evaluate.bench import Bench, Forward
+from pretrain.evaluate.evaluator import Evaluator, Outcome
+from pretrain.evaluate.features import encode_corpus
+from pretrain.evaluate.pair_loss import validation_loss
+from pretrain.evaluate.picture import write_retrieval_picture
 from pretrain.evaluate.ranking import (
     RECALLS,
     Tied,
@@ -21,6 +29,40 @@ from pretrain.evaluate.ranking import (
     require_finite,
     similarities,
 )
+from pretrain.objectives import of_features
+
+
+class Retrieval(Evaluator):
+    """Multi-caption retrieval over a corpus, and the value there of the objectives over pairs that the bench has."""
+
+    def __init__(self, settings: RetrievalConfig, bench: Bench):
+        super().__init__(settings, bench)
+        self._captions, self._loss_batch = settings.captions, settings.loss_batch
+        self._reader = bench.reader(self.corpus, texts=True, captions=settings.captions)
+        self.shown = {"loss_batch": settings.loss_batch}
+        if settings.captions is not None:
+            self.shown["captions"] = settings.captions
+        self.decisive = self.shown
+
+    def __call__(self, forward: Forward) -> Outcome:
+        """See `Evaluator`."""
+        ranks, count = self.bench.runtime, self.corpus.num_samples
+        features = encode_corpus(self.bench, forward, self._reader, count, "retrieval")
+        metrics = retrieval_metrics(
+            features.images, features.texts, features.text_image, rank=ranks.rank, world_size=ranks.world_size
+        )
+        counts = {"images": count, "texts": len(features.texts)}
+        objectives = of_features(self.bench.objectives)
+        if objectives:
+            metrics["validation_loss"] = validation_loss(features, objectives, ranks, self._loss_batch)
+            counts["loss_batch"] = min(self._loss_batch, len(features.first_captions()[0]))
+        return Outcome(metrics, retrieval_chance(count, features.text_image), counts, features=features)
+
+    def draw(self, outcome: Outcome, path: Path, seed: int) -> None:
+        """Captions with the images that are found for them."""
+        assert outcome.features is not None
+        fields = parse_fields(None, self._captions)
+        write_retrieval_picture(path, outcome.features, self.corpus, seed=seed, fields=fields)
 
 
 def retrieval_metrics(

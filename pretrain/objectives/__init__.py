@@ -135,6 +135,12 @@ def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
                 yield Fault(f"objectives.{of}.{name}", rule, "set it in one place")
 
 
+def of_features(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
+    """Those that are over pairs of an image and a text, and so have a value for the features of a corpus."""
+    pairs = {name: one for name, one in objectives.items() if isinstance(one, PairsConfig)}
+    return {name: one for name, one in pairs.items() if set(one.fields) == {"image", "text"}}
+
+
 OBJECTIVES = {
     "infonce": Entry(InfoNCEConfig, "pretrain.objectives.infonce:InfoNCE"),
     "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.multi_positive:MultiPositive"),

@@ -17,7 +17,6 @@ from data_tools.errors import UsageError, printable, shown
 from data_tools.format.commit import atomic_write
 from data_tools.progress import Progress
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import Config
 from pretrain.engine.opening import resolve_checkpoint
 from pretrain.engine.reader import CheckpointReader
 from pretrain.process.runtime import Runtime, start
@@ -26,6 +25,7 @@ from pretrain.stream.loader import StreamSource, TrainStream
 from pretrain.stream.mixture import Place, Slots
 from pretrain.stream.position import Position
 from pretrain.stream.sources import train_stream
+from pretrain.tasks import TaskConfig
 from pretrain.tasks.recipe import recipe_of
 
 _PIECE = 256  # samples read between two looks at the progress
@@ -57,7 +57,7 @@ class _Line:
         return f"{place}  {printable(Path(self.shard).name)}  {shown(self.key)}  {shown(self.said)!r}{mark}"
 
 
-def show(config: Config, options: argparse.Namespace) -> int:
+def show(config: TaskConfig, options: argparse.Namespace) -> int:
     """Print the step's samples, or write the page; returns the exit code."""
     ranks = range(options.world_size) if options.rank is None else range(options.rank, options.rank + 1)
     checkpoint = options.checkpoint and resolve_checkpoint(options.checkpoint)
@@ -78,7 +78,7 @@ def show(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(config: Config, step: int, world_size: int, ranks: range, checkpoint: Path | None) -> list[_Line]:
+def _read(config: TaskConfig, step: int, world_size: int, ranks: range, checkpoint: Path | None) -> list[_Line]:
     """The samples of `ranks`, in pieces, so that the progress moves: pieces are the slices of a larger world size."""
     share = local_batch(config, world_size)
     piece = max(size for size in range(1, min(share, _PIECE) + 1) if share % size == 0)

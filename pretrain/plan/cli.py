@@ -7,10 +7,9 @@ from pathlib import Path
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
-from pretrain.config.reading import load_task
 from pretrain.engine.places import check_model, check_output
 from pretrain.process.entry import run_entry
-from pretrain.tasks import TASKS
+from pretrain.tasks import read_settings
 from pretrain.tasks.paths import check_settings
 
 _EXAMPLES = """examples:
@@ -54,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     if options.rank is not None and not 0 <= options.rank < options.world_size:
         expected = f"0 .. {options.world_size - 1}"
         raise UsageError("--rank does not fit --world-size", got=options.rank, expected=expected)
-    config = load_task(TASKS, options.config, options.overrides, "contrastive")
+    config = read_settings(options.config, options.overrides, "contrastive")
     check_settings(config)
     if options.checkpoint is not None:
         check_model(str(options.checkpoint))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pretrain.config.durations import ENDLESS
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import Config
 from pretrain.job import prepare
 from pretrain.loop.timetable import make_schedule, run_steps
 from pretrain.objectives.objective import build
 from pretrain.plan.memory import GIB, host_bytes, memory, sizes, too_much
 from pretrain.process.runtime import start
+from pretrain.tasks import TaskConfig
 from pretrain.towers.parts import towers_of
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: TaskConfig) -> int:
     """Resolve the settings, open the shards, build the model, look at the weights it would start from, and print what
     would run and how much memory it takes; returns the exit code.
 

@@ -14,6 +14,7 @@ from pretrain.engine.optimizers import STATES, states_of
 from pretrain.objectives.objective import Weighted, compares, wanted
 from pretrain.process.precision import is_bf16
 from pretrain.process.runtime import Runtime
+from pretrain.tasks import TaskConfig
 from pretrain.tasks.recipe import Trained
 from pretrain.towers.cut import uncut
 from pretrain.towers.fit import free_bytes
@@ -37,7 +38,7 @@ def too_much(total: int, runtime: Runtime) -> str:
 
 
 def memory(
-    config: Config,
+    config: TaskConfig,
     model: Trained,
     rows: Callable[[int], Inputs],
     objectives: Mapping[str, Weighted],
@@ -49,7 +50,7 @@ def memory(
     parts = kept_bytes(config, model, runtime)
     activations = activation_bytes(model, rows, objectives, is_bf16(config.train.precision))
     parts["activations of a micro-batch"] = activations * (config.train.micro_batch or share)
-    if config.optim.ema is not None and (config.eval.retrieval or config.eval.classification):
+    if config.optim.ema is not None and config.evaluators:
         parts["a second model, while the moving average is evaluated"] = 4 * sizes(model)[0]
     if any(compares(one.objective) for one in objectives.values()):
         width = model.spec.model_cfg["embed_dim"]

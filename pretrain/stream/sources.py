@@ -1,4 +1,4 @@
-"""From the settings to corpora and readers: what a run trains on, and what it evaluates on."""
+"""From the settings to the corpora and the stream that a run trains on."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from data_tools.corpus import Corpus, open_corpus
 from data_tools.media.members import fitting, parse_fields
 from data_tools.remote.settings import CacheSettings, default_settings
 from pretrain.config.batch import local_batch
-from pretrain.config.tree import Config, ImageDataConfig, ImageSource
+from pretrain.config.tree import ImageDataConfig, ImageSource
 from pretrain.process.runtime import Runtime
-from pretrain.stream.eval_reader import EvalReader, eval_fields
 from pretrain.stream.loader import FieldsOf, StreamSettings, StreamSource, TrainStream
 from pretrain.towers.adapt import AdaptedConfig
-from pretrain.towers.spec import ModelSpec, tokenizer_of
 
 
 def train_sources(data: ImageDataConfig) -> list[StreamSource]:
     """The sources of `data.train` with their shares of a global batch: `weight`, or else size times `repeat`."""
     return [_source(source, open_corpus(source.urls, cache_settings(data))) for source in data.train]
-
-
-def eval_corpus(urls: str, data: ImageDataConfig) -> Corpus:
-    """A corpus to evaluate on; remote shards share the cache of the training ones."""
-    return open_corpus(urls, cache_settings(data))
 
 
 def cache_settings(data: ImageDataConfig) -> CacheSettings:
@@ -63,10 +56,3 @@ def train_stream(
         changed_shards=folder / f"changed-shards-{runtime.rank}.jsonl" if config.data.verify_shards else None,
     )
     return TrainStream(sources, settings)
-
-
-def eval_reader(config: Config, corpus: Corpus, spec: ModelSpec, captions: str | None, runtime: Runtime) -> EvalReader:
-    """This rank's evaluation reader. `captions`: where the texts are; None: none are read."""
-    tokenize = None if captions is None else tokenizer_of(spec)
-    fields = eval_fields(corpus, spec, tokenize, parse_fields(None, captions))
-    return EvalReader(corpus, fields, config.eval.batch, runtime.rank, runtime.world_size, config.data.workers)

@@ -5,14 +5,18 @@ A task is a file, and an entry in TASKS.
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from pretrain.config.declare import Fault, Parsed, break_rule, choice, number, setting, unknown_parts
+from pretrain.config.reading import load_task
 from pretrain.config.registry import Entry, entries
-from pretrain.config.tree import DataConfig, EvalConfig, ModelConfig, OptimConfig, Phase
-from pretrain.objectives import OF_TOWERS, ObjectiveConfig, at_odds
+from pretrain.config.tree import DataConfig, ModelConfig, OptimConfig, Phase
+from pretrain.evaluate import EVALUATORS, OF_CLASSIFIERS, EvaluatorConfig, metric_names
+from pretrain.objectives import OF_TOWERS, ObjectiveConfig, at_odds, of_features
 from pretrain.stream.fields import FIELDS, FieldConfig
 from pretrain.tasks.needs import Needs, faults, needs_of
 from pretrain.towers.adapt import AdaptedConfig
@@ -20,13 +24,42 @@ from pretrain.towers.heads import HEADS, HeadConfig
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig(AdaptedConfig):
+class TaskConfig(AdaptedConfig):
+    """What every training has. What the task is adds its own settings, and none that it would not heed."""
+
+    evaluators: dict[str, EvaluatorConfig] = entries(EVALUATORS)  # by type or another name; none: nothing is evaluated
+
+    OF_CLASSIFIER: ClassVar[bool] = False  # whether the model is one
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all numbers that the evaluators may give."""
+        return metric_names(self.evaluators, self.OF_CLASSIFIER, self.optim.ema is not None)
+
+    def check(self) -> Iterator[Fault]:
+        """No two metrics have one name, and the best checkpoint is told by one that there is."""
+        yield from super().check()
+        metrics = self.metrics
+        twice = next((name for name in metrics if metrics.count(name) > 1), None)
+        if twice is not None:
+            remedy = "call one of them by a name of your own, and say its type: {NAME: {type: TYPE}}"
+            yield Fault("evaluators", f"metrics of different names, and two are called {twice}", remedy)
+        best = (self.checkpoint.keep_best or "").removeprefix("-")
+        if best and not metrics:
+            yield Fault("checkpoint.keep_best", "an evaluation", "set evaluators.TYPE.data=PATH")
+        elif best and best not in metrics:
+            near = difflib.get_close_matches(best, metrics, 1)
+            rule = f"a metric of evaluators: {', '.join(metrics[:3])}, ..."
+            yield Fault("checkpoint.keep_best", rule, f"did you mean {near[0]!r}?" if near else None)
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(TaskConfig):
     """Pretraining: an image tower and a text tower learn to put what belongs together side by side."""
 
     task: str = choice("contrastive")
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: dict[str, ObjectiveConfig] = entries(OF_TOWERS, "infonce")  # by their types or other names
     heads: dict[str, HeadConfig] = entries(HEADS)  # of those that the objectives read
@@ -53,6 +86,12 @@ class ContrastiveConfig(AdaptedConfig):
     def parts(self) -> Sequence[str]:
         """The towers, and the heads by their names."""
         return (*self.TOWERS, *self.needs.heads)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Without a validation loss where no objective has a value for features alone."""
+        names = super().metrics
+        return names if of_features(self.objectives) else [name for name in names if "validation_loss" not in name]
 
     def check(self) -> Iterator[Fault]:
         """Something is minimised, something learns, and what is locked has no rate."""
@@ -83,7 +122,7 @@ def _check_classes(value: Any, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class ClassifyConfig(AdaptedConfig):
+class ClassifyConfig(TaskConfig):
     """Fine-tuning: the image tower of a trained model becomes a classifier."""
 
     task: str = choice("classify")
@@ -101,7 +140,9 @@ class ClassifyConfig(AdaptedConfig):
     # with one a line, or a count; null: as packed.
     classes: Any = setting(None, Parsed(_check_classes, ""))
 
-    PARTS, TOWERS = ("image", "head"), ("image",)
+    evaluators: dict[str, EvaluatorConfig] = entries(OF_CLASSIFIERS)
+
+    PARTS, TOWERS, OF_CLASSIFIER = ("image", "head"), ("image",), True
 
     @property
     def locked(self) -> Sequence[str]:
@@ -120,3 +161,8 @@ TASKS = {
     "contrastive": Entry(ContrastiveConfig, "pretrain.tasks.contrastive:recipe"),
     "classify": Entry(ClassifyConfig, "pretrain.tasks.classify:recipe"),
 }
+
+
+def read_settings(path: str | os.PathLike, overrides: Sequence[str], default: str) -> TaskConfig:
+    """The settings in a file of the task that it names, or of `default`: see `load_task`."""
+    return cast(TaskConfig, load_task(TASKS, path, overrides, default))

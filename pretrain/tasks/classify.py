@@ -13,6 +13,7 @@ from pretrain.engine.committed import SETTINGS
 from pretrain.engine.opening import open_known, open_model, spec_of_description
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import classifier_of, describe
+from pretrain.evaluate.bench import Bench
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.classification import class_embeddings
 from pretrain.evaluate.templates import load_templates
@@ -23,10 +24,9 @@ from pretrain.stream.fields.label import Label
 from pretrain.stream.loader import FieldsOf
 from pretrain.stream.sources import train_sources
 from pretrain.tasks import ClassifyConfig
-from pretrain.tasks.evaluations import ClassEvaluation
 from pretrain.tasks.labels import check_labels, is_count, set_classes
 from pretrain.tasks.paths import require_init
-from pretrain.tasks.recipe import Recipe
+from pretrain.tasks.recipe import Recipe, bench_of
 from pretrain.towers.adapt import described
 from pretrain.towers.adapt.order import adapt, adapters_of
 from pretrain.towers.build import DualEncoder, build_model
@@ -68,9 +68,7 @@ def recipe(config: ClassifyConfig, reader: CheckpointReader | None, runtime: Run
             **described(config.added()),
         ),
         remarks=lambda model: [f"classes:  {len(classes)}: {shown(classes)}", *filter(None, [model.towers.silenced])],
-        evaluations=lambda model, trained: ClassEvaluation(
-            config, runtime, classes, wanted_spec(config, model.spec), trained
-        ),
+        bench=lambda model: bench_of(config, runtime, model.towers, wanted_spec(config, model.spec), classes=classes),
     )
 
 
@@ -103,13 +101,8 @@ def build_classifier(
     towers = towers.to(runtime.device).eval()
     scale = float(towers._scale().detach())
     if config.zero_shot_head and not config.random and not is_count(config.classes):
-        head = class_embeddings(
-            lambda _, texts: (None, None if texts is None else towers.encode_text(texts)),
-            towers.tokenize,
-            classes,
-            load_templates(config.templates),
-            runtime,
-        )
+        bench = Bench(runtime, towers.spec, towers.rule)
+        head = class_embeddings(bench, towers, classes, load_templates(config.templates))
         lines.append(f"head of {len(classes)} classes from zero-shot text weights, templates {config.templates!r}")
     else:
         head = torch.zeros(len(classes), towers.spec.model_cfg["embed_dim"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from torch import Tensor
+
 from pretrain.engine.opening import Opened, check_weights, open_weights
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import describe
@@ -16,11 +18,10 @@ from pretrain.stream.fields.text import Text
 from pretrain.stream.loader import FieldsOf, StreamSource
 from pretrain.stream.sources import train_sources
 from pretrain.tasks import ContrastiveConfig
-from pretrain.tasks.evaluations import PairEvaluations
 from pretrain.tasks.needs import equipment_of
-from pretrain.tasks.recipe import Recipe
+from pretrain.tasks.recipe import Recipe, bench_of
 from pretrain.towers.adapt import described
-from pretrain.towers.adapt.order import adapt, adapters_of
+from pretrain.towers.adapt.order import adapt, adapters_of, merge
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.cut import TextRule
 from pretrain.towers.initialise import InitReport, initialise
@@ -53,7 +54,8 @@ def recipe(config: ContrastiveConfig, reader: CheckpointReader | None, runtime: 
             model.spec, **described(config.added()), **equipment_of(config.needs).described()
         ),
         remarks=lambda model: model.remarks(),
-        evaluations=partial(PairEvaluations, config, runtime),
+        bench=lambda model: bench_of(config, runtime, model, model.spec, objectives=config.objectives),
+        average=partial(_average, config),
     )
 
 
@@ -87,6 +89,14 @@ def make_model(config: ContrastiveConfig, fresh: bool = True) -> DualEncoder:
     equipment_of(config.needs).give(model, config.seed)
     adapt(model, adapters_of(config))
     return model
+
+
+def _average(config: ContrastiveConfig, model: DualEncoder, state: dict[str, Tensor]) -> DualEncoder:
+    """Towers and heads like those of `model`, with `state`, into which what is added to them is merged."""
+    average = DualEncoder(model.spec, model.rule.buckets)
+    equipment_of(config.needs).give(average, config.seed)
+    average.load_state_dict(merge(model.adapters, state))
+    return average
 
 
 def start_lines(model: DualEncoder, config: ContrastiveConfig) -> list[str]:

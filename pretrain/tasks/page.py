@@ -15,8 +15,7 @@ from data_tools.format.commit import atomic_write
 from pretrain.config.check import within
 from pretrain.config.declare import rule_of
 from pretrain.config.registry import Entry, registry_of
-from pretrain.tasks import TASKS
-from pretrain.towers.adapt import AdaptedConfig
+from pretrain.tasks import TASKS, TaskConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
 _HEAD = """# Settings
@@ -49,9 +48,9 @@ This page is written by `python -m pretrain.tasks.page` from `pretrain/config/tr
 
 def page() -> str:
     """The whole page, in Markdown."""
-    parts = [_HEAD.rstrip(), *_section("Every task", AdaptedConfig, "")]
+    parts = [_HEAD.rstrip(), *_section("Every task", TaskConfig, "")]
     for name, task in TASKS.items():
-        parts += _section(f"`task: {name}`", task.settings, "", AdaptedConfig, f", `task: {name}`")
+        parts += _section(f"`task: {name}`", task.settings, "", TaskConfig, f", `task: {name}`")
     return "\n".join(parts) + "\n"
 
 
@@ -65,7 +64,8 @@ def _section(
     about = inspect.cleandoc(kind.__doc__ or "").replace("\n", " ")
     about = re.sub(" +", " ", about)
     yield f"\n{'###' if prefix else '##'} {title}\n\n{about}"
-    rows, inside = [], []
+    rows: list[str] = []
+    inside: list[tuple[str, type, str, type | None, Iterable[str]]] = []
     for one in fields(kind):
         name, hint = f"{prefix}{one.name}", hints[one.name]
         if hint == shown.get(one.name):

@@ -8,10 +8,10 @@ from pathlib import Path
 from data_tools.errors import UsageError
 from pretrain.config.tree import Config
 from pretrain.engine.places import check_architecture, check_corpus, check_file, check_model, check_templates
-from pretrain.tasks import ClassifyConfig, ContrastiveConfig
+from pretrain.tasks import ClassifyConfig, ContrastiveConfig, TaskConfig
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: TaskConfig) -> None:
     """Look at every path that a training reads. Ranks of several hosts see different disks: there it is left to those
     who open them, after the ranks have met, so that the fault of one host ends all.
 
@@ -22,14 +22,12 @@ def check_settings(config: Config) -> None:
         return
     for source in config.data.train:
         check_corpus(source.urls)
-    evaluated = [config.eval.retrieval, config.eval.classification]
-    for urls in filter(None, evaluated):
-        check_corpus(urls)
+    for evaluator in config.evaluators.values():
+        evaluator.check_paths()
     if isinstance(config, ContrastiveConfig):
         check_architecture(config.model.name)
         if config.model.init is not None and not goes_on(config):
             check_model(config.model.init)
-        check_templates(config.eval.templates)
     if isinstance(config, ClassifyConfig):
         _check_classifier(config)
 

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from pretrain.config.tree import Config
-from pretrain.engine.engine import Engine
+from torch import Tensor, nn
+
 from pretrain.engine.reader import CheckpointReader
+from pretrain.evaluate.bench import Bench
 from pretrain.objectives import ObjectiveConfig
 from pretrain.process.runtime import Runtime
 from pretrain.stream.loader import FieldsOf, StreamSource
-from pretrain.tasks import TASKS
-from pretrain.towers.adapt import AdaptedConfig
+from pretrain.stream.sources import cache_settings
+from pretrain.tasks import TASKS, TaskConfig
+from pretrain.towers.build import DualEncoder
+from pretrain.towers.spec import ModelSpec
 
 Trained = Any  # a DualEncoder, or a module around one: it has a `spec` and the forward of `towers.model.Model`
-
-
-class Evaluations(Protocol):
-    """The evaluations of a run, their corpora looked into."""
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        """For the user, at the start."""
-
-    def __call__(self, engine: Engine) -> dict[str, float]:
-        """Metrics, the same on every rank. All ranks must call it, in evaluation mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +35,11 @@ class Recipe:
         resume: (checkpoint) -> the model that it is of, to be given its weights; UserError where it is of another task.
         describe: (model) -> model.json.
         remarks: (model) -> lines for the user, said at every start.
-        evaluations: (model, joined training corpus) -> what the run is evaluated by. All ranks must call it.
+        bench: (model) -> what the settings' evaluators get beside their own settings.
+        average: (model, moving average of its state) -> a model with these weights alone; None where there is none.
     """
 
-    config: AdaptedConfig
+    config: TaskConfig
     sources: Sequence[StreamSource]
     fields: Callable[[Trained | None], FieldsOf]
     objectives: Mapping[str, ObjectiveConfig]
@@ -54,13 +47,21 @@ class Recipe:
     resume: Callable[[CheckpointReader], Trained]
     describe: Callable[[Trained], dict]
     remarks: Callable[[Trained], list[str]]
-    evaluations: Callable[[Trained, Any], Evaluations]
+    bench: Callable[[Trained], Bench]
+    average: Callable[[Trained, dict[str, Tensor]], nn.Module] | None = None
 
 
-def recipe_of(config: Config, reader: CheckpointReader | None, runtime: Runtime) -> Recipe:
+def recipe_of(config: TaskConfig, reader: CheckpointReader | None, runtime: Runtime) -> Recipe:
     """That of the settings' task. `reader`: of the checkpoint that the run goes on from.
 
     Raises:
         UserError: whatever is wrong with the corpora.
     """
     return TASKS[config.task].load()(config, reader, runtime)
+
+
+def bench_of(config: TaskConfig, runtime: Runtime, towers: DualEncoder, spec: ModelSpec, **others: Any) -> Bench:
+    """What the evaluators of a run share, of a model on these towers, and of pictures and texts as `spec` has them;
+    remote shards share the cache of the training ones. `others`: see `Bench`."""
+    place = (runtime, spec, towers.rule, config.eval.batch, config.data.workers, cache_settings(config.data))
+    return Bench(*place, heads=frozenset(towers.heads), **others)

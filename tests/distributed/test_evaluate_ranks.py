@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
 import plain_losses
-from evaluate_fakes import FakeReader, FakeTowers, fake_tokenize, ranks
-from pretrain.evaluate.pair_loss import PairLoss, validation_loss
-from pretrain.evaluate.pairs import MinimalPairs
-from pretrain.evaluate.retrieval import retrieval_metrics
-from pretrain.evaluate.runner import (
-    evaluate_classification,
-    evaluate_pairs,
-    evaluate_retrieval,
-)
+from evaluate_fakes import FakeBench, FakeTowers, ranks
+from pretrain.evaluate import ClassificationConfig, PairsConfig, RetrievalConfig, pairs
+from pretrain.evaluate.classification import Classification
+from pretrain.evaluate.pair_loss import validation_loss
+from pretrain.evaluate.pairs import MinimalPairs, Pairs
+from pretrain.evaluate.retrieval import Retrieval, retrieval_metrics
 from ranks import RankError, run_ranks
 
 CLASSES = ("cat", "dog", "red bus", "tree", "house", "street", "sea")
-TEMPLATES = ("a photo of a {c}.", "{c}", "the {c} in a {c}")
 PAIRS = MinimalPairs(torch.tensor([[1, 2], [5, 9], [22, 13]]), ("colour", "place", "colour"))
 
 
 def _all_tasks(rank, world_size, images, batch):
     """Everything evaluated, and how the towers were called."""
     place, towers = ranks(rank, world_size), FakeTowers()
-
-    def reader(classes=None):
-        return FakeReader(images, batch, rank, world_size, classes)
-
-    losses = [PairLoss(20.0, -2.0, {"it": settings}) for settings in plain_losses.OF_PAIRS.values()]
-    retrieval = evaluate_retrieval(towers, reader(), place, images, losses[0], loss_batch=4)
-    values = [validation_loss(retrieval.features, loss, place, 4) for loss in losses]
-    pairs = evaluate_pairs(towers, reader(), PAIRS, place, images)
-    classes = evaluate_classification(towers, fake_tokenize, reader(7), CLASSES, TEMPLATES, place)
+    towers.shared["logit_bias"] = torch.tensor([-2.0])
+    bench = FakeBench(images, batch, place, labels=7, names=CLASSES)
+    retrieval = Retrieval(RetrievalConfig(data="x", loss_batch=4), bench)(towers)
+    losses = plain_losses.OF_PAIRS.items()
+    values = [validation_loss(retrieval.features, {name: one}, place, 4) for name, one in losses]
+    with mock.patch.object(pairs, "read_pairs", return_value=PAIRS):
+        of_pairs = Pairs(PairsConfig(data="x"), bench)(towers)
+    classes = Classification(ClassificationConfig(data="x", templates="simple"), bench)(towers)
     features = tuple(getattr(retrieval.features, name) for name in ("images", "texts", "text_image"))
-    return [retrieval, values, pairs, classes], (*features, *retrieval.features.hashes), towers.forwards
+    return [retrieval, values, of_pairs, classes], (*features, *retrieval.features.hashes), towers.forwards
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -72,8 +69,8 @@ def test_more_ranks_than_images():
 
 
 def _label_out_of_range_on_one_rank(rank, world_size):
-    reader = FakeReader(12, 3, rank, world_size, classes=8 if rank == 1 else 7)
-    evaluate_classification(FakeTowers(), fake_tokenize, reader, CLASSES, TEMPLATES, ranks(rank, world_size))
+    bench = FakeBench(12, 3, ranks(rank, world_size), 8 if rank == 1 else 7, CLASSES)
+    Classification(ClassificationConfig(data="x"), bench)(FakeTowers())
 
 
 def test_a_wrong_label_on_one_rank_is_raised_on_all():

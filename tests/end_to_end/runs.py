@@ -42,7 +42,8 @@ def make_workspace(folder: Path) -> Path:
         "model": {"name": str(folder / "tiny.json")},
         "optim": {"lr": 1e-3, "warmup": "2 steps"},
         "train": {"duration": "6 steps", "global_batch": BATCH, "precision": "fp32"},
-        "eval": {"retrieval": shards, "classification": shards, "batch": 10},
+        "eval": {"batch": 10},
+        "evaluators": {"retrieval": {"data": shards}, "classification": {"data": shards}},
         "checkpoint": {"every": "2 steps"},
         "log": {"every": "1 steps"},
     }

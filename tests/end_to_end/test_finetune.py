@@ -13,10 +13,10 @@ from pretrain.engine.weights import CheckpointReader, load_trained
 def workspace(tmp_path_factory):
     """A pretraining run of two steps, and config.yaml turned into a fine-tuning one."""
     folder = runs.make_workspace(tmp_path_factory.mktemp("workspace"))
-    done = runs.run(runs.command(folder, folder / "pretrained", "train.duration=2 steps", "eval.retrieval=null"))
+    done = runs.run(runs.command(folder, folder / "pretrained", "train.duration=2 steps", "evaluators={}"))
     assert done.returncode == 0, done.stdout + done.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["model"], config["eval"]["retrieval"]
+    del config["model"], config["evaluators"]["retrieval"]
     config |= {"init": str(folder / "pretrained"), "mode": "full"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder

@@ -44,9 +44,9 @@ def here(tmp_path_factory):
     """Whole runs of both tasks, and twins that were stopped after two steps, started wrongly, and went on."""
     folder = runs.make_workspace(tmp_path_factory.mktemp("workspace"))
     given = yaml.safe_load((folder / "config.yaml").read_text())
-    del given["eval"]["classification"]
+    del given["evaluators"]["classification"]
     (folder / "contrastive.yaml").write_text(yaml.safe_dump(given))
-    del given["model"], given["eval"]["retrieval"]
+    del given["model"], given["evaluators"]["retrieval"]
     (folder / "classify.yaml").write_text(yaml.safe_dump(given | {"init": str(folder / "contrastive whole")}))
     configs = []
     for task in OF:

@@ -25,7 +25,7 @@ LOSSES = {
     "several": ["objectives={infonce: {}, sigmoid: {weight: 0.01}, margin: {weight: 0.5}}"],
 }
 BIASED = ("sigmoid", "several")
-PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
+PLAIN = ["data.workers=0", "evaluators={}", "optim.schedule=constant"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from ranks import run_ranks
 from training import train
 
 TEXTS = 40
-PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
+PLAIN = ["data.workers=0", "evaluators={}", "optim.schedule=constant"]
 WORDS = ["objectives={infonce: {}, mlm: {weight: 0.5}}", "fields={masked_text: {share: 0.4}}", "optim.warmup=0 steps"]
 
 

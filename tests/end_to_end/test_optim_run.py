@@ -21,7 +21,7 @@ from pretrain.towers.parts import tower_of
 from ranks import RankError, run_ranks
 from training import train
 
-PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null", "optim.schedule=constant"]
+PLAIN = ["data.workers=0", "evaluators={}", "optim.schedule=constant"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_rate_cools_down_to_the_end(workspace, tmp_path):
 def test_the_moving_average_is_exported_and_evaluated(workspace, tmp_path):
     run, results = tmp_path / "run", tmp_path / "results.jsonl"
     words = [f"run.dir={run}", "optim.ema=0.9", "train.duration=3 steps", "train.zero_stage=3", "model.text_buckets=1"]
-    run_ranks(2, trained, workspace / "config.yaml", [*words, f"eval.retrieval={workspace / 'shards'}"])
+    run_ranks(2, trained, workspace / "config.yaml", [*words, f"evaluators.retrieval.data={workspace / 'shards'}"])
     weights = {}
     for name, words in (("raw", []), ("average", ["--ema"])):
         assert export_cli.main([str(run), str(tmp_path / name), "--formats", "open_clip", *words]) == 0

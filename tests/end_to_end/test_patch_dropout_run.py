@@ -14,12 +14,12 @@ from pretrain.tasks import ClassifyConfig, ContrastiveConfig
 from ranks import run_ranks
 from training import train
 
-PRETRAIN = ["optim.warmup=0 steps", "train.micro_batch=4", "eval.retrieval=null"]
+PRETRAIN = ["optim.warmup=0 steps", "train.micro_batch=4", "evaluators={}"]
 FINETUNE = ["optim.warmup=0 steps", "zero_shot_head=false"]
 
 
 def trained(rank, world_size, config, path, overrides):
-    words = ["data.workers=0", "eval.classification=null", "train.duration=4 steps", *overrides]
+    words = ["data.workers=0", "evaluators={}", "train.duration=4 steps", *overrides]
     built = Job(load_config(config, path, words), start(distributed=True))
     assert all(module.training for module in built.engine.module.modules())
     assert train(built) == 0
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory):
     dropping = tiny.MODEL_CFG["vision_cfg"] | {"patch_size": 8, "patch_dropout": 0.5}
     (folder / "tiny.json").write_text(json.dumps(tiny.MODEL_CFG | {"vision_cfg": dropping}))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["model"], config["eval"]["retrieval"]
+    del config["model"], config["evaluators"]["retrieval"]
     (folder / "finetune.yaml").write_text(yaml.safe_dump(config))
     return folder
 

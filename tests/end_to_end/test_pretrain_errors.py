@@ -33,7 +33,7 @@ def fails(done, code, *texts):
         ("model.name=ViT-B-33", 1, ("ViT-B-33", "did you mean")),
         ("model.init={w}/none.safetensors", 1, ("none.safetensors", "missing")),
         ("train.global_batch=64", 1, ("64", "48")),
-        ("eval.retrieval={w}/elsewhere", 1, ("elsewhere",)),
+        ("evaluators.retrieval.data={w}/elsewhere", 1, ("elsewhere",)),
     ],
 )
 def test_one_clear_line(workspace, tmp_path, override, code, texts):

@@ -31,7 +31,7 @@ def test_a_run_reports_itself(undisturbed):
     train, evaluation = runs.rows(undisturbed, "train")[-1], runs.rows(undisturbed, "eval")[-1]
     assert train["samples"] == STEPS * runs.BATCH
     assert {"lr", "grad_norm", "logit_scale", "samples_per_second", "data_wait", "bad_samples"} <= set(train)
-    assert {"image_to_text_recall@10", "validation_loss", "zero_shot_top1"} <= set(evaluation)
+    assert {"image_to_text_recall@10", "validation_loss", "top1"} <= set(evaluation)
     assert list((undisturbed / "tensorboard").glob("events*"))
     saves = runs.rows(undisturbed, "checkpoint")
     assert [row["step"] for row in saves] == list(range(2, STEPS + 1, 2))
@@ -128,9 +128,6 @@ def test_the_best_and_the_multiples_stay(workspace):
     assert (folder / "checkpoints" / "best").read_text() == f"step-{best:09d}\n"
     left = {int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")}
     assert {2, 4, 6, 8, 9, best} <= left
-    unknown = runs.run(runs.command(workspace, workspace / "unknown", "checkpoint.keep_best=recall@11"))
-    assert unknown.returncode == 1
-    assert "recall@11; expected" in unknown.stderr
 
 
 def test_dry_run_writes_nothing(workspace):

@@ -16,7 +16,7 @@ from pretrain.tasks import ContrastiveConfig
 from ranks import run_ranks
 from training import train
 
-PLAIN = ["data.workers=0", "eval.retrieval=null", "eval.classification=null"]
+PLAIN = ["data.workers=0", "evaluators={}"]
 
 
 @pytest.fixture(scope="module")

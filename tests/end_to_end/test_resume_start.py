@@ -35,7 +35,7 @@ def here(tmp_path_factory):
     """Shards, settings of both jobs, and weights to start from: an export with a tokenizer's folder of its own."""
     folder = runs.make_workspace(tmp_path_factory.mktemp("workspace"))
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["eval"] = {"batch": 10}
+    del settings["evaluators"]
     settings["model"]["init"] = str(folder / "export")
     (folder / "pretrain.yaml").write_text(yaml.safe_dump(settings))
     del settings["model"]

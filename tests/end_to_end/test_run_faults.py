@@ -24,7 +24,7 @@ def workspace(tmp_path_factory):
 def trained(rank, world_size, workspace, folder, poisoned, overrides, high=()):
     """A run with rank 1's image tower broken at the steps `poisoned` and its loss reported 20 too high at the steps
     `high`: (exit code or error, train state)."""
-    words = [f"run.dir={folder}", "data.workers=0", "eval.retrieval=null", "eval.classification=null", *overrides]
+    words = [f"run.dir={folder}", "data.workers=0", "evaluators={}", *overrides]
     config = load_config(ContrastiveConfig, workspace / "config.yaml", words)
     job = Job(config, start(distributed=True))
     hooked = job.model.clip.visual.ln_post

@@ -50,14 +50,14 @@ def workspace(tmp_path_factory) -> Path:
         "model": {"name": str(folder / "tiny.json")},
         "objectives": {"sigmoid": {}},
         "optim": {"ema": 0.9},
-        "eval": {"retrieval": shards, "classification": shards},
+        "evaluators": {"retrieval": {"data": shards}, "zero_shot": {"type": "classification", "data": shards}},
     }
     finetune = {
         **common,
         "run": {"dir": str(folder / "tuned")},
         "data": {**data, "train": sources[:1]},
         "init": str(folder / "pretrained"),
-        "eval": {"classification": shards},
+        "evaluators": {"classification": {"data": shards}},
     }
     for job, tree in {"pretrain": pretrain, "finetune": finetune}.items():
         (folder / f"{job}.yaml").write_text(yaml.safe_dump(tree))

@@ -9,14 +9,35 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UserError
-from evaluate_fakes import FakeReader, FakeTowers, fake_tokenize, ranks
-from pretrain.evaluate import classification
-from pretrain.evaluate.classification import ClassCounts, class_embeddings
-from pretrain.evaluate.runner import evaluate_classification, evaluate_classifier
+from evaluate_fakes import FakeBench, FakeTowers, fake_tokenize
+from pretrain.evaluate import ClassificationConfig, RetrievalConfig, classification
+from pretrain.evaluate.classification import ClassCounts, Classification, class_embeddings
+from pretrain.evaluate.retrieval import Retrieval
 from pretrain.evaluate.templates import load_classes, load_templates
 
 CLASSES = ("cat", "dog", "red bus", "tree", "house", "street", "sea")
 TEMPLATES = ("a photo of a {c}.", "{c}", "the {c} in a {c}")
+
+
+@pytest.fixture
+def zero_shot(tmp_path):
+    """Evaluates towers on images 0, 1, ... whose labels go round the classes, with the templates above."""
+    (tmp_path / "templates.txt").write_text("\n".join(TEMPLATES))
+    settings = ClassificationConfig(data="x", templates=str(tmp_path / "templates.txt"))
+    return lambda towers, images, labels, names=CLASSES: Classification(
+        settings, FakeBench(images, 8, None, labels, names)
+    )(towers)
+
+
+def _scored(head: torch.Tensor, names=(), **labels):
+    """A classifier's evaluation on 60 images, whose scores are a function of the image, and those scores."""
+
+    def scores(images):
+        return images[:, :, 0, 0].float() % 5 @ head
+
+    bench = FakeBench(60, 8, labels=labels["labels"], names=names, classes=CLASSES)
+    forward = lambda inputs, want: {"local": {"classes": scores(inputs["image"]["pixels"])}}  # noqa: E731
+    return Classification(ClassificationConfig(data="x"), bench)(forward), scores
 
 
 def _dense_embeddings(towers: FakeTowers) -> torch.Tensor:
@@ -32,13 +53,13 @@ def test_embeddings_are_renormalised_means_of_normalised_prompts(monkeypatch, ch
     monkeypatch.setattr(classification, "PROMPT_CHUNK", chunk)
     towers = FakeTowers()
     towers.text *= torch.linspace(0.5, 2, len(towers.text))[:, None]  # lengths must not weigh
-    found = class_embeddings(towers, fake_tokenize, CLASSES, TEMPLATES, ranks())
+    found = class_embeddings(FakeBench(), towers, CLASSES, TEMPLATES)
     torch.testing.assert_close(found, _dense_embeddings(towers), atol=1e-6, rtol=0)
 
 
-def test_accuracies_equal_a_dense_reference():
+def test_accuracies_equal_a_dense_reference(zero_shot):
     towers = FakeTowers()
-    outcome = evaluate_classification(towers, fake_tokenize, FakeReader(60, 8, classes=7), CLASSES, TEMPLATES, ranks())
+    outcome = zero_shot(towers, 60, 7)
     scores = towers.image[:60].double() @ _dense_embeddings(towers).double().T
     labels = torch.arange(60) % 7
     order = scores.argsort(dim=1, descending=True)
@@ -61,59 +82,60 @@ def test_accuracies_equal_a_dense_reference():
 def test_a_classifier_reports_its_own_cross_entropy():
     """As training computes it, on every image once; chance is that of equal scores."""
     head = torch.linspace(-2, 2, 3 * 7).reshape(3, 7)
-    scores = lambda images: images[:, :, 0, 0].float() % 5 @ head  # noqa: E731
-    outcome = evaluate_classifier(scores, FakeReader(60, 8, classes=7), CLASSES, ranks())
+    outcome, scores = _scored(head, labels=7)
     images = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 1, 1)
     want = F.cross_entropy(scores(images).double(), torch.arange(60) % 7).item()
     assert outcome.metrics["validation_loss"] == pytest.approx(want, abs=1e-9)
     assert outcome.chance["validation_loss"] == pytest.approx(math.log(7))
-    numbers = torch.arange(7).flip(0)  # what the model calls each label
-    outcome = evaluate_classifier(scores, FakeReader(60, 8, classes=7), CLASSES, ranks(), numbers)
+    outcome, _ = _scored(head, CLASSES[::-1], labels=7)  # the corpus has the names the other way round
     want = F.cross_entropy(scores(images).double(), 6 - torch.arange(60) % 7).item()
     assert outcome.metrics["validation_loss"] == pytest.approx(want, abs=1e-9)
     with pytest.raises(UserError, match="label that is no class"):
-        evaluate_classifier(scores, FakeReader(60, 8, classes=8), CLASSES, ranks())
+        _scored(head, labels=8)
 
 
-def test_top5_is_left_out_up_to_five_classes():
-    outcome = evaluate_classification(
-        FakeTowers(), fake_tokenize, FakeReader(20, 8, classes=5), CLASSES[:5], TEMPLATES, ranks()
-    )
+def test_top5_is_left_out_up_to_five_classes(zero_shot):
+    outcome = zero_shot(FakeTowers(), 20, 5, CLASSES[:5])
     assert set(outcome.metrics) == set(outcome.chance) == {"top1", "mean_per_class"}
 
 
-def test_a_collapsed_model_gets_one_over_the_classes():
+def test_a_collapsed_model_gets_one_over_the_classes(zero_shot):
     towers = FakeTowers()
     towers.image[:], towers.text[:] = towers.image[0], towers.text[0]
-    metrics = evaluate_classification(
-        towers, fake_tokenize, FakeReader(20, 8, classes=7), CLASSES, TEMPLATES, ranks()
-    ).metrics
+    metrics = zero_shot(towers, 20, 7).metrics
     assert metrics == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "mean_per_class": 1 / 7})
 
 
 def test_classes_without_images_have_no_accuracy_and_do_not_enter_the_mean():
     counts = ClassCounts.zeros(3, torch.device("cpu"))
-    counts.add(torch.eye(3)[:2], torch.tensor([0, 0]), torch.eye(3))
+    counts.add_scores(torch.eye(3)[:2], torch.tensor([0, 0]))
     assert counts.metrics() == {"top1": 0.5, "mean_per_class": 0.5}
     assert [row["accuracy"] for row in counts.per_class("abc")] == [0.5, None, None]
 
 
 def test_wrong_labels_and_broken_features_are_refused():
     counts = ClassCounts.zeros(2, torch.device("cpu"))
-    counts.add(torch.eye(2), torch.tensor([0, 2]), torch.eye(2))
+    counts.add_scores(torch.eye(2), torch.tensor([0, 2]))
     with pytest.raises(UserError, match="1 images have a label that is no class"):
         counts.merge(1)
     counts = ClassCounts.zeros(2, torch.device("cpu"))
-    counts.add(torch.full((1, 2), float("nan")), torch.tensor([0]), torch.eye(2))
+    counts.add_scores(torch.full((1, 2), float("nan")), torch.tensor([0]))
     with pytest.raises(UserError, match="not finite"):
         counts.merge(1)
 
 
-def test_labels_and_class_names_are_needed():
-    with pytest.raises(UserError, match="has no labels"):
-        evaluate_classification(FakeTowers(), fake_tokenize, FakeReader(9, 4), CLASSES, TEMPLATES, ranks())
-    with pytest.raises(UserError, match="needs class names"):
-        evaluate_classification(FakeTowers(), fake_tokenize, FakeReader(9, 4), ("cat",), TEMPLATES, ranks())
+def test_labels_and_class_names_are_needed_when_it_is_built():
+    for labels, names, message in ((None, CLASSES, "has no labels"), (7, ("cat",), "needs class names")):
+        with pytest.raises(UserError, match=message):
+            Classification(ClassificationConfig(data="x"), FakeBench(9, 4, None, labels, names))
+
+
+def test_a_fine_tuned_classifier_has_no_prompts_and_no_captions():
+    bench = FakeBench(9, 4, labels=7, classes=CLASSES)
+    with pytest.raises(UserError, match=r"no prompts.*got openai"):
+        Classification(ClassificationConfig(data="x", templates="openai"), bench)
+    with pytest.raises(UserError, match="cannot be asked for retrieval; expected classification"):
+        Retrieval(RetrievalConfig(data="x"), bench)
 
 
 def test_named_templates_are_open_clips():

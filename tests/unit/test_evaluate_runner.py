@@ -12,25 +12,33 @@ import plain_losses
 from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.format.writer import write_shard
-from evaluate_fakes import FakeReader, FakeTowers, ranks
+from evaluate_fakes import FakeBench, FakeTowers, ranks
+from pretrain.evaluate import RetrievalConfig
 from pretrain.evaluate import features as features_module
 from pretrain.evaluate.features import CorpusFeatures, encode_corpus
-from pretrain.evaluate.pair_loss import PairLoss, validation_loss
+from pretrain.evaluate.pair_loss import validation_loss
 from pretrain.evaluate.pairs import MinimalPairs, metrics_by_kind, pair_metrics, read_pairs
-from pretrain.evaluate.retrieval import retrieval_metrics
-from pretrain.evaluate.runner import evaluate_retrieval
+from pretrain.evaluate.retrieval import Retrieval, retrieval_metrics
+from pretrain.objectives import InfoNCEConfig
+
+INFONCE = {"infonce": InfoNCEConfig()}
+
+
+def _encoded(towers: FakeTowers, images: int, batch: int) -> CorpusFeatures:
+    bench = FakeBench(images, batch)
+    return encode_corpus(bench, towers, bench.reader(bench.corpus("x")), images, "images")
 
 
 def _expected(towers: FakeTowers, images: int) -> CorpusFeatures:
     owner = torch.tensor([image for image in range(images) for _ in range(image % 4)])
     rows = torch.tensor([image * 4 + index for image in range(images) for index in range(image % 4)])
-    return CorpusFeatures(towers.image[:images], towers.text[rows], owner)
+    return CorpusFeatures(towers.image[:images], towers.text[rows], owner, shared={"logit_scale": 20.0})
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_every_image_and_caption_is_encoded_once_in_order(batch):
     towers = FakeTowers()
-    found = encode_corpus(towers, FakeReader(23, batch), 23, ranks())
+    found = _encoded(towers, 23, batch)
     want = _expected(towers, 23)
     assert torch.equal(found.images, want.images)
     assert torch.equal(found.texts, want.texts)
@@ -40,22 +48,19 @@ def test_every_image_and_caption_is_encoded_once_in_order(batch):
 def test_many_captions_go_through_in_chunks(monkeypatch):
     monkeypatch.setattr(features_module, "TEXT_CHUNK", 4)
     towers = FakeTowers()
-    found = encode_corpus(towers, FakeReader(23, 8), 23, ranks())
+    found = _encoded(towers, 23, 8)
     assert torch.equal(found.texts, _expected(towers, 23).texts)
     assert max(texts for _, texts in towers.forwards) == 4
 
 
 def test_the_outcome_has_metrics_chance_and_counts():
-    towers, progress = FakeTowers(), []
-    outcome = evaluate_retrieval(
-        towers, FakeReader(40, 8), ranks(), 40, PairLoss(20.0), loss_batch=16, progress=progress.append
-    )
+    towers = FakeTowers()
+    outcome = Retrieval(RetrievalConfig(data="x", loss_batch=16), FakeBench(40, 8))(towers)
     want = _expected(towers, 40)
     assert outcome.metrics.items() >= retrieval_metrics(want.images, want.texts, want.text_image).items()
     assert outcome.counts == {"images": 40, "texts": 60, "loss_batch": 16}
     assert set(outcome.chance) <= set(outcome.metrics)
     assert outcome.metrics["image_to_text_recall@1"] > 5 * outcome.chance["image_to_text_recall@1"]
-    assert progress == [8, 16, 24, 32, 40]
 
 
 def test_validation_loss_is_the_mean_of_full_batches_of_first_captions():
@@ -68,18 +73,18 @@ def test_validation_loss_is_the_mean_of_full_batches_of_first_captions():
         logits = 20.0 * towers.image[part].double() @ towers.text[part * 4].double().T
         rows, columns = torch.log_softmax(logits, 1).diagonal(), torch.log_softmax(logits, 0).diagonal()
         losses.append(-(rows.mean() + columns.mean()) / 2)
-    infonce = PairLoss(20.0)
-    assert validation_loss(features, infonce, ranks(), 8) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-9)
-    everything = validation_loss(features, infonce, ranks(), 30)
-    assert validation_loss(features, infonce, ranks(), 1000) == everything  # smaller than a batch: one batch
+    assert validation_loss(features, INFONCE, ranks(), 8) == pytest.approx(torch.stack(losses).mean().item(), abs=1e-9)
+    everything = validation_loss(features, INFONCE, ranks(), 30)
+    assert validation_loss(features, INFONCE, ranks(), 1000) == everything  # smaller than a batch: one batch
 
 
 @pytest.mark.parametrize("name", plain_losses.OF_PAIRS)
 def test_validation_loss_is_the_value_of_the_loss_that_trains(name):
     """By the loss's definition on the whole matrix; captions and images that are one are so here too."""
     towers, settings = FakeTowers(), plain_losses.OF_PAIRS[name]
-    loss = PairLoss(15.0, -2.5, {"it": settings})
-    found = evaluate_retrieval(towers, FakeReader(40, 8), ranks(), 40, loss, loss_batch=15)
+    towers.shared = {"logit_scale": torch.tensor([15.0]), "logit_bias": torch.tensor([-2.5])}
+    bench = FakeBench(40, 8, objectives={name: settings})
+    found = Retrieval(RetrievalConfig(data="x", loss_batch=15), bench)(towers)
     image = torch.tensor([image for image in range(40) if image % 4])
     identity = torch.stack([image // 2, image * 4 % 50], dim=1)
     scalars = (torch.tensor([value], dtype=torch.float64) for value in (15.0, -2.5))

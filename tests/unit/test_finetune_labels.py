@@ -148,7 +148,7 @@ def test_the_dry_run_says_what_would_run_and_leaves_nothing(tmp_path, labelled, 
         (("classes=2",), 1, "labels without a class name; got label 2, and 2 classes: 0, 1"),
         (("classes=5",), 0, ""),
         (("classes=3", "init=nowhere", "random=false"), 1, "nowhere"),
-        (("classes=3", "eval.classification=none.tar"), 1, "none.tar"),
+        (("classes=3", "evaluators.classification.data=none.tar"), 1, "none.tar"),
         (("classes=3", "train.global_batch=64"), 1, "batch"),
     ],
 )

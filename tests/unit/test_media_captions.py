@@ -13,12 +13,13 @@ from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import MAX_TEXT, captions_of_text, has_caption_lines
 from data_tools.media.members import DEFAULT_FIELDS, parse_fields
 from packing import jpeg, photo_folder
-from pretrain.config.tree import DataConfig, EvalConfig, Source
+from pretrain.config.tree import DataConfig, Source
+from pretrain.evaluate.bench import Bench
 from pretrain.process.runtime import Runtime
 from pretrain.stream.draw import Draw
 from pretrain.stream.fields.text import Text
-from pretrain.stream.sources import eval_reader, train_sources
-from pretrain.tasks import ContrastiveConfig
+from pretrain.stream.sources import train_sources
+from pretrain.towers.cut import TextRule
 from pretrain.towers.spec import resolve_spec
 
 TEXTS = [
@@ -69,10 +70,8 @@ def training_texts(tar, places: str) -> set[str]:
 
 
 def evaluation_texts(tar, places: str) -> list[str]:
-    config = ContrastiveConfig(eval=EvalConfig(captions=places))
-    runtime = Runtime(0, 1, 0, None, 1)
-    reader = eval_reader(config, open_corpus(tar), resolve_spec("ViT-B-32"), places, runtime)
-    return next(iter(reader)).captions
+    bench = Bench(Runtime(0, 1, 0, None, 1), resolve_spec("ViT-B-32"), TextRule(), workers=0)
+    return next(iter(bench.reader(bench.corpus(str(tar)), texts=True, captions=places))).captions
 
 
 @pytest.mark.parametrize("layout", [False, True], ids=["plain", "CLIP_benchmark"])

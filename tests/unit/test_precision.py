@@ -10,7 +10,7 @@ from pretrain.config.reading import dump_config
 from pretrain.config.tree import OptimConfig, RunConfig, TrainConfig
 from pretrain.engine.engine import deepspeed_config
 from pretrain.engine.optimizers import make_optimizer
-from pretrain.evaluate.features import encoder
+from pretrain.evaluate.bench import in_precision
 from pretrain.job import settle_precision
 from pretrain.process import precision
 from pretrain.process.precision import Ability, settle
@@ -141,7 +141,7 @@ def test_what_nobody_settled_is_no_precision():
     with pytest.raises(ValueError, match="'auto' is not settled"):
         deepspeed_config(OptimConfig(), TrainConfig(), 1, 10)
     with pytest.raises(ValueError, match="not settled"):
-        encoder(lambda *_: None, CPU, "auto")(None, None)
+        in_precision(lambda *_: None, CPU, "auto")({}, frozenset())
 
 
 # ---- Muon -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from data_tools.errors import UserError, shown
 from data_tools.redaction import redact, redact_source, redact_text
 from data_tools.remote.urls import expand_braces
 from pretrain.config.reading import dump_config
-from pretrain.config.tree import DataConfig, EvalConfig, Source
+from pretrain.config.tree import DataConfig, Source
+from pretrain.evaluate import RetrievalConfig
 from pretrain.process.entry import reason_of
 from pretrain.process.status import Status
 from pretrain.stream import prefetch
@@ -102,7 +103,8 @@ def test_dumped_config_and_status_hide_what_yaml_escapes(tmp_path):
     status.own()
     for password in PASSWORDS:
         url = f"https://user:{password}@host/s-{{0..9}}.tar"
-        text = dump_config(ContrastiveConfig(data=DataConfig(train=[Source(urls=url)]), eval=EvalConfig(retrieval=url)))
+        evaluators = {"retrieval": RetrievalConfig(data=url)}
+        text = dump_config(ContrastiveConfig(data=DataConfig(train=[Source(urls=url)]), evaluators=evaluators))
         assert "Q" not in text.replace("SEQ", ""), text
         assert text.count("https://***") == 2
         status.write("failed", f"cannot read '{url}', sorry")

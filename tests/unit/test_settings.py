@@ -10,10 +10,12 @@ from pretrain.config.durations import duration_steps, parse_duration, parse_seco
 from pretrain.config.reading import dump_config, load_config, load_task
 from pretrain.config.recorded import changes
 from pretrain.config.tree import PartConfig
+from pretrain.evaluate import ClassificationConfig, RetrievalConfig
 from pretrain.objectives import InfoNCEConfig, MarginConfig, MultiPositiveConfig, SigmoidConfig
 from pretrain.tasks import TASKS, ClassifyConfig, ContrastiveConfig
 
 BASE = "run: {dir: runs/a}\ndata: {train: [{urls: shards}]}\n"
+_EVALUATED = "evaluators: {retrieval: {data: a}, classification: {data: b}}\n"
 
 
 @pytest.fixture
@@ -80,7 +82,27 @@ def test_a_dump_reads_back_as_the_same_tree(load):
         (BASE, "checkpoint.keep=1", ("checkpoint.keep", "2 <= value", "spare")),
         (BASE, "checkpoint.keep_every=often", ("checkpoint.keep_every", "epochs, steps, samples")),
         (BASE, "checkpoint.keep_best=validation_loss", ("checkpoint.keep_best", "=-validation_loss")),
-        (BASE, "checkpoint.keep_best=text_to_image_recall@10", ("checkpoint.keep_best", "set eval.retrieval")),
+        (BASE, "checkpoint.keep_best=text_to_image_recall@10", ("checkpoint.keep_best", "set evaluators.TYPE.data")),
+        (
+            BASE + _EVALUATED,
+            "checkpoint.keep_best=text_to_image_recal@1",
+            ("'text_to_image_recall@1'?",),
+        ),
+        (
+            BASE + _EVALUATED + "objectives: {mlm: {}}\n",
+            "checkpoint.keep_best=-validation_loss",
+            ("checkpoint.keep_best", "a metric of evaluators"),
+        ),
+        (BASE + _EVALUATED, "checkpoint.keep_best=ema_top1", ("checkpoint.keep_best", "a metric of evaluators")),
+        (BASE + _EVALUATED, "evaluators.flowers.data=x", ("evaluators.flowers", "retrieval, classification, pairs")),
+        (BASE, "evaluators={retrieval: {}}", ("'evaluators.retrieval.data'", "is not set")),
+        (BASE + _EVALUATED, "evaluators.retrieval.dat=x", ("did you mean 'evaluators.retrieval.data'",)),
+        (BASE + _EVALUATED, "evaluators.retrieval.templates=x", ("templates is a setting of classification",)),
+        (
+            BASE + "optim: {ema: 0.9}\n",
+            "evaluators={ema: {type: pairs, data: x}, pairs: {data: x}}",
+            ("evaluators", "two are called ema_image_to_text_accuracy", "{type: TYPE}"),
+        ),
         (BASE, "optim.layer_decay=0", ("optim.layer_decay", "0 < value <= 1")),
         (BASE, "model.locked=[image]", ("model.locked", "none without model.init")),
         (BASE, "model={init: w.pt, locked: [text, image]}", ("model.locked", "leaves a part to learn")),
@@ -156,8 +178,6 @@ def test_a_fault_is_one_line_with_a_remedy(load, text, override, parts):
         ("data.word_dropout=0.1", "a setting of task classify"),
         ("data.train.0.captions=txt", "'captions'"),
         ("data.train.0.choose=first", "'choose'"),
-        ("eval.retrieval=data/val", "'eval.retrieval'"),
-        ("eval.templates=openai", "did you mean 'templates'"),
         ("model.name=x", "'model'"),
         ("objectives.infonce.weight=2", "'objectives'"),
     ],
@@ -178,6 +198,18 @@ def test_the_settings_say_which_task_they_are_of(tmp_path):
     assert load_task(TASKS, tmp_path / "b.yaml", ["mode=linear"], "contrastive").mode == "linear"
     with pytest.raises(UsageError, match=r"task.*got 'clasify'; expected contrastive or classify; .*mean 'classify'"):
         load_task(TASKS, tmp_path / "a.yaml", ["task=clasify"], "contrastive")
+
+
+def test_evaluators_have_settings_and_metrics_of_their_own_under_a_name(load):
+    text = BASE + "optim: {ema: 0.9}\nevaluators: {retrieval: {data: a}, zero_shot: {type: classification, data: b}}\n"
+    config = load(text, "checkpoint.keep_best=ema_zero_shot_top1")
+    zero_shot = ClassificationConfig(data="b")
+    assert config.evaluators == {"retrieval": RetrievalConfig(data="a"), "zero_shot": zero_shot}
+    assert load(dump_config(config)) == config
+    assert load(text, "evaluators.retrieval.loss_batch=64").evaluators["retrieval"].loss_batch == 64
+    assert load(text, "evaluators={}").evaluators == {}
+    for best in ("-validation_loss", "zero_shot_top1", "text_to_image_recall@10", "-ema_text_to_image_median_rank"):
+        load(text, f"checkpoint.keep_best={best}")
 
 
 def test_an_objective_has_its_own_settings_under_a_name(load):
@@ -204,6 +236,8 @@ def test_an_objective_has_its_own_settings_under_a_name(load):
         (["train.grad_checkpointing=[image,text]"], "train.grad_checkpointing.*parts of the model: image$"),
         (["optim.parts.text.lr=1"], "optim.parts.*'text'.*parts of the model: image, head"),
         (["mode=linear", "optim.parts.image.lr=1"], "optim.parts.*head alone at mode=linear"),
+        (["evaluators.retrieval.data=x"], "evaluators.retrieval has no such type.*expected classification"),
+        (["evaluators.classification.data=x", "checkpoint.keep_best=recall"], "keep_best.*a metric of.*top1, top5"),
     ],
 )
 def test_fine_tuning_has_parts_of_its_own(load, words, said):

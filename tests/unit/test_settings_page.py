@@ -18,7 +18,7 @@ def test_every_setting_stands_there_once_with_what_it_does():
     rows = re.findall(r"^\| `([\w.]+)` \|([^\n]*)\|$", page(), flags=re.M)
     settings = [name for name, _ in rows]
     wanted = {name for kind in (ContrastiveConfig, ClassifyConfig) for name, *_ in names(kind)}
-    maps = {"optim.parts", "objectives", "heads", "fields", "adapters"}
+    maps = {"optim.parts", "objectives", "heads", "fields", "adapters", "evaluators"}
     assert set(settings) == wanted | maps | {"data.train", "model.phases"}
     assert len(settings) == len(set(settings))
     for name, rest in rows:
@@ -26,7 +26,7 @@ def test_every_setting_stands_there_once_with_what_it_does():
         assert effect, name
         assert allowed or name == "classes" or name.endswith(".NAME.type"), name
         asked = ("task", "run.dir", "init", "data.train.0.urls", "model.phases.0.until")
-        assert default or name in asked or name.endswith(".NAME.type")
+        assert default or name in asked or name.endswith((".NAME.type", ".NAME.data"))
 
 
 def test_a_comment_beside_or_above_a_field_is_its_text():

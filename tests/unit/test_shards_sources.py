@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,10 +95,14 @@ def test_every_verb_takes_every_name(folder, source, monkeypatch, capsys):
 
 def test_training_and_evaluation_take_a_folder_of_tars(folder):
     from pretrain.config.tree import DataConfig, Source
-    from pretrain.stream.sources import eval_corpus, train_sources
+    from pretrain.stream.sources import train_sources
+    from pretrain.tasks import ContrastiveConfig
+    from pretrain.tasks.recipe import bench_of
 
     data = DataConfig(train=[Source(urls=str(folder))])
-    assert train_sources(data)[0].corpus.num_samples == eval_corpus(str(folder), data).num_samples == 24
+    towers = SimpleNamespace(rule=None, heads={})
+    evaluated = bench_of(ContrastiveConfig(data=data), None, towers, None).corpus(str(folder))
+    assert train_sources(data)[0].corpus.num_samples == evaluated.num_samples == 24
 
 
 def clip_benchmark_root(root, splits: dict[str, int]) -> None:
