@@ -45,9 +45,12 @@ _NEEDS = {name: entry.settings().needs() for name, entry in OF_TOWERS.items()}
 
 
 def readers(name):
-    """Words that bring the objectives which read a head or a field, for others are refused whatever they hold."""
+    """Words without which a setting is refused whatever it holds: the objectives that read a head or a field, the
+    corpus of an evaluator."""
     needs = {one: {**heads, **more} for one, (heads, more) in _NEEDS.items()}
     place, _, rest = name.partition(".")
+    if place == "evaluators" and not rest.endswith(".data"):
+        return [f"evaluators.{rest.partition('.')[0]}.data=s"]
     found = [one for one, needed in needs.items() if place in ("heads", "fields") and rest.partition(".")[0] in needed]
     return [f"objectives=[{','.join(found)}]"] if found else []
 
