@@ -51,14 +51,33 @@ def encode_corpus(bench: Bench, forward: Forward, reader: EvalReader, num_images
     shared: dict[str, float] = {}
     for batch in bench.batches(reader, num_images, what):
         image, text, shared = _encode_batch(bench, forward, batch)
-        real, captions = batch.positions >= 0, batch.text_image >= 0
-        rows = (image, batch.positions, batch.identity["image"])
-        of_images.append([values.to(image.device)[real.to(image.device)] for values in rows])
-        rows = (text[: len(captions)], batch.text_image, batch.identity["text"])
-        of_texts.append([values.to(text.device)[captions.to(text.device)] for values in rows])
+        of_images.append(without_padding(batch.positions, image, batch.identity["image"]))
+        of_texts.append(without_padding(batch.text_image, text[: len(batch.text_image)], batch.identity["text"]))
     if not of_images:
         raise UserError("the evaluation corpus is empty", remedy="check --data")
-    return _share(_joined(of_images), _joined(of_texts), num_images, bench.runtime, shared)
+    images, image_hash = in_corpus_order(of_images, num_images, bench.runtime)
+    texts, text_image, text_hash = _shared_texts(of_texts, bench.runtime)
+    return CorpusFeatures(images, texts, text_image, (image_hash, text_hash), shared)
+
+
+def without_padding(positions: torch.Tensor, *columns: torch.Tensor) -> list[torch.Tensor]:
+    """`positions`, int64 `[n]`, and the rows of `columns` there, where they are not -1; on the device of the first
+    column."""
+    device = columns[0].device
+    real = (positions >= 0).to(device)
+    return [values.to(device)[real] for values in (positions, *columns)]
+
+
+def in_corpus_order(batches: list[list[torch.Tensor]], total: int, ranks: Runtime) -> list[torch.Tensor]:
+    """Columns `[total, ...]` in the order of the corpus, the same on every rank. Every rank must call it.
+
+    `batches`: what `without_padding` gives of each batch of this rank; every position is one rank's.
+    """
+    positions, *columns = _joined(batches)
+    if ranks.world_size == 1:
+        order = torch.argsort(positions)
+        return [values[order] for values in columns]
+    return [_merge(values, positions, total) for values in columns]
 
 
 def _joined(batches: list[list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -87,27 +106,18 @@ def _largest(count: int, ranks: Runtime) -> int:
     return int(largest)
 
 
-def _share(
-    of_images: list[torch.Tensor],
-    of_texts: list[torch.Tensor],
-    num_images: int,
-    ranks: Runtime,
-    shared: dict[str, float],
-) -> CorpusFeatures:
-    """What all ranks have. Of images: features, positions, hashes; of texts: features, their image, hashes."""
-    _, positions, _ = of_images
+def _shared_texts(batches: list[list[torch.Tensor]], ranks: Runtime) -> list[torch.Tensor]:
+    """Features, image and hash of all ranks' texts, by their images; those of one image in their order."""
+    text_image, texts, hashes = _joined(batches)
+    columns = [texts, text_image, hashes]
     if ranks.world_size > 1:
-        counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=positions.device)
-        counts[ranks.rank] = len(of_texts[0])
+        counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=texts.device)
+        counts[ranks.rank] = len(texts)
         dist.all_reduce(counts)
-        rows = torch.arange(len(of_texts[0]), device=positions.device) + counts[: ranks.rank].sum()
-        of_images = [_merge(values, positions, num_images) for values in of_images]
-        of_texts = [_merge(values, rows, int(counts.sum())) for values in of_texts]
-    else:
-        of_images = [values[torch.argsort(positions)] for values in of_images]
-    images, _, image_hash = of_images
-    texts, text_image, text_hash = (values[torch.argsort(of_texts[1], stable=True)] for values in of_texts)
-    return CorpusFeatures(images, texts, text_image, (image_hash, text_hash), shared)
+        rows = torch.arange(len(texts), device=texts.device) + counts[: ranks.rank].sum()
+        columns = [_merge(values, rows, int(counts.sum())) for values in columns]
+    order = torch.argsort(columns[1], stable=True)
+    return [values[order] for values in columns]
 
 
 def _merge(values: torch.Tensor, rows: torch.Tensor, total: int) -> torch.Tensor:
