@@ -12,6 +12,10 @@ from data_tools.errors import UserError
 from data_tools.errors import shown as printable
 
 _SHOWN, _LONGEST = 5, 60  # names in a message, characters of each
+_BY_FILE = (
+    "pack the corpus with the model's names, or give those of its labels 0, 1, ... to launch/evaluate.py, one a line "
+    "(--classes FILE)"
+)
 
 
 def shown(names: Sequence[str]) -> str:
@@ -20,10 +24,13 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(printable(name, _LONGEST) for name in names[:_SHOWN]) + more
 
 
-def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> torch.Tensor:
+def class_numbers(
+    found: Sequence[str], known: Sequence[str], what: str, whose: str = "the model", remedy: str = _BY_FILE
+) -> torch.Tensor:
     """int64 `[len(found)]`: the number among `known` of each class name of a corpus, whatever its order there.
 
-    Composed and decomposed spellings of a name are one. `what`: how a message calls the corpus.
+    Composed and decomposed spellings of a name are one. `what`, `whose`: how a message calls the corpus, and what has
+    the known names; `remedy`: of names that are not known, after a spelling that may be meant.
 
     Raises:
         UserError: a name that is not known, or two that are one.
@@ -32,13 +39,12 @@ def class_numbers(found: Sequence[str], known: Sequence[str], what: str) -> torc
     unknown = [name for name in found if _same(name) not in number]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 1)
-        likely = f"is {shown(unknown[:1])} the model's {shown(near)}? " if near else ""
+        likely = f"is {shown(unknown[:1])} {whose}'s {shown(near)}? " if near else ""
         raise UserError(
-            f"{what} has classes that the model does not know",
+            f"{what} has classes that {whose} does not know",
             got=f"{len(unknown)} of {len(found)}: {shown(unknown)}",
-            expected=f"names among the model's {len(known)}: {shown(known)}",
-            remedy=f"{likely}pack the corpus with the model's names, or give those of its labels 0, 1, ... "
-            "to launch/evaluate.py, one a line (--classes FILE)",
+            expected=f"names among {whose}'s {len(known)}: {shown(known)}",
+            remedy=f"{likely}{remedy}",
         )
     if len({_same(name) for name in found}) < len(found):
         raise UserError(f"{what} has a class name twice", got=shown(found), expected="each name once")
