@@ -172,9 +172,10 @@ class ClassCounts:
         finite = torch.isfinite(scores).all(dim=1)
         self.invalid += torch.stack([(~fits).sum(), (~finite).sum()])
         scores, labels = scores[fits & finite], labels[fits & finite]
-        own = scores.gather(1, labels[:, None])
-        better = (scores > own).sum(dim=1)
-        negatives = (scores == own).sum(dim=1) - 1
+        self.add_places(*places_of(scores, labels), labels)
+
+    def add_places(self, better: torch.Tensor, negatives: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count images by where their label stands among the classes, see `places_of`; int64 [n] each."""
         one = torch.ones_like(better)
         for counts, k in ((self.top1, 1), (self.top5, 5)):
             counts.index_add_(0, labels, hit_probability(better, negatives, one, k))
@@ -217,6 +218,13 @@ class ClassCounts:
         """Name, images and top-1 accuracy of each class; accuracy is null without images."""
         rows = zip(classes, self.images.long().tolist(), self.top1.tolist(), strict=True)
         return [{"class": name, "n": n, "accuracy": hits / n if n else None} for name, n, hits in rows]
+
+
+def places_of(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many classes score higher than the label, and how many others the same: int64 [n] each, of `scores` [n, C]
+    and `labels` int64 [n]."""
+    own = scores.gather(1, labels[:, None])
+    return (scores > own).sum(dim=1), (scores == own).sum(dim=1) - 1
 
 
 def _round_up(value: int, unit: int) -> int:
