@@ -109,3 +109,40 @@ class FakeBench(Bench):
         """This rank's."""
         images, labels, _ = self.fakes
         return FakeReader(images, self.batch, self.runtime.rank, self.runtime.world_size, labels)
+
+
+class LabelledBench(FakeBench):
+    """A bench of labelled corpora by name, each a list of (number of the image, label); the same number is the same
+    image, also as far as hashes tell."""
+
+    def __init__(self, corpora, names=None, batch=4, place=None, **others):
+        super().__init__(0, batch, place, **others)
+        object.__setattr__(self, "labelled", (corpora, names or {}))
+
+    def corpus(self, urls):
+        """The one called `urls`."""
+        corpora, names = self.labelled
+        rows = corpora[urls]
+        return SimpleNamespace(num_samples=len(rows), classes=names.get(urls, ()), digest=urls, rows=rows)
+
+    def reader(self, corpus, texts=False, captions=None):
+        """This rank's."""
+        return LabelledReader(corpus.rows, self.batch, self.runtime.rank, self.runtime.world_size)
+
+
+class LabelledReader(FakeReader):
+    """The slice of `rank`, without texts: images and labels as they are listed, a label of None is none."""
+
+    def __init__(self, rows, batch, rank, world_size):
+        super().__init__(len(rows), batch, rank, world_size)
+        self.rows = [*rows, (0, -1)]  # what padding, -1, stands for
+        self.labelled = None not in [label for _, label in rows]
+
+    def __iter__(self) -> Iterator[FakeBatch]:
+        for step in range(self.steps):
+            mine = self.own[step * self.batch : (step + 1) * self.batch]
+            positions = torch.tensor(mine + [-1] * (self.batch - len(mine)))
+            images, labels = torch.tensor([self.rows[at] for at in positions.tolist()]).T
+            pixels = images.to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+            inputs = {"image": {"pixels": pixels}, "label": {"class": labels}}
+            yield FakeBatch(inputs, positions, torch.tensor([-1]), {"image": images})

@@ -95,10 +95,38 @@ class PairsConfig(EvaluatorConfig):
         return (*accuracies, "text_score", "image_score", "group_score")
 
 
+@dataclass(frozen=True)
+class KNNConfig(EvaluatorConfig):
+    """k-NN classification of frozen image features (DINO, arXiv 2104.14294): labelled images vote for the class of the
+    images that they are near to. No image votes on itself, by the hash of its bytes."""
+
+    type: str = choice("knn")
+    train: str | None = None  # the labelled corpus that votes, like data.train.0.urls; null: data itself, leave-one-out
+    k: int = number(20, ge=1, le=2**14)  # neighbours that vote on an image
+    temperature: float = number(0.07, gt=0.0, le=100.0)  # a neighbour's vote weighs exp(cosine / temperature)
+
+    ABOUT = (
+        "k-NN of frozen image features: top-1 (top-5 above five classes), mean per class, by the votes of the k "
+        "nearest of a labelled corpus (train=SHARDS; without it each image is classified by all others of --data)"
+    )
+    OF_CLASSIFIERS = True
+
+    def metrics(self, classifier: bool) -> tuple[str, ...]:
+        """See `EvaluatorConfig`."""
+        return ("knn_top1", "knn_top5", "knn_mean_per_class")
+
+    def check_paths(self) -> None:
+        """See `EvaluatorConfig`."""
+        super().check_paths()
+        if self.train is not None:
+            check_corpus(self.train)
+
+
 EVALUATORS = {
     "retrieval": Entry(RetrievalConfig, "pretrain.evaluate.retrieval:Retrieval"),
     "classification": Entry(ClassificationConfig, "pretrain.evaluate.classification:Classification"),
     "pairs": Entry(PairsConfig, "pretrain.evaluate.pairs:Pairs"),
+    "knn": Entry(KNNConfig, "pretrain.evaluate.knn:KNN"),
 }
 OF_CLASSIFIERS = {name: entry for name, entry in EVALUATORS.items() if entry.settings.OF_CLASSIFIERS}
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import plain_losses
-from evaluate_fakes import FakeBench, FakeTowers, ranks
-from pretrain.evaluate import ClassificationConfig, PairsConfig, RetrievalConfig, pairs
+from evaluate_fakes import FakeBench, FakeTowers, LabelledBench, ranks
+from pretrain.evaluate import ClassificationConfig, KNNConfig, PairsConfig, RetrievalConfig, knn, pairs
 from pretrain.evaluate.classification import Classification
+from pretrain.evaluate.knn import KNN
 from pretrain.evaluate.pair_loss import validation_loss
 from pretrain.evaluate.pairs import MinimalPairs, Pairs
 from pretrain.evaluate.retrieval import Retrieval, retrieval_metrics
@@ -31,8 +32,23 @@ def _all_tasks(rank, world_size, images, batch):
     with mock.patch.object(pairs, "read_pairs", return_value=PAIRS):
         of_pairs = Pairs(PairsConfig(data="x"), bench)(towers)
     classes = Classification(ClassificationConfig(data="x", templates="simple"), bench)(towers)
+    by_neighbours = [_neighbours(place, towers, images, batch, train) for train in (None, "bank")]
     features = tuple(getattr(retrieval.features, name) for name in ("images", "texts", "text_image"))
-    return [retrieval, values, of_pairs, classes], (*features, *retrieval.features.hashes), towers.forwards
+    return (
+        [retrieval, values, of_pairs, classes, *by_neighbours],
+        (*features, *retrieval.features.hashes),
+        towers.forwards,
+    )
+
+
+def _neighbours(place, towers, images, batch, train):
+    """k-NN with a bank of its own, some of whose images are the data's, or by leaving one out."""
+    corpora = {
+        "x": [(image, image % 7) for image in range(images)],
+        "bank": [(image, image % 7) for image in range(images - 5, images + 36)],
+    }
+    with mock.patch.multiple(knn, QUERIES=4, BANK=11):
+        return KNN(KNNConfig(data="x", train=train, k=6), LabelledBench(corpora, batch=batch, place=place))(towers)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
