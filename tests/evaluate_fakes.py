@@ -13,6 +13,7 @@ from pretrain.evaluate.bench import Bench
 from pretrain.towers.cut import TextRule, parts_of
 
 CONTEXT, DIM = 4, 33
+HEADS = frozenset({"fusion"})
 
 
 @dataclass
@@ -76,6 +77,27 @@ class FakeTowers:
         sizes |= {field: len(values) for field, values in rows.items()}
         self.forwards.append(tuple(sizes.values()))
         return {"rows": rows, "shared": dict(self.shared), "local": {}}
+
+
+class Judging(FakeTowers):
+    """With a head that says `sure` of the right pairs, and of all the cosine."""
+
+    def __init__(self, sure=0.0):
+        super().__init__()
+        self.sure, self.judged = sure, 0
+
+    def __call__(self, inputs, want):
+        outputs = super().__call__(inputs, want)
+        if want:
+            assert want == HEADS
+            image, text = (inputs["pairs"][field] for field in ("image", "text"))
+            pixels = inputs["image"]["pixels"][image, 0, 0, 0].long()
+            rows = outputs["rows"]["image"][image], outputs["rows"]["text"][text]
+            tokens = inputs["text"]["tokens.0"][inputs["text"]["restore"]][text, 0]
+            right = tokens // 4 == pixels
+            outputs["local"]["fusion"] = {"image+text": (rows[0] * rows[1]).sum(dim=1) + self.sure * right}
+            self.judged += len(image)
+        return outputs
 
 
 def fake_tokenize(texts: list[str]) -> torch.Tensor:

@@ -122,11 +122,28 @@ class KNNConfig(EvaluatorConfig):
             check_corpus(self.train)
 
 
+@dataclass(frozen=True)
+class RerankedConfig(EvaluatorConfig):
+    """Retrieval whose first candidates a fusion head puts into order. Of dual encoders trained with `match`."""
+
+    type: str = choice("reranked")
+    captions: str | None = None  # where the texts are, as in data.train; null: json:captions;txt
+    candidates: int = number(16, ge=1, le=2**20)  # by cosine, of each image and each text, that the head judges
+
+    ABOUT = "retrieval, with the first candidates in the order of the fusion head's judgement (objective match)"
+
+    def metrics(self, classifier: bool) -> tuple[str, ...]:
+        """See `EvaluatorConfig`."""
+        plain = (name for name in RetrievalConfig().metrics(classifier) if "loss" not in name)
+        return tuple(f"reranked_{name}" for name in plain)
+
+
 EVALUATORS = {
     "retrieval": Entry(RetrievalConfig, "pretrain.evaluate.retrieval:Retrieval"),
     "classification": Entry(ClassificationConfig, "pretrain.evaluate.classification:Classification"),
     "pairs": Entry(PairsConfig, "pretrain.evaluate.pairs:Pairs"),
     "knn": Entry(KNNConfig, "pretrain.evaluate.knn:KNN"),
+    "reranked": Entry(RerankedConfig, "pretrain.evaluate.reranked:Reranked"),
 }
 OF_CLASSIFIERS = {name: entry for name, entry in EVALUATORS.items() if entry.settings.OF_CLASSIFIERS}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_tools.errors import UsageError
-from evaluate_fakes import FakeBench, FakeTowers
+from evaluate_fakes import HEADS, FakeBench, FakeTowers, Judging
 from pretrain.config.reading import read_section
 from pretrain.evaluate import EVALUATORS, OF_CLASSIFIERS, ClassificationConfig, RetrievalConfig, command, pairs
 from pretrain.evaluate.cli import _parser, _settings
@@ -42,7 +42,7 @@ def as_classifier(inputs, want):
 def test_metrics_are_among_those_that_the_settings_name(name):
     """What `checkpoint.keep_best` is checked against, before anything is built."""
     settings = settings_of(name)
-    outcome = build_evaluator(settings, FakeBench(40, 8, labels=7, names=CLASSES))(FakeTowers())
+    outcome = build_evaluator(settings, FakeBench(40, 8, labels=7, names=CLASSES, heads=HEADS))(Judging())
     assert set(outcome.metrics) == set(settings.metrics(classifier=False))
     assert set(outcome.chance) <= set(outcome.metrics)
     assert all(isinstance(value, float) for value in outcome.metrics.values())
