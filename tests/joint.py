@@ -13,12 +13,14 @@ import tiny
 from plain_losses import SETTINGS, identities, plain
 from pretrain.objectives.objective import Weighted, build
 from pretrain.towers.build import DualEncoder
-from pretrain.towers.heads import FusionConfig, WordsConfig
+from pretrain.towers.heads import FusionConfig, ProjectionConfig, WordsConfig
 from pretrain.towers.heads.equip import Equipment
+from pretrain.towers.model import STORED
 
 PAIRS, CLASSES, WORDS, SLOTS = 16, 3, 7, 4
 START, MASK = 49406, 187  # ids of tokens
 DIM = tiny.MODEL_CFG["embed_dim"]
+PAIR, TEACHER = ("image", "text"), 20  # what has a teacher, and the numbers of its features
 
 
 class Classes(nn.Linear):
@@ -43,7 +45,10 @@ class Joint(DualEncoder):
         self.heads["classes"] = Classes(DIM, CLASSES)
         self.heads["slots"] = Slots(DIM, SLOTS * WORDS)
         heads = {"fusion": FusionConfig(layers=2, width=32, heads=2), "words": WordsConfig()}
-        Equipment({"masked_text": "text"}, heads=heads).give(self, seed=0)
+        heads |= {f"{field}_to_teacher_{field}": ProjectionConfig(of=field, to=f"teacher_{field}") for field in PAIR}
+        teachers = [f"teacher_{field}" for field in PAIR]
+        stored = dict.fromkeys(teachers, STORED)
+        Equipment({"masked_text": "text", **stored}, dict.fromkeys(teachers, TEACHER), heads).give(self, seed=0)
         self.doubt = nn.Parameter(torch.tensor([0.3]))
 
     def shared(self):
@@ -110,8 +115,11 @@ def inputs(model, absent=True):
         "slots": {"wanted": torch.where(torch.rand(PAIRS, SLOTS, generator=g) < share, words, -100)},
     }
     hidden = (torch.rand(tokens.shape, generator=g) < share) & (tokens > 0) & (tokens < START)
+    for field in PAIR:
+        whole[f"teacher_{field}"] = {"values": F.normalize(torch.randn(PAIRS, TEACHER, generator=g), dim=-1)}
     if absent:
         here = torch.arange(PAIRS)
+        whole["teacher_image"]["present"] = here % 5 != 1
         whole["text"]["present"] = (here < 3 * PAIRS // 4) & (here != 2) & (here != 5)
         whole["label"]["present"] = here < PAIRS // 2
         hidden &= whole["text"]["present"][:, None]
@@ -153,6 +161,7 @@ def reference(names, whole, mined, autocast=False):
                 rows[field] = model.clip.encode_text(values["tokens"])
                 states[field] = seen.pop()
         rows = {field: F.normalize(value.to(dtype), dim=-1) for field, value in rows.items()}
+        rows |= {field: values["values"].to(dtype) for field, values in whole.items() if "values" in values}
         shared = {
             "logit_scale": model.clip.logit_scale.exp(),
             "logit_bias": model.clip.logit_bias,
@@ -162,7 +171,8 @@ def reference(names, whole, mined, autocast=False):
         wanted = frozenset().union(*(getattr(o.objective, "wants", ()) for o in ours.values()))
         for name in sorted(wanted):
             own = name == "words"  # its own form: of all tokens and words
-            outputs["local"][name] = word_scores(model, states) if own else model.heads[name](outputs, everything)
+            kind = "rows" if getattr(model.heads[name], "gives_rows", False) else "local"
+            outputs[kind][name] = word_scores(model, states) if own else model.heads[name](outputs, everything)
     losses = {name: form(outputs, everything).sum() for name, form in forms.items()}
     sum(ours[name].weight * loss for name, loss in losses.items()).backward()
     return {n: v.item() for n, v in losses.items()}, {n: p.grad for n, p in model.named_parameters()}

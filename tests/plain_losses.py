@@ -93,7 +93,50 @@ def _mlm(settings, outputs, inputs):
     return total / max(int((wanted != -100).sum()), 1)
 
 
+def _kept(names, outputs, inputs):
+    """Rows of all `names` of the samples that have all of them, and who those are."""
+    keep = torch.ones(len(outputs["rows"][names[0]]), dtype=torch.bool)
+    for name in names:
+        keep = keep & inputs.get(name, {}).get("present", keep)
+    return [outputs["rows"][name][keep] for name in names], keep
+
+
+def _feature_distillation(settings, outputs, inputs):
+    (_, teacher), keep = _kept(settings.fields, outputs, inputs)
+    student = outputs["rows"]["{}_to_{}".format(*settings.fields)][keep]
+    return F.mse_loss(student, teacher.to(student.dtype)) if keep.any() else student.sum()
+
+
+def _relational_distillation(settings, outputs, inputs):
+    rows, keep = _kept((*settings.fields, *settings.teachers), outputs, inputs)
+    image, text, *teacher = rows
+    if not keep.any():
+        return image.sum() + text.sum()
+    student = outputs["shared"]["logit_scale"] * image @ text.T
+    teacher = (teacher[0].to(image.dtype) @ teacher[1].to(image.dtype).T) / settings.teacher_temperature
+    ways = [(student, teacher), (student.T, teacher.T)]
+    return (
+        sum(F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True) for s, t in ways) / 2
+    )
+
+
+def _interactive_contrastive(settings, outputs, inputs):
+    total = 0
+    for own, like, other in (
+        (settings.fields[0], *settings.teachers),
+        (settings.fields[1], *settings.teachers[::-1]),
+    ):
+        (_, key), keep = _kept((own, other), outputs, inputs)
+        anchor = outputs["rows"][f"{own}_to_{like}"][keep]
+        logits = outputs["shared"]["logit_scale"] * anchor @ key.to(anchor.dtype).T
+        total = total + (F.cross_entropy(logits, torch.arange(len(key))) if keep.any() else logits.sum()) / 2
+    return total
+
+
 FORMS = {
+    objectives.FeatureDistillationConfig: _feature_distillation,
+    objectives.RelationalDistillationConfig: _relational_distillation,
+    objectives.InteractiveContrastiveConfig: _interactive_contrastive,
     objectives.InfoNCEConfig: _softmax,
     objectives.MultiPositiveConfig: _softmax,
     objectives.SigmoidConfig: _sigmoid,

@@ -5,7 +5,7 @@ An objective is a file, and an entry in OBJECTIVES. It has the settings that it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,6 +124,86 @@ class MLMConfig(ObjectiveConfig):
     extra_fields: ClassVar[Mapping[str, Need]] = {"masked_text": "masked_text"}
 
 
+@dataclass(frozen=True)
+class FeatureDistillationConfig(ObjectiveConfig):
+    """CLIP-KD's (arXiv 2307.12732): the mean squared error between unit-norm features, brought to the teacher's size by
+    a linear map, and those that a teacher gave the sample."""
+
+    type: str = choice("feature_distillation")
+    fields: tuple[str, str] = ("image", "teacher_image")  # what learns, and the stored field of its teacher
+
+    def needs(self) -> tuple[Mapping[str, Need], Mapping[str, Need]]:
+        """The teacher's features, and a head of their size."""
+        return _projections([self.fields]), _stored(self.fields[1:])
+
+    def check(self) -> Iterator[Fault]:
+        """The teacher is not a tower."""
+        if self.fields[1] in _TOWERS:
+            yield Fault("fields", "what learns and a stored field, in this order", "fields: [image, teacher_image]")
+
+
+@dataclass(frozen=True)
+class TaughtPairsConfig(ScaledConfig):
+    """A loss over the pairs that two fields make in the global batch, and over those of their teachers."""
+
+    fields: tuple[str, str] = ("image", "text")  # what learns
+    teachers: tuple[str, str] = ("teacher_image", "teacher_text")  # the stored fields of their teachers, of one size
+
+    def needs(self) -> tuple[Mapping[str, Need], Mapping[str, Need]]:
+        """The teachers' features."""
+        return {}, _stored(self.teachers)
+
+    def check(self) -> Iterator[Fault]:
+        """Nothing is compared with itself, and the teachers are not towers."""
+        if self.fields[0] == self.fields[1]:
+            yield Fault("fields", "two different fields")
+        if _TOWERS & set(self.teachers):
+            yield Fault("teachers", "two stored fields", "teachers: [teacher_image, teacher_text]")
+
+    def check_widths(self, widths: Mapping[str, int | None]) -> Iterator[Fault]:
+        """The teachers' features are compared with each other, or with those that are brought to the other's size."""
+        first, second = (widths[name] for name in self.teachers)
+        if first != second:
+            yield Fault("teachers", f"two fields of one size, and these have {first} and {second}")
+
+
+@dataclass(frozen=True)
+class RelationalDistillationConfig(TaughtPairsConfig):
+    """CLIP-KD's contrastive relational distillation: similarities are spread over the global batch as the teacher's
+    are."""
+
+    type: str = choice("relational_distillation")
+    teacher_temperature: float = number(0.01, ge=0.001, le=10)  # what the teacher's similarities are divided by
+
+
+@dataclass(frozen=True)
+class InteractiveContrastiveConfig(TaughtPairsConfig):
+    """CLIP-KD's interactive contrastive learning: an image tells the teacher's feature of its text from those of all
+    others, and a text that of its image."""
+
+    type: str = choice("interactive_contrastive")
+
+    def needs(self) -> tuple[Mapping[str, Need], Mapping[str, Need]]:
+        """The teachers' features, and for each that learns a head of the size of its own teacher's."""
+        return _projections(zip(self.fields, self.teachers, strict=True)), _stored(self.teachers)
+
+
+_TOWERS = {"image", "text"}
+
+
+def projection_of(field: str, teacher: str) -> str:
+    """The head that brings a field's rows to the size of its teacher's."""
+    return f"{field}_to_{teacher}"
+
+
+def _projections(pairs: Iterable[tuple[str, str]]) -> dict[str, Need]:
+    return {projection_of(of, to): {"type": "projection", "of": of, "to": to} for of, to in pairs}
+
+
+def _stored(teachers: Iterable[str]) -> dict[str, Need]:
+    return dict.fromkeys(teachers, "embedding")
+
+
 def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
     """What objectives that share one scale or bias want of it differently."""
     for name in ("temperature", "learn_temperature", "logit_bias"):
@@ -149,6 +229,13 @@ OBJECTIVES = {
     "mlm": Entry(MLMConfig, "pretrain.objectives.mlm:MLM"),
     "classes": Entry(ClassesConfig, "pretrain.objectives.classes:Classes"),
     "match": Entry(MatchConfig, "pretrain.objectives.match:Match"),
+    "feature_distillation": Entry(FeatureDistillationConfig, "pretrain.objectives.distill:FeatureDistillation"),
+    "relational_distillation": Entry(
+        RelationalDistillationConfig, "pretrain.objectives.distill:RelationalDistillation"
+    ),
+    "interactive_contrastive": Entry(
+        InteractiveContrastiveConfig, "pretrain.objectives.distill:InteractiveContrastive"
+    ),
 }
 OF_TOWERS = {name: entry for name, entry in OBJECTIVES.items() if entry.settings is not ClassesConfig}
 OF_PAIRS = {name: entry for name, entry in OBJECTIVES.items() if issubclass(entry.settings, PairsConfig)}

@@ -35,6 +35,7 @@ python launch/pretrain.py --config configs/quickstart.yaml --dry-run optim.lr=5e
 | [photos_recipe.yaml](photos_recipe.yaml) | what was found to learn most from these photos in 15 minutes of two cores |
 | [photos_match.yaml](photos_match.yaml) | these photos with a head that tells pairs from hard negatives |
 | [pairs_and_texts.yaml](pairs_and_texts.yaml) | pairs and texts alone in one run, by InfoNCE and masked words |
+| [distill.yaml](distill.yaml) | a model that learns from a larger one as well, whose features lie in the tars |
 | [finetune/](finetune) | classifiers from a run or an export |
 | [models/](models) | small architectures, in open_clip's JSON |
 | [templates/](templates) | zero-shot prompts, one a line |

@@ -30,29 +30,42 @@ OWN = {name for name, *_ in names(ClassifyConfig)} - {name for name, *_ in names
 THINGS = {one.name: list(registry_of(one)) for one in fields(ContrastiveConfig) if registry_of(one) is not None}
 
 
+_NEEDS = {name: entry.settings().needs() for name, entry in OF_TOWERS.items()}
+_NAMES = {}  # of a head or a field that an objective needs, by its type
+for one, need in [pair for both in _NEEDS.values() for needs in both for pair in needs.items()]:
+    _NAMES.setdefault(need if isinstance(need, str) else need["type"], one)
+
+
 def filled(name):
-    """`name` with a key in the place of NAME: a part of the model, or the first thing that there is; None: nothing."""
+    """`name` with the name of a thing: for NAME a part of the model, or the first thing that there is (None: nothing);
+    for a type the name under which an objective needs one."""
     before, step, after = name.partition(".NAME.")
     key = next(iter(THINGS.get(before, ["image"])), None)
-    return name if not step else key and f"{before}.{key}.{after}"
+    if step:
+        return key and f"{before}.{key}.{after}"
+    place, _, rest = name.partition(".")
+    kind, _, setting = rest.partition(".")
+    needed = _NAMES.get(kind, kind) if place in ("heads", "fields") else kind
+    return f"{place}.{needed}.{setting}" if setting else name
 
 
 FIELDS = [(ContrastiveConfig, filled(name), hint) for name, _, hint in names(ContrastiveConfig) if filled(name)]
 FIELDS += [(ClassifyConfig, name, hint) for name, _, hint in names(ClassifyConfig) if name in OWN]
 
 
-_NEEDS = {name: entry.settings().needs() for name, entry in OF_TOWERS.items()}
-
-
 def readers(name):
-    """Words without which a setting is refused whatever it holds: the objectives that read a head or a field, the
-    corpus of an evaluator."""
+    """Words without which a setting is refused whatever it holds: the objectives that read a head or a field, the size
+    of stored fields that these read, the corpus of an evaluator."""
     needs = {one: {**heads, **more} for one, (heads, more) in _NEEDS.items()}
     place, _, rest = name.partition(".")
+    which = rest.partition(".")[0]
     if place == "evaluators" and not rest.endswith(".data"):
-        return [f"evaluators.{rest.partition('.')[0]}.data=s"]
-    found = [one for one, needed in needs.items() if place in ("heads", "fields") and rest.partition(".")[0] in needed]
-    return [f"objectives=[{','.join(found)}]"] if found else []
+        return [f"evaluators.{which}.data=s"]
+    found = [one for one, needed in needs.items() if place in ("heads", "fields") and which in needed]
+    asking = [which] if place == "objectives" and which in needs else found
+    stored = {field for one in asking for field, need in needs[one].items() if need == "embedding"}
+    words = [f"objectives=[{','.join(found)}]"] if found else []
+    return words + [f"fields.{field}={{type: embedding, size: 8}}" for field in sorted(stored)]
 
 
 EVERYWHERE = ["''", "???", "[]", "${nothing.here}"]

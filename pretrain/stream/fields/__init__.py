@@ -51,6 +51,32 @@ class MaskedTextConfig(FieldConfig):
             yield Fault("random", "at most 1 - mask", "what is left of 1 stays as it is")
 
 
+@dataclass(frozen=True)
+class EmbeddingConfig(FieldConfig):
+    """A vector that lies with a sample, such as a teacher's feature. With several captions it may be one for each."""
+
+    type: str = choice("embedding")
+    # Where it stands: an extension of a .npy (float16 or float32), or `json:FIELD` (dots go deeper), a list of numbers;
+    # null: NAME.npy.
+    member: str | None = None
+    # Numbers of a vector, which must be set; one of another size is a bad sample.
+    size: int | None = number(None, ge=1, le=65536)
+    normalise: bool = True  # give vectors unit norm
+
+    ENCODER: ClassVar[str | None] = "stored"
+
+    @property
+    def width(self) -> int | None:
+        """That of a vector."""
+        return self.size
+
+    def check(self) -> Iterator[Fault]:
+        """The size is known before any sample is read."""
+        if self.size is None:
+            yield Fault("size", "how many numbers a stored vector has")
+
+
 FIELDS: dict[str, Entry] = {
     "masked_text": Entry(MaskedTextConfig, "pretrain.stream.fields.masked_text:MaskedText"),
+    "embedding": Entry(EmbeddingConfig, "pretrain.stream.fields.embedding:Embedding"),
 }

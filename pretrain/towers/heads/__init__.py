@@ -37,7 +37,17 @@ class WordsConfig(HeadConfig):
     tied: bool = True  # by the text tower's embedding; false: by a matrix of its own
 
 
+@dataclass(frozen=True)
+class ProjectionConfig(HeadConfig):
+    """A linear map of a field's features to the size of another's; where these have one size, nothing at all."""
+
+    type: str = choice("projection")
+    of: str = "image"  # whose features
+    to: str = "teacher_image"  # whose size
+
+
 HEADS: dict[str, Entry] = {
     "fusion": Entry(FusionConfig, "pretrain.towers.heads.fusion:Fusion"),
     "words": Entry(WordsConfig, "pretrain.towers.heads.words:Words"),
+    "projection": Entry(ProjectionConfig, "pretrain.towers.heads.projection:Projection"),
 }
