@@ -18,14 +18,15 @@ from pretrain.towers.adapt.compiling import CompiledTowers
 from pretrain.towers.adapt.order import merge
 from pretrain.towers.adapt.patch_dropout import replace_patch_dropout
 from pretrain.towers.buffers import settle_buffers
-from pretrain.towers.cut import Rows, text_rule
+from pretrain.towers.clip import Clip, text_tower
+from pretrain.towers.cut import Rows
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
 from pretrain.towers.fit import check_memory, check_sizes, check_tokenizer
 from pretrain.towers.hf_text import allowed_folder, load_text_weights
 from pretrain.towers.image import image_tokens, image_width
 from pretrain.towers.model import Between, Inputs, Model, Outputs, Tokens
 from pretrain.towers.spec import ModelSpec, resolve_spec, tokenizer_of
-from pretrain.towers.text import text_features, text_tokens, text_width
+from pretrain.towers.text import text_features, text_rule, text_tokens, text_width
 
 MAX_LOGIT_SCALE = math.log(100)  # the cap of the CLIP paper (arXiv 2103.00020), in log space
 ENCODER_OF = {"image": "image", "text": "text"}
@@ -38,6 +39,10 @@ class DualEncoder(Model):
     of (), because DeepSpeed 0.19.8 cannot broadcast 0-dim parameters. `texts`: False where nobody encodes any; the
     tokenizer's files may then be gone.
     """
+
+    clip: Clip
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(self, spec: ModelSpec, text_buckets: int = 1, texts: bool = True):
         super().__init__(ENCODER_OF)
@@ -77,7 +82,7 @@ class DualEncoder(Model):
         """Unit-norm fp32 features `[n, d]` by the `image` or the `text` tower."""
         compiled = self.compiled if self.training else None
         if encoder == "text":
-            return _unit(text_features(self.clip, rows, self.rule, compiled and compiled.text))
+            return _unit(text_features(self.clip, rows, self.rule, None if compiled is None else compiled.text))
         if self.patch_dropout is not None:
             self.patch_dropout.take(rows)
         encode_image = compiled.image if compiled else self.clip.encode_image
@@ -106,7 +111,7 @@ class DualEncoder(Model):
         """See `Model`."""
         if encoder != "text":
             return super().token_embedding(encoder)
-        tower = getattr(self.clip, "text", self.clip)
+        tower = text_tower(self.clip)
         return tower.transformer.get_input_embeddings() if hasattr(tower, "pooler") else tower.token_embedding
 
     def shared(self) -> dict[str, torch.Tensor]:
@@ -205,7 +210,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
         return F.normalize(features.float(), dim=-1)
 
 
-def _build_clip(spec: ModelSpec) -> nn.Module:
+def _build_clip(spec: ModelSpec) -> Clip:
     cfg = dict(spec.model_cfg)
     hub_text = cfg["text_cfg"].get("hf_model_name")
     kind = CustomTextCLIP if cfg.pop("custom_text", False) or hub_text else CLIP

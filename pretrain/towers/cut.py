@@ -1,4 +1,4 @@
-"""Text without padding: by which rule a tower's texts may be cut, and cutting them. No tower is needed for the latter.
+"""Text without padding: the rule by which a tower's texts may be cut, and cutting them. No tower is needed for either.
 
 Under a causal mask a token sees only what stands before it, so cutting a text behind its end-of-text token leaves the
 feature pooled there unchanged; a tower that masks its padding is as indifferent to it. Any other tower (SigLIP type: no
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 
 import torch
-from torch import nn
 
 Rows = dict[str, torch.Tensor]  # of a field, each [n, ...], or with a size of its own, or a number [] of a micro-batch
 
 LENGTHS = 16  # compiled towers see multiples of it, so that there are few shapes
-_END_POOLED = ("argmax", "eos")
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ class TextRule:
         parts = [rows for rows in torch.tensor_split(order, self.buckets) if len(rows)]
         cut = {f"tokens.{k}": tokens[rows, : int(lengths[rows].max())].contiguous() for k, rows in enumerate(parts)}
         return {**cut, "restore": torch.argsort(order)}
-
-
-def text_rule(clip: nn.Module, buckets: int = 1) -> TextRule:
-    """The rule of an open_clip model's text tower."""
-    tower = getattr(clip, "text", clip)
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    masked = getattr(tower, "attn_mask", None) is not None
-    plain = getattr(tower, "cls_emb", None) is None and not getattr(tower, "use_pad_mask", False)
-    if masked and plain and pool in _END_POOLED:
-        eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None)) if pool == "eos" else None
-        return TextRule(causal=True, eos=eos, buckets=buckets)
-    # Hugging Face towers mask their padding themselves
-    return TextRule(pad=getattr(getattr(tower, "config", None), "pad_token_id", None), buckets=buckets)
 
 
 def parts_of(rows: Rows) -> list[torch.Tensor]:

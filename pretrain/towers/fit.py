@@ -13,6 +13,7 @@ from open_clip import SimpleTokenizer
 from torch import nn
 
 from data_tools.errors import UserError
+from pretrain.towers.clip import Clip, text_tower
 from pretrain.towers.spec import ModelSpec, Tokenizer
 
 _PROBE = ["a"]
@@ -24,10 +25,10 @@ class _Vocabulary(NamedTuple):
     padding: int
 
 
-def check_tokenizer(clip: nn.Module, tokenize: Tokenizer, spec: ModelSpec) -> None:
+def check_tokenizer(clip: Clip, tokenize: Tokenizer, spec: ModelSpec) -> None:
     """Raises UserError where the tokenizer of `spec` makes tokens that the text tower of `clip` cannot take, or ends
     texts with another token than the tower pools at, or pads them with another one than the tower leaves out."""
-    tower, vocabulary = getattr(clip, "text", clip), _vocabulary(tokenize.library)
+    tower, vocabulary = text_tower(clip), _vocabulary(tokenize.library)
     name = spec.model_cfg["text_cfg"].get("hf_tokenizer_name") or "open_clip's own"
     if vocabulary.largest >= clip.vocab_size:
         _refuse(spec, name, f"{clip.vocab_size} tokens", f"more than its largest, {vocabulary.largest}", "vocabulary")
@@ -48,10 +49,10 @@ def check_tokenizer(clip: nn.Module, tokenize: Tokenizer, spec: ModelSpec) -> No
         _refuse(spec, name, got, f"{end}, for its texts end with {_end(vocabulary)}", "text_cfg.pool_type")
 
 
-def check_sizes(clip: nn.Module, spec: ModelSpec) -> None:
+def check_sizes(clip: Clip, spec: ModelSpec) -> None:
     """Raises UserError where a tower of `clip` ends in another width than `embed_dim`, or takes images of one size only
     that is not the model's: both would fail in the first forward."""
-    wanted, tower, trunk = spec.model_cfg["embed_dim"], getattr(clip, "text", clip), getattr(clip.visual, "trunk", None)
+    wanted, tower, trunk = spec.model_cfg["embed_dim"], text_tower(clip), getattr(clip.visual, "trunk", None)
     faults = []
     if hasattr(tower, "config") and not hasattr(tower, "proj"):
         faults.append(("text_cfg.hf_proj_type null", f"linear or mlp, for the tower is not {wanted} wide"))

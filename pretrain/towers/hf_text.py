@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from open_clip.hf_model import HFTextEncoder
 
 from data_tools.errors import UserError
 from pretrain.towers.allowed import check_text_config
@@ -36,7 +36,7 @@ def allowed_folder(folder: str) -> Iterator[str]:
             yield own
 
 
-def load_text_weights(tower: nn.Module, folder: str) -> str:
+def load_text_weights(tower: HFTextEncoder, folder: str) -> str:
     """Give open_clip's `HFTextEncoder` the weights that lie in `folder`; its projection stays as built. Returns what
     was loaded, for the user.
 

@@ -11,6 +11,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from data_tools.errors import UserError
 from pretrain.towers.buffers import take_tables
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.clip import text_tower
 from pretrain.towers.files import few
 from pretrain.towers.weights_file import refuse_non_finite, refuse_quantised
 
@@ -72,7 +73,7 @@ def initialise(
 
 def _resize(model: DualEncoder, state: dict[str, torch.Tensor]) -> None:
     """Interpolate position embeddings of `state` to the model's size; those that are none stay, to be refused."""
-    tower = getattr(model.clip, "text", model.clip)
+    tower = text_tower(model.clip)
     for resize, owner in ((resize_pos_embed, model.clip.visual), (resize_text_pos_embed, tower)):
         own = getattr(owner, "positional_embedding", None)
         key = next((key for key, value in model.clip.state_dict(keep_vars=True).items() if value is own), None)

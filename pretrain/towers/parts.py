@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from data_tools.errors import UserError
+
+if TYPE_CHECKING:  # it is built by way of this module
+    from pretrain.towers.build import DualEncoder
 
 _BLOCK = re.compile(r"^(.*?\.(?:resblocks|blocks?|layers?))\.(\d+)\.(.*)$")
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
@@ -28,9 +31,10 @@ def tower_of(name: str) -> str:
     return "image" if native.startswith("visual.") else "logits" if native.startswith("logit_") else "text"
 
 
-def towers_of(model: nn.Module) -> Any:
+def towers_of(model: nn.Module) -> DualEncoder:
     """The dual encoder of `model`: itself, or that which a classifier has around it."""
-    return getattr(model, "towers", model)
+    towers: Any = getattr(model, "towers", model)
+    return towers
 
 
 def in_block(name: str) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from data_tools.errors import UserError
 from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.clip import Clip
 from pretrain.towers.cut import LENGTHS, TextRule
 from pretrain.towers.parts import towers_of
 from pretrain.towers.text import text_forward
@@ -27,7 +28,7 @@ class CompiledTowers:
         UserError: this machine has no compiler.
     """
 
-    def __init__(self, clip: nn.Module, rule: TextRule):
+    def __init__(self, clip: Clip, rule: TextRule):
         if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
             raise UserError(
                 "train.compile needs a compiler on every host",

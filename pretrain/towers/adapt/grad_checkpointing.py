@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from data_tools.errors import UserError
 from pretrain.towers.adapt.adapter import Adapter
+from pretrain.towers.clip import Clip, text_tower
 from pretrain.towers.parts import towers_of
 
 _FLAGS = ("grad_checkpointing", "gradient_checkpointing")  # as open_clip and timm, and as transformers call it
@@ -31,13 +31,13 @@ class GradCheckpointing(Adapter):
             _SWITCHES[name](towers_of(model).clip)
 
 
-def _image(clip: Any) -> None:
+def _image(clip: Clip) -> None:
     trunk = getattr(clip.visual, "trunk", clip.visual)  # timm's: open_clip's wrapper only warns where it fails
     _switch_on(trunk, lambda: trunk.set_grad_checkpointing(True), "image")
 
 
-def _text(clip: Any) -> None:
-    tower = getattr(clip, "text", clip)
+def _text(clip: Clip) -> None:
+    tower = text_tower(clip)
     if hasattr(tower, "config"):  # transformers: its reentrant kind would not see the gradients of ZeRO-3
         kind = {"use_reentrant": False}
         enable = tower.transformer.gradient_checkpointing_enable

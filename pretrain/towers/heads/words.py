@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.towers.clip import text_tower
 from pretrain.towers.heads import WordsConfig
 from pretrain.towers.heads.head import Head
 from pretrain.towers.model import Inputs, Model, Outputs
@@ -67,4 +68,4 @@ class Words(Head):
 
 def _is_causal(model: Model) -> bool:
     clip = getattr(model, "clip", None)
-    return getattr(getattr(clip, "text", clip), "attn_mask", None) is not None
+    return clip is not None and getattr(text_tower(clip), "attn_mask", None) is not None
