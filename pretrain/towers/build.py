@@ -107,7 +107,7 @@ class DualEncoder(Model):
         """d of the rows `[n, d]` of a field."""
         return self.sizes.get(field, self.spec.model_cfg["embed_dim"])
 
-    def token_embedding(self, encoder: str) -> nn.Module:
+    def token_embedding(self, encoder: str) -> nn.Embedding:
         """See `Model`."""
         if encoder != "text":
             return super().token_embedding(encoder)

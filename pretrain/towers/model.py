@@ -64,8 +64,8 @@ class Model(nn.Module):
         """Numbers of a token's state. Raises UserError where the encoder has none."""
         raise NotImplementedError
 
-    def token_embedding(self, encoder: str) -> nn.Module:
-        """The table of an encoder's tokens, with `weight` `[tokens, width]`. Raises UserError where it has none."""
+    def token_embedding(self, encoder: str) -> nn.Embedding:
+        """The table `[tokens, width]` of an encoder's tokens. Raises UserError where it has none."""
         raise UserError(f"the {encoder} encoder has no table of tokens")
 
     def shared(self) -> dict[str, torch.Tensor]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_tools.errors import UserError
+from pretrain.towers.cut import Rows
 from pretrain.towers.heads import FusionConfig
 from pretrain.towers.heads.head import Head
-from pretrain.towers.model import Inputs, Model, Outputs, Rows, Tokens
+from pretrain.towers.model import Inputs, Model, Outputs, Tokens
 
 _STD = 0.02  # of weights at the start; smaller where many layers add up
 
