@@ -64,9 +64,11 @@ def vision_obstacle(spec: ModelSpec) -> str | None:
         reason = f"a ResNet (vision_cfg.layers = {vision['layers']})"
     if reason is None and not isinstance(vision["patch_size"], int):
         reason = f"vision_cfg.patch_size = {vision['patch_size']}"
-    for field, known in (("resize_mode", ("shortest", "squash")), ("interpolation", tuple(_RESAMPLE))):
-        if reason is None and spec.preprocess_cfg[field] not in known:
-            reason = f"preprocess_cfg.{field} = {spec.preprocess_cfg[field]!r}"
+    resize_mode, interpolation = spec.preprocess_cfg["resize_mode"], spec.preprocess_cfg["interpolation"]
+    if reason is None and resize_mode not in ("shortest", "squash"):
+        reason = f"preprocess_cfg.resize_mode = {resize_mode!r}"
+    if reason is None and interpolation not in _RESAMPLE:
+        reason = f"preprocess_cfg.interpolation = {interpolation!r}"
     return reason
 
 

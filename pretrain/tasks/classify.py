@@ -29,6 +29,7 @@ from pretrain.tasks.paths import require_init
 from pretrain.tasks.recipe import Recipe, bench_of
 from pretrain.towers.adapt import described
 from pretrain.towers.adapt.order import adapt, adapters_of
+from pretrain.towers.allowed import Architecture
 from pretrain.towers.build import DualEncoder, build_model
 from pretrain.towers.classifier import Classifier
 from pretrain.towers.dropout import refuse_dropout
@@ -155,5 +156,5 @@ def _towers(config: ClassifyConfig) -> tuple[DualEncoder, list[str]]:
 
 
 def _with_size(spec: ModelSpec, size: int) -> ModelSpec:
-    model_cfg = {**spec.model_cfg, "vision_cfg": {**spec.model_cfg["vision_cfg"], "image_size": size}}
+    model_cfg: Architecture = {**spec.model_cfg, "vision_cfg": {**spec.model_cfg["vision_cfg"], "image_size": size}}
     return replace(spec, model_cfg=model_cfg, preprocess_cfg={**spec.preprocess_cfg, "size": size})

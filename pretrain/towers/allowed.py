@@ -10,10 +10,36 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn, NotRequired, TypedDict, cast
 
 from data_tools.errors import UserError
 from pretrain.towers.files import is_number
+
+
+class Architecture(TypedDict):
+    """An architecture as open_clip's JSON has it; the towers' settings are those of its `CLIPVisionCfg` and
+    `CLIPTextCfg`."""
+
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+    quick_gelu: NotRequired[bool]
+    custom_text: NotRequired[bool]
+    init_logit_scale: NotRequired[float]
+    init_logit_bias: NotRequired[float | None]
+
+
+class Preprocess(TypedDict):
+    """How pictures are made ready for the image tower, as open_clip's `PreprocessCfg`."""
+
+    size: int | list[int]
+    mode: str
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    resize_mode: str
+    fill_color: float | list[float] | None
+
 
 Rule = tuple[Callable[[Any], bool], str]
 _TIMM_NAME = re.compile(
@@ -208,8 +234,7 @@ def check_clip_config(config: dict, where: str) -> dict:
     """The settings of a tower of transformers' CLIP that its form in open_clip needs. Raises UserError for values that
     it cannot have."""
     needed = {name: value for name, value in config.items() if name in _CLIP_CONFIG}
-    _check(needed, _CLIP_CONFIG, where, "")
-    return needed
+    return _check(needed, _CLIP_CONFIG, where, "")
 
 
 def check_text_config(config: dict, where: str) -> dict:
@@ -221,33 +246,33 @@ def check_text_config(config: dict, where: str) -> dict:
             expected=", ".join(TEXT_MODELS),
         )
     allowed = {name: value for name, value in config.items() if name in _TEXT_CONFIG}
-    _check(allowed, _TEXT_CONFIG, where, "")
-    return allowed
+    return _check(allowed, _TEXT_CONFIG, where, "")
 
 
-def check_model(model_cfg: object, where: str) -> None:
-    """Raises UserError where the architecture `model_cfg` (an open_clip JSON) of `where` sets something that no file
-    may set, gives a setting a value it cannot have, or lacks a tower."""
-    _check(model_cfg, _MODEL, where, "")
-    missing = [name for name in ("embed_dim", "text_cfg", "vision_cfg") if name not in model_cfg]
+def check_model(model_cfg: object, where: str) -> Architecture:
+    """`model_cfg` itself. Raises UserError where it is no architecture: `where` sets something that no file may set,
+    gives a setting a value it cannot have, or lacks a tower."""
+    model = _check(model_cfg, _MODEL, where, "")
+    missing = [name for name in ("embed_dim", "text_cfg", "vision_cfg") if name not in model]
     if missing:
         raise UserError(f"{where} is not an open_clip architecture", got=f"no {', '.join(missing)}")
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    _check(vision, _VISION, where, "vision_cfg.")
-    _check(text, _TEXT, where, "text_cfg.")
+    vision = _check(model["vision_cfg"], _VISION, where, "vision_cfg.")
+    text = _check(model["text_cfg"], _TEXT, where, "text_cfg.")
     if not vision.get("timm_model_name") and isinstance(vision.get("layers", 12), int):
         _check_vit(vision, where)
     if not text.get("hf_model_name"):
         width, heads = text.get("width", 512), text.get("heads", 8)
         if width % heads:
             _refuse(where, "text_cfg.heads", heads, f"a divisor of text_cfg.width = {width}")
-        if text.get("embed_cls") and not model_cfg.get("custom_text"):
+        if text.get("embed_cls") and not model.get("custom_text"):
             _refuse(where, "text_cfg.embed_cls", True, "false, or custom_text: true, whose tower has that token")
+    return cast(Architecture, model)  # nothing in it was left unseen
 
 
-def check_preprocess(preprocess_cfg: object, where: str) -> None:
-    """Raises UserError where the preprocessing of `where` is none that this trainer does."""
-    _check(preprocess_cfg, _PREPROCESS, where, "preprocess_cfg.")
+def check_preprocess(preprocess_cfg: object, where: str) -> dict[str, Any]:
+    """`preprocess_cfg` itself, settings of `Preprocess`. Raises UserError where the preprocessing of `where` is none
+    that this trainer does."""
+    return _check(preprocess_cfg, _PREPROCESS, where, "preprocess_cfg.")
 
 
 def _check_vit(vision: dict, where: str) -> None:
@@ -263,7 +288,8 @@ def _both(size: int | list[int]) -> list[int]:
     return [size] if isinstance(size, int) else list(size)
 
 
-def _check(values: object, rules: Mapping[str, Rule], where: str, prefix: str) -> None:
+def _check(values: object, rules: Mapping[str, Rule], where: str, prefix: str) -> dict[str, Any]:
+    """`values`, each by the rule of its name."""
     if not isinstance(values, dict):
         _refuse(where, prefix.rstrip(".") or "the architecture", values, "settings by name")
     for name, value in values.items():
@@ -272,7 +298,8 @@ def _check(values: object, rules: Mapping[str, Rule], where: str, prefix: str) -
         holds, words = rules[name]
         if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
             _refuse(where, f"{prefix}{name}", value, words)
+    return values
 
 
-def _refuse(where: str, name: str, value: object, words: str) -> None:
+def _refuse(where: str, name: str, value: object, words: str) -> NoReturn:
     raise UserError(f"{where} sets {name} to what no file may", got=repr(value), expected=words)

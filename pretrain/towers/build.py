@@ -211,7 +211,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 def _build_clip(spec: ModelSpec) -> Clip:
-    cfg = dict(spec.model_cfg)
+    cfg = spec.model_cfg.copy()
     hub_text = cfg["text_cfg"].get("hf_model_name")
     kind = CustomTextCLIP if cfg.pop("custom_text", False) or hub_text else CLIP
     if "timm_model_name" in cfg["vision_cfg"]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from open_clip import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
 from data_tools.errors import UserError
@@ -60,7 +60,7 @@ def check_sizes(clip: Clip, spec: ModelSpec) -> None:
         faults.append(("text_cfg.proj_type none", f"linear, for text_cfg.width is not embed_dim = {wanted}"))
     if trunk is not None:
         embed = getattr(trunk, "patch_embed", None)
-        if getattr(embed, "strict_img_size", False) and embed.img_size[0] != spec.image_size:
+        if embed is not None and getattr(embed, "strict_img_size", False) and embed.img_size[0] != spec.image_size:
             only = f"{embed.img_size[0]}, the only size that the tower takes"
             faults.append((f"vision_cfg.image_size {spec.image_size}", only))
         if spec.model_cfg["vision_cfg"].get("timm_proj") == "none" and trunk.num_features != wanted:
@@ -69,7 +69,7 @@ def check_sizes(clip: Clip, spec: ModelSpec) -> None:
         raise UserError(f"the sizes of model {spec.name} do not go together", got=got, expected=expected)
 
 
-def _check_hugging_face(config: object, vocabulary: _Vocabulary, spec: ModelSpec, name: str) -> None:
+def _check_hugging_face(config: Any, vocabulary: _Vocabulary, spec: ModelSpec, name: str) -> None:
     if config.pad_token_id != vocabulary.padding:
         _refuse(spec, name, config.pad_token_id, f"{vocabulary.padding}, its padding", "pad_token_id of the config")
     absolute = config.model_type in ("bert", "roberta", "xlm-roberta")
@@ -88,7 +88,7 @@ def _refuse(spec: ModelSpec, tokenizer: str, got: object, expected: object, sett
     )
 
 
-def _vocabulary(tokenizer: object) -> _Vocabulary:
+def _vocabulary(tokenizer: SimpleTokenizer | HFTokenizer) -> _Vocabulary:
     if isinstance(tokenizer, SimpleTokenizer):
         return _Vocabulary(max(tokenizer.encoder.values()), tokenizer.eot_token_id, 0)
     inner, row = tokenizer.tokenizer, tokenizer(_PROBE)[0].tolist()

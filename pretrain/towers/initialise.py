@@ -76,9 +76,10 @@ def _resize(model: DualEncoder, state: dict[str, torch.Tensor]) -> None:
     tower = text_tower(model.clip)
     for resize, owner in ((resize_pos_embed, model.clip.visual), (resize_text_pos_embed, tower)):
         own = getattr(owner, "positional_embedding", None)
-        key = next((key for key, value in model.clip.state_dict(keep_vars=True).items() if value is own), None)
-        given = state.get(key)
-        rows = 0 if given is None or own is None or given.dim() != 2 else len(given)
-        grid = rows - 1 if resize is resize_pos_embed else rows and 1
-        if grid > 0 and given.shape[1] == own.shape[1] and round(grid**0.5) ** 2 == grid:
+        keys = (key for key, value in model.clip.state_dict(keep_vars=True).items() if value is own)
+        given = next((state[key] for key in keys if key in state), None)
+        if own is None or given is None or given.dim() != 2 or given.shape[1] != own.shape[1]:
+            continue
+        grid = len(given) - 1 if resize is resize_pos_embed else min(len(given), 1)
+        if grid > 0 and round(grid**0.5) ** 2 == grid:
             resize(state, model.clip)

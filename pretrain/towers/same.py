@@ -3,6 +3,9 @@ another architecture of the same shapes they load without a word and give other 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, Literal
+
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from data_tools.errors import UserError
@@ -14,7 +17,13 @@ _BLOCKS = (
 )
 _VISION = ("head_width", "attentional_pool", "attn_pooler_heads", *_BLOCKS)
 _TEXT = ("heads", "no_causal_mask", "embed_cls", "pad_id", *_BLOCKS)
-_PICTURES = ("mean", "std", "interpolation", "resize_mode")
+_Picture = Literal["mean", "std", "interpolation", "resize_mode"]
+_PICTURES: tuple[_Picture, ...] = (
+    "mean",
+    "std",
+    "interpolation",
+    "resize_mode",
+)
 
 
 def check_same(weights: ModelSpec, model: ModelSpec, source: str) -> list[str]:
@@ -47,7 +56,7 @@ def has_activation(spec: ModelSpec) -> bool:
     )
 
 
-def _settings(weights: ModelSpec, model: ModelSpec):
+def _settings(weights: ModelSpec, model: ModelSpec) -> Iterator[tuple[Any, ...]]:
     """(name, the weights' own, the model's) of what weights do not tell."""
     cfgs = weights.model_cfg, model.model_cfg
     if all(map(has_activation, (weights, model))):

@@ -12,10 +12,11 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg
 
 from data_tools.errors import UserError
-from pretrain.towers.allowed import check_model, check_preprocess
+from pretrain.towers.allowed import Architecture, Preprocess, check_model, check_preprocess
 from pretrain.towers.files import read_json
 
 _LONGEST_NAME = 255
@@ -26,13 +27,12 @@ CACHED_WORDS = 1 << 17  # some 20 to 30 MB in each process
 class ModelSpec:
     """An open_clip architecture with its preprocessing; enough to rebuild the towers, the transform and the tokenizer.
 
-    `model_cfg` is the architecture JSON verbatim; `preprocess_cfg` has size, mean, std, interpolation, resize_mode.
-    What comes from a file becomes a spec through `spec_of` alone.
+    `model_cfg` is the architecture JSON verbatim. What comes from a file becomes a spec through `spec_of` alone.
     """
 
     name: str
-    model_cfg: dict
-    preprocess_cfg: dict
+    model_cfg: Architecture
+    preprocess_cfg: Preprocess
 
     @property
     def image_size(self) -> int:
@@ -52,11 +52,11 @@ class Tokenizer:
 
     text_cfg: str  # JSON, so that the value hashes
     context_length: int
-    _built: Any = field(default=None, repr=False, compare=False)
+    _built: SimpleTokenizer | HFTokenizer | None = field(default=None, repr=False, compare=False)
 
     @property
-    def library(self) -> Any:
-        """open_clip's tokenizer behind this one, of no common class. Raises UserError where it cannot be read."""
+    def library(self) -> SimpleTokenizer | HFTokenizer:
+        """open_clip's tokenizer behind this one. Raises UserError where it cannot be read."""
         if self._built is None:
             self._built = _build_tokenizer(self.text_cfg, self.context_length)
         return self._built
@@ -83,7 +83,7 @@ def tokenizer_of(spec: ModelSpec, look: bool = True) -> Tokenizer:
     return Tokenizer(json.dumps(text_cfg, sort_keys=True), spec.context_length)
 
 
-class _WordCache(dict):
+class _WordCache(dict[str, str]):
     """What SimpleTokenizer remembers of every word it met, emptied when it is full: captions never run out of words."""
 
     def __init__(self, special: dict[str, str], size: int):
@@ -98,24 +98,24 @@ class _WordCache(dict):
 
 
 @functools.lru_cache(maxsize=4)
-def _build_tokenizer(text_cfg: str, context_length: int):
+def _build_tokenizer(text_cfg: str, context_length: int) -> SimpleTokenizer | HFTokenizer:
     cfg = json.loads(text_cfg)
     clean = (cfg.get("tokenizer_kwargs") or {}).get("clean")
     extra = {} if clean is None else {"clean": clean}
     if cfg.get("hf_tokenizer_name"):
         return _from_folder(Path(cfg["hf_tokenizer_name"]), cfg, context_length, extra)
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=context_length, **extra)
+    tokenizer = SimpleTokenizer(context_length=context_length, **extra)
     tokenizer.cache = _WordCache(tokenizer.cache, CACHED_WORDS)
     return tokenizer
 
 
-def _from_folder(folder: Path, cfg: dict, context_length: int, extra: dict) -> open_clip.tokenizer.HFTokenizer:
+def _from_folder(folder: Path, cfg: dict, context_length: int, extra: dict) -> HFTokenizer:
     """The tokenizer that transformers reads from a folder: never from a hub, and no code that lies there is run."""
     refuse_code(folder / "tokenizer_config.json")
     mode, strip = cfg.get("tokenizer_mode"), (cfg.get("tokenizer_kwargs") or {}).get("strip_sep_token", False)
     extra |= {"tokenizer_mode": mode, "strip_sep_token": strip}
     try:
-        tokenizer = open_clip.tokenizer.HFTokenizer(
+        tokenizer = HFTokenizer(
             str(folder), context_length=context_length, trust_remote_code=False, local_files_only=True, **extra
         )
         tokenizer(["a"])
@@ -176,12 +176,11 @@ def spec_of(name: object, model_cfg: object, preprocess_cfg: object, where: str)
         raise UserError(f"{where} has a name that cannot be printed", got=repr(name))
     if isinstance(model_cfg, dict) and ("multimodal_cfg" in model_cfg or "audio_cfg" in model_cfg):
         raise UserError(f"{where} is not a plain dual encoder", expected="an image and a text tower")
-    check_model(model_cfg, where)
-    check_preprocess(preprocess_cfg, where)
-    size = model_cfg["vision_cfg"].get("image_size", 224)
+    model, given = check_model(model_cfg, where), check_preprocess(preprocess_cfg, where)
+    size = model["vision_cfg"].get("image_size", 224)
     if not isinstance(size, int) and size[0] != size[1]:
         raise UserError(f"{where} takes images that are not square", got=size)
-    hub_name = model_cfg["text_cfg"].get("hf_model_name")
+    hub_name = model["text_cfg"].get("hf_model_name")
     if hub_name and not Path(hub_name).is_dir():
         raise UserError(
             f"the text tower of {where} is not on this machine",
@@ -189,13 +188,19 @@ def spec_of(name: object, model_cfg: object, preprocess_cfg: object, where: str)
             expected="a local folder with its config and weights",
             remedy="download it once and put its path into a copy of the model's JSON",
         )
-    given = {key: value for key, value in preprocess_cfg.items() if value is not None}
-    preprocess = PreprocessCfg(**{**given, "size": size})  # as in open_clip, the tower's size is the one that counts
-    return ModelSpec(name, model_cfg, {key: _plain(getattr(preprocess, key)) for key in _PREPROCESS_KEYS})
+    said = {key: value for key, value in given.items() if value is not None}
+    return ModelSpec(name, model, _preprocess({**said, "size": size}))  # as in open_clip, the tower's size counts
 
 
-_PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+def _preprocess(said: dict[str, Any]) -> Preprocess:
+    """With open_clip's defaults for what is not said, and lists as a JSON has them."""
+    cfg = PreprocessCfg(**said)
+    return {
+        "size": list(cfg.size) if isinstance(cfg.size, tuple) else cfg.size,
+        "mode": cfg.mode,
+        "mean": list(cfg.mean),
+        "std": list(cfg.std),
+        "interpolation": cfg.interpolation,
+        "resize_mode": cfg.resize_mode,
+        "fill_color": list(cfg.fill_color) if isinstance(cfg.fill_color, tuple) else cfg.fill_color,
+    }

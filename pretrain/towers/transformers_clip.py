@@ -15,12 +15,7 @@ from pretrain.towers.spec import ModelSpec, refuse_code, spec_of
 
 CONFIG = "config.json"
 _SPECIAL = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}  # transformers' name: open_clip's
-_ACTIVATIONS = {
-    "quick_gelu": {"quick_gelu": True},
-    "gelu": {},
-    "gelu_new": {"act_kwargs": {"approximate": "tanh"}},
-    "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
-}
+_TANH = ("gelu_new", "gelu_pytorch_tanh")  # names of one activation
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _OLD_END = 2  # configs from before transformers 4.31 name a wrong end token; of these it pools at the largest
 
@@ -37,12 +32,11 @@ def read_transformers_clip(folder: Path) -> tuple[ModelSpec, list[str]]:
     if text["hidden_act"] != vision["hidden_act"]:
         got = f"{vision['hidden_act']} for images, {text['hidden_act']} for texts"
         raise UserError(f"{path} has two activations", got=got, expected="one for both towers")
-    said = _ACTIVATIONS[text["hidden_act"]]
-    act_kwargs = {key: value for key, value in said.items() if key == "act_kwargs"}
+    act_kwargs = {"act_kwargs": {"approximate": "tanh"}} if text["hidden_act"] in _TANH else {}
     tokenizer, notes = _tokenizer(folder, text["vocab_size"])
     model_cfg = {
         "embed_dim": embed_dim,
-        "quick_gelu": said.get("quick_gelu", False),
+        "quick_gelu": text["hidden_act"] == "quick_gelu",
         "vision_cfg": {
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],

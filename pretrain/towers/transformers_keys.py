@@ -33,7 +33,7 @@ _ENDS_BACK, _PROJECTIONS_BACK, _STACKS_BACK, _BLOCK_BACK = (
     {theirs: ours for ours, theirs in table.items()} for table in (_ENDS, _PROJECTIONS, _STACKS, _BLOCK)
 )
 _LAYER = re.compile(r"(vision_model|text_model)\.encoder\.layers\.([0-9]+)\.(.+)")
-_ATTENTION = re.compile(r"self_attn\.[qkv]_proj\.(weight|bias)")
+_SPLIT = re.compile(r"(vision_model|text_model)\.encoder\.layers\.([0-9]+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 def transformers_state(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -65,26 +65,26 @@ def native_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """open_clip's native tensors of CLIPModel's ones, the inverse of `transformers_state`. A name that is none of
     CLIPModel's stays as it is, for whoever loads the tensors to refuse."""
     native: dict[str, torch.Tensor] = {}
-    split: dict[str, dict[str, torch.Tensor]] = {}  # fused tensor -> its parts by their name here
+    split: dict[str, dict[str, tuple[str, torch.Tensor]]] = {}  # fused tensor -> "q", "k", "v" -> the part, named
     for key, value in state.items():
         fused = _fused(key)
         if fused is not None:
-            split.setdefault(fused, {})[key] = value
+            name, part = fused
+            split.setdefault(name, {})[part] = key, value
         elif key in _PROJECTIONS_BACK:
             native[_PROJECTIONS_BACK[key]] = value.T.contiguous()
         elif not key.endswith(".position_ids"):  # a constant that older versions saved
             native[_native_name(key)] = value
-    for fused, parts in split.items():
-        found = {_LAYER.fullmatch(key)[3].split(".")[1][0]: value for key, value in parts.items()}
-        whole = found.keys() == set("qkv") and len({value.shape for value in found.values()}) == 1
-        native |= {fused: torch.cat([found[name] for name in "qkv"])} if whole else parts
+    for name, parts in split.items():
+        whole = parts.keys() == set("qkv") and len({value.shape for _, value in parts.values()}) == 1
+        native |= {name: torch.cat([parts[part][1] for part in "qkv"])} if whole else dict(parts.values())
     return native
 
 
-def _fused(key: str) -> str | None:
-    layer = _LAYER.fullmatch(key)
-    part = layer and _ATTENTION.fullmatch(layer[3])
-    return f"{_STACKS_BACK[layer[1]]}{layer[2]}.attn.in_proj_{part[1]}" if part else None
+def _fused(key: str) -> tuple[str, str] | None:
+    """The fused tensor that `key` is a third of, and which: "q", "k" or "v"."""
+    found = _SPLIT.fullmatch(key)
+    return (f"{_STACKS_BACK[found[1]]}{found[2]}.attn.in_proj_{found[4]}", found[3]) if found else None
 
 
 def _native_name(key: str) -> str:

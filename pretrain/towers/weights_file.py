@@ -18,7 +18,7 @@ from pretrain.towers.files import SUFFIXES, few
 from pretrain.towers.fit import free_bytes
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers keep the weights among other things
-_PREFIXES = re.compile(r"((module|_orig_mod)\.)*")  # of DistributedDataParallel and torch.compile, in any order
+_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile, in any order
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers among OpenAI's tensors
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
@@ -38,7 +38,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )
     if path.suffix == ".safetensors":
         try:
-            state = load_file(path)
+            state: object = load_file(path)
         except Exception as error:  # the library's faults share no class
             raise UserError(f"weights file {path} cannot be read", got=error) from None
     else:
@@ -137,7 +137,7 @@ def _named_tensors(state: object, path: Path) -> dict[str, torch.Tensor]:
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
             got = f"{key}: {value.dtype}, {value.layout}, on {value.device}"
             raise UserError(f"weights file {path} holds tensors of a kind that no tower has", got=got)
-        key = key[_PREFIXES.match(key).end() :]
+        key = _PREFIXES.sub("", key)
         if key in tensors:
             raise UserError(f"weights file {path} holds two tensors of one name", got=key)
         if key not in _NO_WEIGHTS:

@@ -16,6 +16,7 @@ from data_tools.errors import UserError
 from model_files import WORDS, write_tokenizer
 from pretrain.engine.weights import describe, load_trained
 from pretrain.export.writer import export_model
+from pretrain.towers.allowed import Architecture, check_model
 from pretrain.towers.build import build_model
 from pretrain.towers.hf_text import allowed_folder
 from pretrain.towers.spec import resolve_spec
@@ -164,6 +165,14 @@ def test_preprocessing_too(export, key):
     change(export / "open_clip_config.json", "preprocess_cfg", key, value=odd.get(key, "x"))
     with pytest.raises(UserError, match=f"preprocess_cfg.{key}"):
         load_trained(export)
+
+
+def test_the_type_of_an_architecture_has_the_settings_that_a_file_may_set():
+    """A type checker believes `Architecture`; what `check_model` lets through is another list."""
+    with pytest.raises(UserError) as caught:
+        check_model({"no_such": 1}, "a file")
+    allowed = str(caught.value).split("a file may set ")[1]
+    assert set(allowed.split(", ")) == set(Architecture.__annotations__)
 
 
 def test_every_architecture_of_open_clip_is_allowed():
