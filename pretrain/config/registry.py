@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 _REGISTRY = "registry"
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[S]):
     """One thing that settings name. `settings`: its frozen dataclass; `build`: "package.module:Name" of what takes
     them, imported when it is asked for, so that `--help` and config errors never wait for torch."""
 
-    settings: type
+    settings: type[S]
     build: str
 
     def load(self) -> Any:

@@ -138,7 +138,7 @@ class RerankedConfig(EvaluatorConfig):
         return tuple(f"reranked_{name}" for name in plain)
 
 
-EVALUATORS = {
+EVALUATORS: dict[str, Entry[EvaluatorConfig]] = {
     "retrieval": Entry(RetrievalConfig, "pretrain.evaluate.retrieval:Retrieval"),
     "classification": Entry(ClassificationConfig, "pretrain.evaluate.classification:Classification"),
     "pairs": Entry(PairsConfig, "pretrain.evaluate.pairs:Pairs"),

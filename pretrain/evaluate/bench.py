@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,7 +69,7 @@ class Bench:
         fields = eval_fields(corpus, self.spec, tokenize, parse_fields(None, captions))
         return EvalReader(corpus, fields, self.batch, self.runtime.rank, self.runtime.world_size, self.workers)
 
-    def batches(self, reader: EvalReader, images: int, what: str) -> Iterator[EvalBatch]:
+    def batches(self, reader: Iterable[EvalBatch], images: int, what: str) -> Iterator[EvalBatch]:
         """The batches of a `reader` of so many images on all ranks; rank 0 shows how far `what` is."""
         done, ranks = 0, self.runtime.world_size
         shown = what if ranks == 1 else f"{what} (rank 0 of {ranks})"

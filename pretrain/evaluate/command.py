@@ -44,13 +44,7 @@ def evaluate(options: argparse.Namespace, settings: EvaluatorConfig) -> int:
     runtime = start()
     options.precision = _settle_precision(options.precision, runtime)
     open_corpus(settings.data)  # what is wrong with it is told before a model is loaded
-    model = load_classifier(options.model)
-    if model is None:
-        model, report = open_model(options.model, options.ema, options.architecture)
-        if runtime.is_main:
-            print(f"model: {report}", flush=True)
-    else:
-        _check_classifier(options, settings)
+    model = _open(options, settings, runtime)
     evaluator = build_evaluator(settings, _bench(options, model, runtime))
     record = _describe(options, model, evaluator)
     if options.skip_existing and _known(options.output, record["key"], runtime):
@@ -83,6 +77,17 @@ def evaluate(options: argparse.Namespace, settings: EvaluatorConfig) -> int:
     )
     finish()
     return 0
+
+
+def _open(options: argparse.Namespace, settings: EvaluatorConfig, runtime: Runtime) -> DualEncoder | Classifier:
+    classifier = load_classifier(options.model)
+    if classifier is not None:
+        _check_classifier(options, settings)
+        return classifier
+    model, report = open_model(options.model, options.ema, options.architecture)
+    if runtime.is_main:
+        print(f"model: {report}", flush=True)
+    return model
 
 
 def _settle_precision(asked: str, runtime: Runtime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from data_tools.errors import UserError
 from pretrain.evaluate.bench import Bench, Forward
 from pretrain.process.runtime import Runtime
-from pretrain.stream.eval_reader import EvalBatch, EvalReader
+from pretrain.stream.eval_reader import EvalBatch
 
 TEXT_CHUNK = 512  # texts in one forward at most: the captions of a batch of images can be many
 
@@ -37,7 +38,9 @@ class CorpusFeatures:
         return self.text_image[rows], rows
 
 
-def encode_corpus(bench: Bench, forward: Forward, reader: EvalReader, num_images: int, what: str) -> CorpusFeatures:
+def encode_corpus(
+    bench: Bench, forward: Forward, reader: Iterable[EvalBatch], num_images: int, what: str
+) -> CorpusFeatures:
     """Encode every image and caption once. Every rank must call it; each makes the same number of forwards with as many
     texts in each, as ZeRO-3 needs, because the reader pads batches and this pads texts.
 

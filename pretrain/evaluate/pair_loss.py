@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from pretrain.evaluate.features import CorpusFeatures
 from pretrain.objectives import ObjectiveConfig
-from pretrain.objectives.objective import build
+from pretrain.objectives.objective import OverBatch, build
 from pretrain.objectives.tiles import alone
 from pretrain.process.runtime import Runtime
 
@@ -26,7 +27,10 @@ def pair_loss(
         hashes = features.hashes[0][images], features.hashes[1][texts]
         facts = {field: {"identity": own} for field, own in zip(rows, hashes, strict=True)}
     with alone():
-        losses = [one.weight * one.objective.loss(rows, shared, facts) for one in build(objectives).values()]
+        losses = [
+            one.weight * cast(OverBatch, one.objective).loss(rows, shared, facts)  # `objectives.of_features` sees to it
+            for one in build(objectives).values()
+        ]
     return torch.stack(losses).sum()
 
 

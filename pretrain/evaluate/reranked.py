@@ -18,6 +18,7 @@ from pretrain.evaluate.retrieval import count_candidates, retrieval_chance
 from pretrain.objectives.match import FIELDS, HEAD
 from pretrain.process.agree import gather
 from pretrain.stream.eval_reader import EvalBatch, EvalReader
+from pretrain.towers.cut import Rows
 
 _PREFIX = "reranked_"  # the same metrics without it are those of the cosine alone
 
@@ -63,7 +64,7 @@ class Reranked(Evaluator):
         return Outcome(_prefixed(metrics), _prefixed(chance), counts)
 
     def _score(self, forward: Forward) -> Score:
-        def score(images, tokens, pairs):
+        def score(images: Rows, tokens: torch.Tensor, pairs: Rows) -> torch.Tensor:
             inputs = {"image": images, "text": self.bench.text_rows(tokens), "pairs": pairs}
             return self.bench.run(forward, inputs, frozenset({HEAD}))["local"][HEAD]["+".join(FIELDS)]
 
@@ -74,7 +75,8 @@ class _Kept:
     """A reader's batches, whose texts' tokens are kept as they pass."""
 
     def __init__(self, reader: EvalReader):
-        self._reader, self._tokens = reader, []
+        self._reader = reader
+        self._tokens: list[torch.Tensor] = []
 
     def __iter__(self) -> Iterator[EvalBatch]:
         for batch in self._reader:

@@ -221,7 +221,7 @@ def of_features(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, Objectiv
     return {name: one for name, one in pairs.items() if set(one.fields) == {"image", "text"}}
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Entry[ObjectiveConfig]] = {
     "infonce": Entry(InfoNCEConfig, "pretrain.objectives.infonce:InfoNCE"),
     "multi_positive": Entry(MultiPositiveConfig, "pretrain.objectives.multi_positive:MultiPositive"),
     "sigmoid": Entry(SigmoidConfig, "pretrain.objectives.sigmoid:Sigmoid"),

@@ -157,7 +157,7 @@ class ClassifyConfig(TaskConfig):
 
 
 # `build` makes the recipe of a task: see `recipe.recipe_of`.
-TASKS = {
+TASKS: dict[str, Entry[TaskConfig]] = {
     "contrastive": Entry(ContrastiveConfig, "pretrain.tasks.contrastive:recipe"),
     "classify": Entry(ClassifyConfig, "pretrain.tasks.classify:recipe"),
 }

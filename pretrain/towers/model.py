@@ -64,6 +64,10 @@ class Model(nn.Module):
         """Numbers of a token's state. Raises UserError where the encoder has none."""
         raise NotImplementedError
 
+    def size_of(self, field: str) -> int:
+        """d of the rows of a field."""
+        raise NotImplementedError
+
     def token_embedding(self, encoder: str) -> nn.Embedding:
         """The table `[tokens, width]` of an encoder's tokens. Raises UserError where it has none."""
         raise UserError(f"the {encoder} encoder has no table of tokens")
