@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pretrain.config.declare import Rule, Section, break_rule, check_text, rule_of
 from pretrain.config.registry import Entry, registry_of
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @functools.cache
@@ -20,6 +23,8 @@ def check(section: Section, prefix: str = "") -> None:
     """Raises UsageError for the first setting that breaks a rule, by its dotted name, which begins with `prefix`."""
     for one in fields(section):
         name, value = prefix + one.name, getattr(section, one.name)
+        if registry_of(one) is not None:
+            _check_names(name, value)
         inner = dict(sections(value, f"{name}."))
         for below, item in inner.items():
             check(item, below)
@@ -96,6 +101,13 @@ def within(hint: Any) -> tuple[type | None, str]:
     step = {list: "0.", dict: "NAME."}.get(cast(Any, get_origin(hint)), "")
     inner = get_args(hint)[-1] if step else hint
     return (cast(type, inner), step) if is_dataclass(inner) else (None, "")
+
+
+def _check_names(name: str, things: Mapping[str, Any]) -> None:
+    """A thing's name is a part of dotted settings, of names of parameters, and of metrics."""
+    for own in things:
+        if not _NAME.fullmatch(own):
+            break_rule(name, own, "names of letters, digits, _ and -")
 
 
 def _check_setting(name: str, value: Any, hint: Any, rule: Rule | None) -> None:

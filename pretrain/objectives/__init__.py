@@ -205,7 +205,9 @@ def _stored(teachers: Iterable[str]) -> dict[str, Need]:
 
 
 def at_odds(objectives: Mapping[str, ObjectiveConfig]) -> Iterator[Fault]:
-    """What objectives that share one scale or bias want of it differently."""
+    """What objectives that share one scale or bias want of it differently, and a name that is taken."""
+    if "loss" in objectives:
+        yield Fault("objectives", "names other than loss, under which the sum is logged")
     for name in ("temperature", "learn_temperature", "logit_bias"):
         asked = {of: getattr(one, name) for of, one in objectives.items() if getattr(one, name, None) is not None}
         for of, value in asked.items():

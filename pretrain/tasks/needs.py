@@ -51,13 +51,19 @@ def faults(
     objective reads that needs settings and has none; and fields that do not go together."""
     asked = [one.needs() for one in objectives.values()]
     for place, given, registry, which in (("heads", heads, HEADS, 0), ("fields", fields, FIELDS, 1)):
-        wanted = {name: need for needed in asked for name, need in needed[which].items()}
+        wanted: dict[str, Need] = {}
+        for name, need in (pair for needed in asked for pair in needed[which].items()):
+            if _spelt(wanted.setdefault(name, need)) != _spelt(need):
+                rule = f"objectives that need one {place}.{name}, and these need {wanted[name]} and {need}"
+                yield Fault("objectives", rule)
         for name, own in given.items():
             if name not in wanted:
                 rule = f"those that the objectives read: {', '.join(wanted) or 'none'}"
                 yield Fault(place, rule, f"leave {name} out")
             elif own.type != _type(wanted[name]):
                 yield Fault(f"{place}.{name}.type", _type(wanted[name]))
+            elif place == "heads":  # of a field the needed settings are defaults
+                yield from _unlike(f"{place}.{name}", own, _spelt(wanted[name]))
         for name in (name for name in wanted if name not in given):
             for fault in _made(registry, wanted[name]).check():
                 remedy = f"{place}.{name}='{{type: {_type(wanted[name])}, {fault.field}: ...}}'"
@@ -67,9 +73,21 @@ def faults(
         yield from (replace(fault, field=f"objectives.{name}.{fault.field}") for fault in one.check_widths(widths))
 
 
+def _unlike(place: str, own: HeadConfig | FieldConfig, need: Mapping[str, Any]) -> Iterator[Fault]:
+    """Where a head is set to be of other fields than an objective reads it for."""
+    whole = ", ".join(f"{key}: {value}" for key, value in need.items())
+    for key, value in need.items():
+        if getattr(own, key) != value:
+            yield Fault(f"{place}.{key}", f"{value}, as the objective needs it", f"{place}='{{{whole}}}'")
+
+
+def _spelt(need: Need) -> Mapping[str, Any]:
+    return {"type": need} if isinstance(need, str) else need
+
+
 def _type(need: Need) -> str:
-    return need if isinstance(need, str) else need["type"]
+    return _spelt(need)["type"]
 
 
 def _made(registry: Mapping[str, Entry], need: Need) -> Any:
-    return registry[_type(need)].settings(**({} if isinstance(need, str) else need))
+    return registry[_type(need)].settings(**_spelt(need))

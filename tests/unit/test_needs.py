@@ -64,6 +64,11 @@ class SizelessConfig(ToyObjectiveConfig):
     extra_fields: ClassVar = {"teacher": {"type": "vector", "size": None}}
 
 
+@dataclass(frozen=True)
+class DeepConfig(ToyObjectiveConfig):
+    heads: ClassVar = {"reader": {"type": "toy", "layers": 4}}
+
+
 class ToyHead(Head):
     def __init__(self, settings, model):
         super().__init__()
@@ -102,6 +107,17 @@ class OtherHeadConfig(Section):
     [
         ({"heads": {"fusion": ToyHeadConfig()}}, "heads.*those that the objectives read: reader.*leave fusion out"),
         ({"heads": {"reader": OtherHeadConfig()}}, "heads.reader.type.*toy"),
+        (
+            {"objectives": {"toy_objective": DeepConfig()}, "heads": {"reader": ToyHeadConfig(width=7)}},
+            "heads.reader.layers.*got 2.*4, as the objective needs it.*heads.reader='{type: toy, layers: 4}'",
+        ),
+        (
+            {"objectives": {"one": DeepConfig(), "other": ToyObjectiveConfig()}},
+            "objectives.*need one heads.reader, and these need .*4.* and toy",
+        ),
+        ({"objectives": {"loss": InfoNCEConfig()}}, "objectives.*names other than loss"),
+        ({"objectives": {"a.b": InfoNCEConfig()}}, "objectives.*'a.b'.*letters, digits"),
+        ({"fields": {"t/x": ToyFieldConfig()}}, "fields.*'t/x'.*letters, digits"),
         ({"fields": {"more": ToyFieldConfig()}}, "fields.*those that the objectives read: teacher"),
         ({"heads": {"reader": ToyHeadConfig(layers=0)}}, "heads.reader.layers"),
         (
