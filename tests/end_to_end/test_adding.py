@@ -20,8 +20,8 @@ def add(copy, code):
         assert not file.exists()
         file.write_text(body)
         return
-    text, head = file.read_text(), f"{table} = {{\n"
-    assert text.count(head) == 1
+    text = file.read_text()
+    (head,) = re.findall(rf"^{table}(?:: .+)? = {{\n", text, re.MULTILINE)
     file.write_text(text.replace(head, f"{body}\n\n{head}" if where == "before" else head + body))
 
 
