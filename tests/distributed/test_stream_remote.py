@@ -13,6 +13,7 @@ import torch
 from data_tools.corpus import open_corpus
 from data_tools.errors import UserError
 from data_tools.format.manifest import Manifest, ShardRecord, write_manifest
+from data_tools.remote.retry import Limits
 from data_tools.remote.settings import CacheSettings
 from pretrain.process.runtime import Runtime
 from pretrain.stream.transform import ImageSettings
@@ -55,9 +56,9 @@ def url(request, folder):
             yield f"{bucket}/stream"
 
 
-def cache_for(folder, tmp_path, share):
+def cache_for(folder, tmp_path, share, limits=HURRIED):
     """A cache for a share of the corpus, which never holds less than what the readers have open."""
-    return CacheSettings(str(tmp_path / "cache"), int(share * sum(open_corpus(folder).tar_bytes)), HURRIED)
+    return CacheSettings(str(tmp_path / "cache"), int(share * sum(open_corpus(folder).tar_bytes)), limits)
 
 
 def batches(corpus, first_step=0, steps=14, **settings):
@@ -110,7 +111,8 @@ def test_ranks_of_a_node_bring_each_shard_once(folder, tmp_path):
     whole, _ = batches(open_corpus(folder), steps=6)
     with http_server() as server:
         server.serve(folder)
-        results = run_ranks(2, _rank, server.url(""), cache_for(folder, tmp_path, 2))
+        patient = Limits()  # a second attempt at a slow answer would count as a second request
+        results = run_ranks(2, _rank, server.url(""), cache_for(folder, tmp_path, 2, patient))
         assert {len(server.asked(f"s-{number:06d}.tar")) for number in range(len(COUNTS))} == {1}
     for step, batch in enumerate(whole):
         assert [key for keys, _ in results for key in keys[step]] == batch.keys
