@@ -25,8 +25,8 @@ from pretrain.engine.weights import restore_optimizer
 from pretrain.evaluate.bench import in_precision
 from pretrain.evaluate.evaluator import Evaluator, build_evaluators, remarks_of, run_evaluators
 from pretrain.objectives.objective import build, compares
-from pretrain.process.agree import raise_on_all_ranks
-from pretrain.process.precision import settle
+from pretrain.process.collectives import raise_on_all_ranks
+from pretrain.process.precision import resolve
 from pretrain.process.runtime import Runtime
 from pretrain.report.provenance import resolved
 from pretrain.stream.batches import Batch
@@ -61,7 +61,7 @@ def prepare(config: TaskConfig, runtime: Runtime) -> Prepared:
     Raises:
         UserError: of the corpora, of the checkpoint or, without one, of what a fresh run starts from.
     """
-    config = settle_precision(config, runtime)
+    config = resolve_precision(config, runtime)
     reader = find_checkpoint(config.run, runtime)
     recipe = recipe_of(config, reader, runtime)
     model, lines = recipe.start() if reader is None else (recipe.resume(reader), [])
@@ -140,15 +140,15 @@ def _evaluating(engine: Engine) -> Iterator[None]:
         engine.deepspeed.train()
 
 
-def settle_precision(config: _Config, runtime: Runtime) -> _Config:
+def resolve_precision(config: _Config, runtime: Runtime) -> _Config:
     """`config` with the precision that all ranks compute in, that of the run's newest checkpoint where `auto` leaves it
     open; it is printed, and a warning where it is slow here. All ranks must call it."""
     saved = reversed(committed(Path(config.run.dir) / FOLDER))
     recorded = next(filter(None, (recorded_precision(folder / SETTINGS) for folder in saved)), None)
-    settled = settle(config.train.precision, runtime.device, recorded)
+    resolved = resolve(config.train.precision, runtime.device, recorded)
     if runtime.is_main:
-        print("\n".join(settled.lines), flush=True)
-    return replace(config, train=replace(config.train, precision=settled.precision))
+        print("\n".join(resolved.lines), flush=True)
+    return replace(config, train=replace(config.train, precision=resolved.precision))
 
 
 def keep_settings(config: Config, text: str, runtime: Runtime) -> None:

@@ -19,7 +19,7 @@ from pretrain.loop.book import Book
 from pretrain.loop.faults import Faults, explain
 from pretrain.loop.saving import Saving
 from pretrain.loop.timetable import Timetable, make_timetable
-from pretrain.process.agree import all_reduce_sum, gather, raise_on_all_ranks
+from pretrain.process.collectives import all_reduce_sum, gather, raise_on_all_ranks
 from pretrain.process.entry import EXIT_DONE, EXIT_STOPPED
 from pretrain.process.lifeline import Lifeline
 from pretrain.process.run_dir import claim_run_dir

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, UserError
 from launch.benchmark.report import show_table, write_report
-from launch.benchmark.train import settled_precision
+from launch.benchmark.train import resolved_precision
 from launch.benchmark.trainers import REPO_ROOT, free_port
 from pretrain.config.batch import check_world_size
 from pretrain.config.reading import load_config
@@ -43,7 +43,7 @@ def run_chaos(args: argparse.Namespace) -> int:
     config = load_config(ContrastiveConfig, args.config, [*words, f"run.dir={folder}"])
     for size in args.world_sizes:
         check_world_size(config.train.global_batch, size)
-    precision = settled_precision(config.train.precision)
+    precision = resolved_precision(config.train.precision)
     kills, lives = disturb(args, words, folder / "disturbed")
     first, other = args.world_sizes[0], next((n for n in args.world_sizes if n != args.world_sizes[0]), None)
     curves = {"disturbed": losses(folder / "disturbed"), "undisturbed": undisturbed(args, words, folder, first)}

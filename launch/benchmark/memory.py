@@ -13,7 +13,7 @@ from data_tools.errors import UsageError
 from launch.benchmark.memory_trial import MemoryTrial
 from launch.benchmark.peak import MALLOC
 from launch.benchmark.report import show_table, write_report
-from launch.benchmark.train import announce, settled_precision
+from launch.benchmark.train import announce, resolved_precision
 from launch.benchmark.trainers import run_trial
 
 _MIB = 2**20
@@ -25,7 +25,7 @@ _DEFINITION = (
 
 def run_memory(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
-    args.precision = settled_precision(args.precision)
+    args.precision = resolved_precision(args.precision)
     folder = args.work_dir.resolve() / time.strftime("memory-%Y%m%d-%H%M%S")
     rows = []
     for number, trial in enumerate(trials(args)):

@@ -18,7 +18,7 @@ from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
 from pretrain.objectives.objective import build
 from pretrain.plan.memory import memory
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.stream.fields.image import Image, image_settings
 from pretrain.stream.fields.text import Text

@@ -13,7 +13,7 @@ import torch
 from data_tools.errors import UsageError
 from launch.benchmark.report import show_table, spread, write_report
 from launch.benchmark.step_trial import StepTrial
-from launch.benchmark.train import announce, settled_precision
+from launch.benchmark.train import announce, resolved_precision
 from launch.benchmark.trainers import run_trial
 
 _MIB, _TERA = 2**20, 1e12
@@ -34,7 +34,7 @@ def run_step(args: argparse.Namespace) -> int:
     """Measure what `args` (see cli.py) ask for, print a table and write report.json; returns the exit code."""
     if "cached" in args.variants and args.batch % args.micro_batch:
         raise UsageError("--micro-batch does not divide --batch", got=args.micro_batch, expected=f"of {args.batch}")
-    args.precision = settled_precision(args.precision)
+    args.precision = resolved_precision(args.precision)
     folder = args.work_dir.resolve() / time.strftime("step-%Y%m%d-%H%M%S")
     found: dict[str, list[dict]] = {name: [] for name in args.variants}
     for number in range(args.rounds):

@@ -18,7 +18,7 @@ from launch.benchmark import throughput
 from launch.benchmark.environment import peer_python, peer_versions
 from launch.benchmark.report import show_table, write_report
 from launch.benchmark.trainers import Layout, Trial
-from pretrain.process.precision import AUTO, BF16, FP32, settle
+from pretrain.process.precision import AUTO, BF16, FP32, resolve
 
 _DEFINITION = "samples over seconds of all steps but the first {}; a step lasts from the end of the one before it"
 
@@ -83,7 +83,7 @@ def _layouts(args: argparse.Namespace, trial: Trial) -> tuple[Layout, list[Layou
             expected=f"{most} or more",
             remedy="pack the corpus into smaller shards, or use fewer --workers or --peer-ranks",
         )
-    precision = settled_precision(args.precision)
+    precision = resolved_precision(args.precision)
     both = args.precision == AUTO and trial.device == "cpu"
     precisions = (FP32, BF16) if both else (precision,)
     candidates = [Layout(n, max(1, cores // n), one) for n in sorted(choices) for one in precisions]
@@ -161,12 +161,12 @@ def check_captions(corpus: Corpus, source: str) -> None:
         )
 
 
-def settled_precision(asked: str) -> str:
+def resolved_precision(asked: str) -> str:
     """The precision that `asked`, the value of --precision, comes to on this machine; it is said."""
-    settled = settle(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    for line in settled.lines:
+    resolved = resolve(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for line in resolved.lines:
         announce(line)
-    return settled.precision
+    return resolved.precision
 
 
 def announce(text: str) -> None:

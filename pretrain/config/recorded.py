@@ -28,7 +28,7 @@ def changes(before: str, after: str) -> list[str]:
 
 
 def recorded_precision(path: Path) -> str | None:
-    """train.precision of a settled tree that `dump_config` wrote to `path`; None where it cannot be read there."""
+    """train.precision of a resolved tree that `dump_config` wrote to `path`; None where it cannot be read there."""
     value = recorded(path, "train.precision")
     return value if value in PRECISIONS[1:] else None
 

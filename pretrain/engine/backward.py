@@ -21,7 +21,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.exchange import exchange
 from pretrain.objectives.objective import Draw, Facts, Mining, OverBatch, PerSample, Weighted, wanted
 from pretrain.objectives.tiles import world
-from pretrain.process.agree import all_reduce_sum
+from pretrain.process.collectives import all_reduce_sum
 from pretrain.report.profiling import profiled
 from pretrain.towers.cut import uncut
 from pretrain.towers.model import Inputs, Rows, to_device

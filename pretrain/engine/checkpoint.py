@@ -24,7 +24,7 @@ from pretrain.engine import committed
 from pretrain.engine.committed import FOLDER, METRICS, MODEL, SETTINGS, STATE, Retention
 from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
-from pretrain.process.agree import all_reduce_sum, gather, raise_on_all_ranks
+from pretrain.process.collectives import all_reduce_sum, gather, raise_on_all_ranks
 from pretrain.process.runtime import Runtime
 
 _PATIENCE = 60  # seconds; a disk that hangs must not keep a failed rank from ending

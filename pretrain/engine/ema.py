@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from pretrain.engine.fragments import EMA, Fragment, local_fragments, saved_parameters
 from pretrain.engine.zero import Zero
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.process.runtime import Runtime
 
 

@@ -29,8 +29,8 @@ from pretrain.evaluate.results import (
     read_records,
     result_key,
 )
-from pretrain.process.agree import gather, raise_on_all_ranks
-from pretrain.process.precision import FP32, ability, settle
+from pretrain.process.collectives import gather, raise_on_all_ranks
+from pretrain.process.precision import FP32, ability, resolve
 from pretrain.process.runtime import Runtime, finish, start
 from pretrain.towers.build import DualEncoder
 from pretrain.towers.classifier import Classifier
@@ -42,7 +42,7 @@ _LONG_BREAKDOWN = 20  # rows; longer ones are in the record only
 def evaluate(options: argparse.Namespace, settings: EvaluatorConfig) -> int:
     """Run the evaluator of these settings, as the command line asks for, on all ranks; returns the exit code."""
     runtime = start()
-    options.precision = _settle_precision(options.precision, runtime)
+    options.precision = _resolve_precision(options.precision, runtime)
     open_corpus(settings.data)  # what is wrong with it is told before a model is loaded
     model = _open(options, settings, runtime)
     evaluator = build_evaluator(settings, _bench(options, model, runtime))
@@ -90,11 +90,11 @@ def _open(options: argparse.Namespace, settings: EvaluatorConfig, runtime: Runti
     return model
 
 
-def _settle_precision(asked: str, runtime: Runtime) -> str:
-    settled = settle(asked, runtime.device)
-    if runtime.is_main and settled.precision != FP32:
-        print("\n".join(settled.lines), flush=True)
-    return settled.precision
+def _resolve_precision(asked: str, runtime: Runtime) -> str:
+    resolved = resolve(asked, runtime.device)
+    if runtime.is_main and resolved.precision != FP32:
+        print("\n".join(resolved.lines), flush=True)
+    return resolved.precision
 
 
 def _check_classifier(options: argparse.Namespace, settings: EvaluatorConfig) -> None:

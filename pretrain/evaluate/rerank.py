@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pretrain.evaluate.ranking import Tied, require_finite, similarities
 from pretrain.evaluate.retrieval import Counts
 from pretrain.objectives.tied import NONE, halves, hashes, keys
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.stream.eval_reader import EvalBatch
 from pretrain.towers.cut import Rows
 

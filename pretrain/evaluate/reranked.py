@@ -16,7 +16,7 @@ from pretrain.evaluate.ranking import recall_and_rank
 from pretrain.evaluate.rerank import Judged, Score, judge, places, top_candidates
 from pretrain.evaluate.retrieval import count_candidates, retrieval_chance
 from pretrain.objectives.match import FIELDS, HEAD
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.stream.eval_reader import EvalBatch, EvalReader
 from pretrain.towers.cut import Rows
 

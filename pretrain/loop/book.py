@@ -14,7 +14,7 @@ from pretrain.config.tree import ImageDataConfig
 from pretrain.engine.checkpoint import Saved
 from pretrain.engine.state import TrainState
 from pretrain.loop.ledger import Ledger
-from pretrain.process.agree import all_reduce_sum
+from pretrain.process.collectives import all_reduce_sum
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import FILE, RUNNING, Status
 from pretrain.process.watchdog import heartbeat

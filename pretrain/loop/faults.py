@@ -10,7 +10,7 @@ from pathlib import Path
 from pretrain.config.tree import GuardConfig
 from pretrain.engine.engine import NonFiniteError
 from pretrain.engine.state import TrainState
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.process.runtime import Runtime
 from pretrain.report.journal import Journal
 from pretrain.report.writes import Writes

@@ -6,7 +6,7 @@ from collections import Counter
 
 from data_tools.errors import UserError
 from pretrain.engine.state import TrainState
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.report.metrics import Metrics
 from pretrain.stream.bad import WORST_SHARDS, bad_ratio_error
 from pretrain.stream.loader import TrainStream
@@ -17,7 +17,7 @@ class Ledger:
 
     def __init__(self, stream: TrainStream, state: TrainState, metrics: Metrics):
         self._stream, self._state, self._metrics = stream, state, metrics
-        self._settled = state.step
+        self._counted = state.step
 
     def check(self) -> None:
         """Raises UserError on all ranks together, with the worst shards of all, where too many samples are bad."""
@@ -31,17 +31,17 @@ class Ledger:
         account before. Raises UserError where ranks were given more or fewer samples than the order holds."""
         step, mixture = self._state.step, self._stream.mixture
         epoch = int(mixture.epochs_at(step - 1))
-        if step == self._settled or not (last or int(mixture.epochs_at(step)) > epoch):
+        if step == self._counted or not (last or int(mixture.epochs_at(step)) > epoch):
             return
-        expected = mixture.samples_seen(step) - mixture.samples_seen(self._settled)
-        parts = gather(self._stream.account.settle(step))
+        expected = mixture.samples_seen(step) - mixture.samples_seen(self._counted)
+        parts = gather(self._stream.account.pop_counts(step))
         given = sum(part.given for part in parts)
         if given != expected:
             what = f"samples were lost or repeated in epoch {epoch}"
             raise UserError(what, got=f"{given} samples", expected=f"{expected} samples")
         kinds: Counter[str] = sum((part.by_kind for part in parts), Counter())
         shards: Counter[str] = sum((part.by_shard for part in parts), Counter())
-        self._settled = step
+        self._counted = step
         self._report(epoch, expected, kinds, shards)
 
     def _report(self, epoch: int, expected: int, kinds: Counter[str], shards: Counter[str]) -> None:

@@ -104,13 +104,13 @@ class _Targets:
         self._own, self._all = identity, gather_rows(identity)  # [b, 2], [B, 2]
         count = identity.new_zeros(len(identity))
         for tile in column_tiles(len(identity), len(self._all)):
-            count += self._together(tile).sum(dim=1)
+            count += self._sharing(tile).sum(dim=1)
         self._row = pairs.keep_own(count.to(dtype).reciprocal_())  # a pair belongs to itself, so none has a count of 0
         self._column = gather_rows(self._row)  # belonging together is mutual
 
     def __call__(self, tile: slice) -> torch.Tensor:
-        return self._together(tile) * (self._row[:, None] + self._column[tile])
+        return self._sharing(tile) * (self._row[:, None] + self._column[tile])
 
-    def _together(self, tile: slice) -> torch.Tensor:
+    def _sharing(self, tile: slice) -> torch.Tensor:
         """Whether the pairs of a tile share their image or their text, bool `[b, n]`."""
         return self._pairs.strike(sharing(self._own, self._all, tile), tile)

@@ -22,7 +22,7 @@ from pretrain.engine.reader import CheckpointReader
 from pretrain.process.runtime import Runtime, start
 from pretrain.stream.batches import Batch
 from pretrain.stream.loader import StreamSource, TrainStream
-from pretrain.stream.mixture import Place, Slots
+from pretrain.stream.mixture import Place, Places
 from pretrain.stream.position import Position
 from pretrain.stream.sources import train_stream
 from pretrain.tasks import TaskConfig
@@ -111,7 +111,7 @@ def _check_step(step: int, stream: TrainStream, duration: str) -> None:
         )
 
 
-def _lines(batch: Batch, planned: Slots, sources: Sequence[StreamSource], first: int, share: int) -> Iterator[_Line]:
+def _lines(batch: Batch, planned: Places, sources: Sequence[StreamSource], first: int, share: int) -> Iterator[_Line]:
     places = [Place(*place) for place in zip(*(column.tolist() for column in batch.slots), strict=True)]
     said, image = _said(batch, sources[0].corpus.classes), batch.inputs.get("image")
     for row, place in enumerate(places):

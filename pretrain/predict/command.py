@@ -16,7 +16,7 @@ from pretrain.engine.weights import load_classifier
 from pretrain.evaluate.results import classifier_digest
 from pretrain.predict.pictures import BatchBuilder, PictureBatch, open_pictures
 from pretrain.predict.table import column_names, open_table
-from pretrain.process.precision import is_bf16, settle
+from pretrain.process.precision import is_bf16, resolve
 from pretrain.process.runtime import start
 from pretrain.report.provenance import git_commit, package_versions
 from pretrain.stream.fields.image import image_settings
@@ -32,7 +32,7 @@ def predict(options: argparse.Namespace) -> int:
     pictures = open_pictures(options.input, options.image_column, options.image_root)
     model = _classifier(options.model)
     device = start(distributed=False).device
-    options.precision = settle(options.precision, device).precision
+    options.precision = resolve(options.precision, device).precision
     transform = ImageTransform(image_settings(model.spec))
     top_k = min(options.top_k, len(model.classes))
     metadata = _metadata(options, model)

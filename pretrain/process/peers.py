@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from data_tools.errors import UserError
-from pretrain.process.agree import gather, raise_on_all_ranks
+from pretrain.process.collectives import gather, raise_on_all_ranks
 from pretrain.process.entry import reason_of
 from pretrain.process.runtime import Runtime
 
@@ -54,7 +54,7 @@ class Peers:
         self._names = [f"rank {rank} (process {pid} on {host})" for rank, (host, pid) in enumerate(gather(_place()))]
         if runtime.world_size > 1:
             self._connect(runtime)
-            for run, name in ((self._listen, "peer-watch"), (self._beat, "peer-beat")):
+            for run, name in ((self._listen, "peer-watch"), (self._heartbeat, "peer-beat")):
                 threading.Thread(target=run, daemon=True, name=name).start()
 
     @property
@@ -135,7 +135,7 @@ class Peers:
             with contextlib.suppress(OSError), self._sending:
                 connection.send(line + b"\n", socket.MSG_DONTWAIT)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """Tell the others that this rank runs, and as rank 0 who is silent."""
         told: set[int] = set()
         warned: set[int] = set()

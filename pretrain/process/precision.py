@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pretrain.config.tree import PRECISIONS
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 
 AUTO, FP32, BF16 = PRECISIONS
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86 and of ARM, as /proc/cpuinfo spells them
@@ -40,7 +40,7 @@ class Ability:
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedPrecision:
     """A precision that all ranks share, fp32 or bf16, and the lines that tell the user of it: first what and why, then
     what is wrong with it here."""
 
@@ -48,7 +48,7 @@ class Settled:
     lines: tuple[str, ...]
 
 
-def settle(asked: str, device: torch.device, recorded: str | None = None) -> Settled:
+def resolve(asked: str, device: torch.device, recorded: str | None = None) -> ResolvedPrecision:
     """What `asked`, a value of train.precision, comes to. All ranks must call it; they get the same.
 
     `auto` is `recorded`, the precision of the run that is gone on with, or else bf16 where every rank's device has it
@@ -72,13 +72,13 @@ def settle(asked: str, device: torch.device, recorded: str | None = None) -> Set
     if precision == BF16 and fault is not None and abilities[slowest].slowness > 1:
         worst = _fault(abilities[slowest], slowest, len(abilities))
         lines.append(f"warning: bf16 is slow here: {worst}; remedy: train.precision=fp32")
-    return Settled(precision, tuple(lines))
+    return ResolvedPrecision(precision, tuple(lines))
 
 
 def is_bf16(precision: str) -> bool:
-    """Whether a settled precision is bf16 autocast. Raises ValueError for `auto`, which nobody has settled."""
+    """Whether a resolved precision is bf16 autocast. Raises ValueError for `auto`, which nobody has resolved."""
     if precision not in (FP32, BF16):
-        raise ValueError(f"precision {precision!r} is not settled")
+        raise ValueError(f"precision {precision!r} is not resolved")
     return precision == BF16
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from data_tools.errors import UserError
-from pretrain.process.agree import gather, raise_on_all_ranks
+from pretrain.process.collectives import gather, raise_on_all_ranks
 from pretrain.process.runtime import Runtime
 from pretrain.process.status import Status
 

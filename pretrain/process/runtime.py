@@ -13,7 +13,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from pretrain.process.agree import use
+from pretrain.process.collectives import use
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # DeepSpeed 0.19.6 lowered its default to 10, too short for a large save

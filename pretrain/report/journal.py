@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 from pretrain.process.runtime import Runtime
 from pretrain.report.metrics import append_line, forget_after
 from pretrain.report.writes import Writes

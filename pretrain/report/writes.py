@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data_tools.errors import UserError
-from pretrain.process.agree import gather
+from pretrain.process.collectives import gather
 
 
 class Writes:

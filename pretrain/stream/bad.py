@@ -53,7 +53,7 @@ class Quarantine:
 
 
 @dataclass(frozen=True)
-class Settlement:
+class BadSampleCounts:
     """What a rank was given in a stretch of steps: samples, and the bad ones replaced among them by kind and shard."""
 
     given: int
@@ -77,11 +77,11 @@ class BadSampleAccount:
         self.by_shard.update(sample.shard for sample in bad)
         self._open[step] = (read, list(bad))
 
-    def settle(self, step: int) -> Settlement:
-        """The counts of the steps before `step` that were not settled yet."""
+    def pop_counts(self, step: int) -> BadSampleCounts:
+        """The counts of the steps before `step` that were not asked for yet."""
         closed = [self._open.pop(number) for number in sorted(self._open) if number < step]
         bad = [sample for _, samples in closed for sample in samples]
-        return Settlement(
+        return BadSampleCounts(
             sum(read for read, _ in closed),
             Counter(sample.kind for sample in bad),
             Counter(sample.shard for sample in bad),

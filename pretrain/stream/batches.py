@@ -15,7 +15,7 @@ from data_tools.media.bad import BadSampleError
 from pretrain.stream.bad import BadSample
 from pretrain.stream.draw import Draw
 from pretrain.stream.fields.field import Field, Inputs
-from pretrain.stream.mixture import Mixture, Place, Slots
+from pretrain.stream.mixture import Mixture, Place, Places
 from pretrain.stream.samples import Samples, modules_of, padding_of, pinned, read_sample, refuse_foreign_shard
 
 SUBSTITUTE_ATTEMPTS = 64
@@ -32,7 +32,7 @@ class Batch:
     step: int  # global step, from 0
     epoch: int  # of the run
     phase: int  # number of model.phases it belongs to; after the last, how many there are
-    slots: Slots  # where each sample lies, substitutes included; an epoch and an id seed what is random about a sample
+    slots: Places  # where each sample lies, substitutes included; an epoch and an id seed what is random about a sample
     inputs: Inputs  # rows of each field, see `fields`; `micro_batches` cuts them
     ids: np.ndarray  # uint64 [b]
     keys: list[str]
@@ -101,7 +101,7 @@ class BatchBuilder:
             step=step,
             epoch=int(self.mixture.epochs_at(step)),
             phase=phase,
-            slots=Slots(*np.array([row.place for row in rows]).T),
+            slots=Places(*np.array([row.place for row in rows]).T),
             inputs=inputs,
             ids=np.array([row.id for row in rows], dtype=np.uint64),
             keys=[row.key for row in rows],

@@ -19,7 +19,7 @@ from pretrain.stream.batches import Batch, BatchBuilder
 from pretrain.stream.fields.field import Field, Inputs
 from pretrain.stream.mixture import Alone, Mixed, Mixture
 from pretrain.stream.order import Order, canonical_streams
-from pretrain.stream.position import Anchor, Position
+from pretrain.stream.position import Position, ResumePoint
 from pretrain.stream.prefetch import NodeShards, Prefetcher
 from pretrain.stream.samples import check_first_shard, padding_of
 from pretrain.stream.shard_check import ShardCheck
@@ -138,7 +138,7 @@ class TrainStream:
             )
         self._build.ends = tuple(ends)
 
-    def _mixture(self, streams: int | None = None, anchor: Anchor | None = None) -> Mixture:
+    def _mixture(self, streams: int | None = None, anchor: ResumePoint | None = None) -> Mixture:
         settings = self.settings
         return make_mixture(self.sources, settings.seed, settings.global_batch, settings.window, streams, anchor)
 
@@ -274,11 +274,11 @@ def make_mixture(
     global_batch: int,
     window: int,
     streams: int | None = None,
-    anchor: Anchor | None = None,
+    anchor: ResumePoint | None = None,
 ) -> Mixture:
     """The order of a run over `sources`, from its start or from where it stands, with the C that it began with."""
     streams = streams or canonical_streams(global_batch)
-    start = anchor or Anchor(0, 0, ((0, 0),) * len(sources))
+    start = anchor or ResumePoint(0, 0, ((0, 0),) * len(sources))
     if len(sources) == 1:
         return Alone(Order(sources[0].corpus.counts, seed, streams, window), global_batch, start)
     orders = [

@@ -15,13 +15,13 @@ import numpy as np
 from data_tools.errors import UserError
 from pretrain.config.batch import check_world_size
 from pretrain.stream.order import Order
-from pretrain.stream.position import Anchor
+from pretrain.stream.position import ResumePoint
 from pretrain.stream.quotas import Quotas
 
 _REMEDY = "lower the global batch or pack more samples"
 
 
-class Slots(NamedTuple):
+class Places(NamedTuple):
     """The places of a batch's samples, int64 [b] each; see `Place`."""
 
     sources: np.ndarray
@@ -56,7 +56,7 @@ class Mixture(ABC):
     steps_per_epoch: int  # whole global batches, the same on every rank
     dropped: int  # samples of all sources that an epoch leaves out; which ones changes with the epoch
 
-    def __init__(self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, anchor: Anchor):
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, anchor: ResumePoint):
         self.orders, self.weights, self.global_batch, self.anchor = tuple(orders), tuple(weights), global_batch, anchor
         streams = max(order.streams for order in self.orders)
         if global_batch < 1 or global_batch % streams:
@@ -83,7 +83,7 @@ class Mixture(ABC):
     def _reached(self, source: int, step: int) -> tuple[int, int]:
         """What `_place` gives of a step that is not before the anchor's."""
 
-    def batch(self, step: int, world_size: int = 1, rank: int = 0) -> Slots:
+    def batch(self, step: int, world_size: int = 1, rank: int = 0) -> Places:
         """Rank `rank`'s slice of global batch `step`, global_batch / world_size samples.
 
         The sources lie evenly spread in the global batch, so that all ranks hold their share of each; within a source
@@ -95,7 +95,7 @@ class Mixture(ABC):
         places = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas])
         share = self.global_batch // world_size
         mine = np.argsort(places, kind="stable")[rank * share : (rank + 1) * share]
-        slots = Slots(sources[mine], *(np.empty(share, dtype=np.int64) for _ in range(3)))
+        slots = Places(sources[mine], *(np.empty(share, dtype=np.int64) for _ in range(3)))
         for source in np.unique(slots.sources).tolist():
             at = np.flatnonzero(slots.sources == source)
             start = int(mine[at[0]] - quotas[:source].sum())
@@ -103,10 +103,10 @@ class Mixture(ABC):
             slots.epochs[at], slots.shards[at], slots.indices[at] = part
         return slots
 
-    def anchor_at(self, step: int) -> Anchor:
+    def anchor_at(self, step: int) -> ResumePoint:
         """Where the run stands after `step` steps, from which it can go on with another global batch."""
         places = tuple(self._place(source, step) for source in range(len(self.orders)))
-        return Anchor(step, self.samples_seen(step), places)
+        return ResumePoint(step, self.samples_seen(step), places)
 
     def samples_seen(self, step: int) -> int:
         """Global samples consumed in `step` steps since the start of the run."""
@@ -145,7 +145,7 @@ class Mixture(ABC):
 class Alone(Mixture):
     """A single source: an epoch ends with a whole batch, and its tail is dropped."""
 
-    def __init__(self, order: Order, global_batch: int, anchor: Anchor):
+    def __init__(self, order: Order, global_batch: int, anchor: ResumePoint):
         super().__init__([order], [1.0], global_batch, anchor)
         if order.length < global_batch:
             raise UserError(
@@ -190,7 +190,12 @@ class Mixed(Mixture):
     samples are what the run calls an epoch."""
 
     def __init__(
-        self, orders: Sequence[Order], weights: Sequence[float], global_batch: int, epoch_samples: int, anchor: Anchor
+        self,
+        orders: Sequence[Order],
+        weights: Sequence[float],
+        global_batch: int,
+        epoch_samples: int,
+        anchor: ResumePoint,
     ):
         super().__init__(orders, weights, global_batch, anchor)
         for number, order in enumerate(self.orders):

@@ -13,7 +13,7 @@ _REMEDIES = {
 }
 
 
-class Anchor(NamedTuple):
+class ResumePoint(NamedTuple):
     """A point of a run from which its order goes on: optimizer steps and global samples up to here, and of every source
     the epoch it is in and the samples consumed of that epoch."""
 
@@ -39,9 +39,9 @@ class Position:
     sources: tuple[tuple[int, int], ...]  # of each: its epoch, global samples consumed of that epoch
 
     @property
-    def anchor(self) -> Anchor:
+    def anchor(self) -> ResumePoint:
         """The point from which the order goes on."""
-        return Anchor(self.step, self.samples_seen, self.sources)
+        return ResumePoint(self.step, self.samples_seen, self.sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the version of this layout."""

@@ -17,7 +17,7 @@ from data_tools.media.members import label
 from data_tools.progress import Progress
 from pretrain.evaluate.classes import shown
 from pretrain.evaluate.templates import load_classes
-from pretrain.process.agree import raise_on_all_ranks
+from pretrain.process.collectives import raise_on_all_ranks
 from pretrain.process.runtime import Runtime
 from pretrain.stream.loader import StreamSource
 from pretrain.stream.samples import read_sample

@@ -10,7 +10,7 @@ from data_tools.errors import UserError
 from pretrain.towers.files import few
 
 
-def settle_buffers(clip: nn.Module, name: str) -> tuple[str, ...]:
+def make_tables_non_persistent(clip: nn.Module, name: str) -> tuple[str, ...]:
     """Take the tables of whole numbers (positions, indices), which are built with the tower, out of the state of
     `clip`; returns their keys, under which exports have them all the same. `name`: the model's, for messages.
 

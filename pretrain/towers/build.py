@@ -17,7 +17,7 @@ from pretrain.towers.adapt.adapter import Adapter
 from pretrain.towers.adapt.compiling import CompiledTowers
 from pretrain.towers.adapt.order import merge
 from pretrain.towers.adapt.patch_dropout import replace_patch_dropout
-from pretrain.towers.buffers import settle_buffers
+from pretrain.towers.buffers import make_tables_non_persistent
 from pretrain.towers.clip import Clip, text_tower
 from pretrain.towers.cut import Rows
 from pretrain.towers.dropout import refuse_dropout, silence_dropout
@@ -56,7 +56,7 @@ class DualEncoder(Model):
         # The share of patches that is left out in each phase of the run, and after the last one; None where never.
         self.patch_shares: list[float | None] = [self.patch_dropout.prob or None if self.patch_dropout else None]
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
-        self.tables = settle_buffers(self.clip, spec.name)
+        self.tables = make_tables_non_persistent(self.clip, spec.name)
         self.rule = text_rule(self.clip, text_buckets)
         self.started: list[str] = []  # what build_model loaded, for the user
         self.bounded = {"clip.logit_scale": (0.0, MAX_LOGIT_SCALE)}

@@ -16,7 +16,7 @@ from pretrain.engine.committed import newest_intact
 from pretrain.engine.engine import Engine
 from pretrain.engine.state import TrainState
 from pretrain.engine.weights import CheckpointReader, describe, restore_optimizer
-from pretrain.process.agree import all_reduce_sum, gather
+from pretrain.process.collectives import all_reduce_sum, gather
 from pretrain.process.runtime import start
 from ranks import run_ranks
 

@@ -19,7 +19,7 @@ from pretrain.engine.checkpoint import Checkpoints, Extras
 from pretrain.engine.committed import Retention, newest_intact
 from pretrain.engine.resume import find_checkpoint, start_state
 from pretrain.engine.weights import CheckpointReader, restore_optimizer
-from pretrain.process.agree import all_reduce_sum
+from pretrain.process.collectives import all_reduce_sum
 from pretrain.process.runtime import start
 from pretrain.stream.fields.image import Image
 from pretrain.stream.loader import StreamSettings, TrainStream

@@ -18,7 +18,7 @@ from pretrain.engine.backward import backward
 from pretrain.engine.engine import Engine
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.tiles import gather_rows
-from pretrain.process.agree import all_reduce_sum
+from pretrain.process.collectives import all_reduce_sum
 from pretrain.process.runtime import start
 from ranks import run_ranks
 

@@ -5,7 +5,7 @@ import torch
 from pretrain.config.tree import OptimConfig
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.process import precision
-from pretrain.process.precision import Ability, settle
+from pretrain.process.precision import Ability, resolve
 from pretrain.process.runtime import start
 from ranks import run_ranks
 
@@ -19,8 +19,8 @@ def _rank(rank, world_size):
     weight.grad = torch.randn(24, 64)
     make_optimizer([{"params": [weight], "use_muon": True}], OptimConfig(name="muon"), device).step()
     recorded = "bf16" if rank == 0 else None  # a rank that cannot see the run folder
-    settled = [settle(asked, device, known) for asked, known in (("auto", None), ("bf16", None), ("auto", recorded))]
-    return settled, weight.detach()
+    resolved = [resolve(asked, device, known) for asked, known in (("auto", None), ("bf16", None), ("auto", recorded))]
+    return resolved, weight.detach()
 
 
 def test_ranks_agree_on_what_the_poorest_has():

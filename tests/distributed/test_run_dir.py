@@ -7,7 +7,7 @@ import socket
 import time
 
 from data_tools.errors import UserError
-from pretrain.process.agree import all_reduce_sum, raise_on_all_ranks
+from pretrain.process.collectives import all_reduce_sum, raise_on_all_ranks
 from pretrain.process.run_dir import claim_run_dir
 from pretrain.process.run_lock import LOCK
 from pretrain.process.runtime import start

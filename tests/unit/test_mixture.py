@@ -16,7 +16,7 @@ from pretrain.config.durations import ENDLESS
 from pretrain.stream.loader import StreamSource, source_streams
 from pretrain.stream.mixture import Alone, Mixed
 from pretrain.stream.order import Order
-from pretrain.stream.position import Anchor, Position
+from pretrain.stream.position import Position, ResumePoint
 from pretrain.stream.quotas import PERIOD, Quotas, largest_remainders
 from pretrain.stream.transform import ImageSettings
 from stream_corpora import characters, stream_of, write_corpus
@@ -26,7 +26,7 @@ SIZES = (5000, 700, 90)
 
 def mixture(sizes, weights, global_batch, anchor=None, seed=5, window=50):
     orders = [Order(np.array([size // 2, size - size // 2]), seed, source_streams(size, 16), window) for size in sizes]
-    start = anchor or Anchor(0, 0, ((0, 0),) * len(sizes))
+    start = anchor or ResumePoint(0, 0, ((0, 0),) * len(sizes))
     if len(sizes) == 1:
         return Alone(orders[0], global_batch, start)
     return Mixed(orders, weights, global_batch, sum(sizes), start)

@@ -20,7 +20,7 @@ from pretrain.stream import order as order_module
 from pretrain.stream.draw import Draw, Purpose
 from pretrain.stream.mixture import Alone
 from pretrain.stream.order import ATTEMPTS_IN_WINDOW, Order, canonical_streams, shuffled
-from pretrain.stream.position import Anchor, Position
+from pretrain.stream.position import Position, ResumePoint
 
 COUNTS = np.array([5, 11, 2, 30, 7])
 
@@ -34,7 +34,7 @@ class Epochs:
 
     def __init__(self, counts, seed, global_batch, window, streams=None):
         self.order = Order(counts, seed, streams or canonical_streams(global_batch), window)
-        self.mixture = Alone(self.order, global_batch, Anchor(0, 0, ((0, 0),)))
+        self.mixture = Alone(self.order, global_batch, ResumePoint(0, 0, ((0, 0),)))
         self.steps = self.mixture.steps_per_epoch
 
     def batch(self, epoch, step, world_size=1, rank=0):

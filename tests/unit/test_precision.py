@@ -11,9 +11,9 @@ from pretrain.config.tree import OptimConfig, RunConfig, TrainConfig
 from pretrain.engine.engine import deepspeed_config
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.evaluate.bench import in_precision
-from pretrain.job import settle_precision
+from pretrain.job import resolve_precision
 from pretrain.process import precision
-from pretrain.process.precision import Ability, settle
+from pretrain.process.precision import Ability, resolve
 from pretrain.process.runtime import Runtime
 from pretrain.report.provenance import resolved
 from pretrain.tasks import ClassifyConfig, ContrastiveConfig
@@ -100,11 +100,11 @@ def test_a_gpu_that_emulates_does_not_count(monkeypatch, capability, units):
 )
 def test_all_ranks_take_what_the_poorest_has(ranks, asked, recorded, devices, taken, said, warned):
     ranks(*devices)
-    settled = settle(asked, CPU, recorded)
-    assert settled.precision == taken
-    assert settled.lines[0].startswith(f"precision: {taken} on {devices[0].name} (")
-    assert said in settled.lines[0]
-    warning = "\n".join(settled.lines[1:])
+    resolved = resolve(asked, CPU, recorded)
+    assert resolved.precision == taken
+    assert resolved.lines[0].startswith(f"precision: {taken} on {devices[0].name} (")
+    assert said in resolved.lines[0]
+    warning = "\n".join(resolved.lines[1:])
     assert (warned in warning) if warned else not warning
 
 
@@ -119,7 +119,7 @@ def test_a_resume_keeps_the_precision_of_the_newest_checkpoint(ranks, tmp_path, 
     config = kind(run=RunConfig(str(tmp_path)))
     runtime = Runtime(0, 1, 0, CPU, 1)
     ranks(FAST)
-    started = settle_precision(config, runtime)
+    started = resolve_precision(config, runtime)
     assert started.train.precision == "bf16"
     for step, text in ((2, dump_config(dataclasses.replace(config, train=TrainConfig(precision="fp32")))),
                        (4, resolved(started)), (6, "train: [1")):  # fmt: skip
@@ -129,18 +129,18 @@ def test_a_resume_keeps_the_precision_of_the_newest_checkpoint(ranks, tmp_path, 
         (folder / "config.yaml").write_text(text)
     ranks(SLOW)
     capsys.readouterr()
-    assert settle_precision(config, runtime) == started
+    assert resolve_precision(config, runtime) == started
     said = capsys.readouterr().out
     assert "precision: bf16" in said
     assert "90 times" in said
     own = dataclasses.replace(config, train=TrainConfig(precision="fp32"))
-    assert settle_precision(own, runtime).train.precision == "fp32"
+    assert resolve_precision(own, runtime).train.precision == "fp32"
 
 
-def test_what_nobody_settled_is_no_precision():
-    with pytest.raises(ValueError, match="'auto' is not settled"):
+def test_what_nobody_resolved_is_no_precision():
+    with pytest.raises(ValueError, match="'auto' is not resolved"):
         deepspeed_config(OptimConfig(), TrainConfig(), 1, 10)
-    with pytest.raises(ValueError, match="not settled"):
+    with pytest.raises(ValueError, match="not resolved"):
         in_precision(lambda *_: None, CPU, "auto")({}, frozenset())
 
 

@@ -192,11 +192,11 @@ import json, pathlib, pickle, re, sys, time
 from data_tools.corpus import open_corpus
 from pretrain.stream.mixture import Alone
 from pretrain.stream.order import Order
-from pretrain.stream.position import Anchor
+from pretrain.stream.position import ResumePoint
 began = time.process_time()
 corpus = open_corpus(sys.argv[1])
 order = Order(corpus.counts, 7, 64, 16384)
-slots = Alone(order, 32768, Anchor(0, 0, ((0, 0),))).batch(17_000, 64, 5)
+slots = Alone(order, 32768, ResumePoint(0, 0, ((0, 0),))).batch(17_000, 64, 5)
 seconds = time.process_time() - began
 # Not getrusage, which counts what the process that forked this one held.
 peak = int(re.search(r"VmHWM:\\s+([0-9]+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024

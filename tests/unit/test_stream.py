@@ -234,10 +234,10 @@ def test_an_account_settles_every_step_once():
     bad = [BadSample("s.tar", 3, "k", kind, "") for kind in ("damaged", "no_image")]
     for step, found in enumerate(([], bad, bad[:1])):
         account.add(step, 8, found)
-    first, second = account.settle(2), account.settle(3)
+    first, second = account.pop_counts(2), account.pop_counts(3)
     assert (first.given, first.by_kind, first.by_shard) == (16, {"damaged": 1, "no_image": 1}, {"s.tar": 2})
     assert (second.given, second.by_kind) == (8, {"damaged": 1})
-    assert account.settle(3).given == 0
+    assert account.pop_counts(3).given == 0
 
 
 def test_a_later_shard_of_another_kind_fails_at_once_with_its_keys(tmp_path):

@@ -1,4 +1,4 @@
-"""Agreement between ranks: a sum, everybody's value, one fault for all."""
+"""Collectives of values on the host: a sum, everybody's value, one fault for all."""
 
 from __future__ import annotations
 
