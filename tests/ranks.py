@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 _MUON = "deepspeed.runtime.zero.muon.muon_optimizer"  # the first engine imports it, and with it the compiler: 4 s
 _PRELOAD = ["torch", "torch.distributed", "open_clip", "deepspeed", _MUON, "torch.utils.tensorboard"]
 _CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # loader workers of the tests themselves are born so too
 _GRACE = 5.0  # seconds that the other ranks get to report after the first one failed
 
 
@@ -93,9 +94,12 @@ def _start_server(context) -> None:
     context.set_forkserver_preload(_PRELOAD)
     before = {name: os.environ.get(name) for name in _CPU_ONLY}
     os.environ.update(_CPU_ONLY)  # the server imports torch and deepspeed under these
+    resource_tracker.ensure_running()  # which unblocks signals where it is started
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -137,6 +141,7 @@ def _collect(ranks: list, folder: Path, timeout: float) -> list[Any]:
 
 def _rank_main(rank: int, world_size: int, call: bytes, folder: str, environment: dict, timeout: float) -> None:
     gc.freeze()  # what the server imported: ZeRO-3 collects garbage, a second and a half each time over all of torch
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     signal.alarm(int(timeout) + 30)  # ends this rank even where pytest itself was killed
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # as launchers say; nobody calls there

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,7 @@ def _start_server(build: Callable[[int], Any] | None) -> None:
     """
     preload = [*_PRELOAD, *getattr(build, "modules", ())]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+    resource_tracker.ensure_running()  # the server's start begins with it, and its own start unblocks signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = _REPOSITORY + (os.pathsep + path if path else "")

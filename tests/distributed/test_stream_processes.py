@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +109,10 @@ def test_an_abandoned_stream_ends_its_workers(corpus):
 def test_workers_survive_signals_meant_for_their_rank(corpus):
     with stream_of(corpus, **SETTINGS, workers=2) as stream:
         iterator = stream.iterate(0)
-        next(iterator)
-        for pid in worker_pids():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for half in (0, 1):  # before a worker runs its first line, and while it works
+            for pid, number in product(worker_pids(), (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
                 os.kill(pid, number)
-        assert [batch.step for batch in islice(iterator, 9)] == list(range(1, 10))
+            assert [batch.step for batch in islice(iterator, 9)] == list(range(9 * half, 9 * half + 9))
 
 
 def test_a_killed_worker_is_a_clear_error(corpus):
