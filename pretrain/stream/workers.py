@@ -57,6 +57,9 @@ def close_at_exit(owner: Any) -> None:
 def _close_all() -> None:
     for owner in list(_open):
         owner.close()
+    for process in multiprocessing.active_children():  # of a loader that a traceback still holds
+        if process.daemon:
+            process.kill()
 
 
 class BatchIterator(Iterator[Any]):

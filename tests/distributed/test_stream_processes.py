@@ -173,6 +173,17 @@ def test_a_script_named_pretrain_is_not_run_again_by_workers(corpus, tmp_path, r
     assert wait_until_gone([int(pid) for pid in output.split("workers")[1].split()]) == []
 
 
+def test_a_killed_worker_does_not_hold_up_the_end(corpus, tmp_path, repo_root):
+    end = "import os; os.kill(multiprocessing.active_children()[0].pid, 9); list(batches)"
+    process = start_script(corpus, tmp_path, repo_root, end)
+    try:
+        output, _ = process.communicate(timeout=60)  # the traceback holds the loader, and with it the other worker
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert wait_until_gone([int(pid) for pid in output.split("workers")[1].split()]) == []
+
+
 def test_workers_die_with_a_killed_parent(corpus, tmp_path, repo_root):
     process = start_script(corpus, tmp_path, repo_root, end="import time; time.sleep(300)")
     try:
