@@ -102,7 +102,8 @@ TOYS = ("guess", "doubt")
 
 def inputs(model, absent=True):
     """The global batch; `absent`: texts are missing of some pairs and of the whole last quarter, labels of the last
-    half. The slots that hold a word, and the words that are hidden, are more with every sample."""
+    half, teachers of the first quarter's images. The slots that hold a word, and the words that are hidden, are more
+    with every sample."""
     images, tokens = tiny.batch(model, PAIRS)
     g = torch.Generator().manual_seed(5)
     image, text = identities(PAIRS).unbind(1)
@@ -119,7 +120,7 @@ def inputs(model, absent=True):
         whole[f"teacher_{field}"] = {"values": F.normalize(torch.randn(PAIRS, TEACHER, generator=g), dim=-1)}
     if absent:
         here = torch.arange(PAIRS)
-        whole["teacher_image"]["present"] = here % 5 != 1
+        whole["teacher_image"]["present"] = (here >= PAIRS // 4) & (here % 5 != 1)  # a quarter is a whole rank of four
         whole["text"]["present"] = (here < 3 * PAIRS // 4) & (here != 2) & (here != 5)
         whole["label"]["present"] = here < PAIRS // 2
         hidden &= whole["text"]["present"][:, None]
