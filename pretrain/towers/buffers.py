@@ -1,4 +1,4 @@
-"""Buffers of towers. A checkpoint holds parameters alone, so what else a tower remembers must follow from its
+"""Buffers of towers and heads. A checkpoint holds parameters alone, so what else these remember must follow from their
 architecture."""
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from data_tools.errors import UserError
 from pretrain.towers.files import few
 
 
-def make_tables_non_persistent(clip: nn.Module, name: str) -> tuple[str, ...]:
-    """Take the tables of whole numbers (positions, indices), which are built with the tower, out of the state of
-    `clip`; returns their keys, under which exports have them all the same. `name`: the model's, for messages.
+def make_tables_non_persistent(module: nn.Module, name: str, remedy: str = "use a ViT or ConvNeXt") -> tuple[str, ...]:
+    """Take the tables of whole numbers (positions, indices), which are built with the module, out of its state; returns
+    their keys, under which exports have them all the same. `name`: what it is, for messages.
 
     Raises:
-        UserError: a buffer of other numbers that belongs to the tower's state: a run could not be resumed.
+        UserError: a buffer of other numbers that belongs to the state: a run could not be resumed.
     """
     tables, others = [], []
-    for path, module in clip.named_modules():
-        for own, buffer in module._buffers.items():
-            if buffer is None or own in module._non_persistent_buffers_set:
+    for path, part in module.named_modules():
+        for own, buffer in part._buffers.items():
+            if buffer is None or own in part._non_persistent_buffers_set:
                 continue
             key = f"{path}.{own}" if path else own
             if buffer.is_floating_point() or buffer.is_complex():
                 others.append(key)
                 continue
-            module._non_persistent_buffers_set.add(own)
+            part._non_persistent_buffers_set.add(own)
             tables.append(key)
     if others:
         raise UserError(
-            f"model {name} keeps numbers that are no parameters",
+            f"{name} keeps numbers that are no parameters",
             got=few(others),
-            expected="towers whose checkpoints are their parameters",
-            remedy="use a ViT or ConvNeXt",
+            expected="one whose checkpoint is its parameters",
+            remedy=remedy,
         )
     return tuple(tables)
 

@@ -56,7 +56,7 @@ class DualEncoder(Model):
         # The share of patches that is left out in each phase of the run, and after the last one; None where never.
         self.patch_shares: list[float | None] = [self.patch_dropout.prob or None if self.patch_dropout else None]
         self.silenced = silence_dropout(self.clip)  # what was set to 0, for the user
-        self.tables = make_tables_non_persistent(self.clip, spec.name)
+        self.tables = make_tables_non_persistent(self.clip, f"model {spec.name}")
         self.rule = text_rule(self.clip, text_buckets)
         self.started: list[str] = []  # what build_model loaded, for the user
         self.bounded = {"clip.logit_scale": (0.0, MAX_LOGIT_SCALE)}

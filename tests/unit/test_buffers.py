@@ -8,9 +8,13 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 import checkpoints
 import tiny
 from data_tools.errors import UserError
+from pretrain.config.registry import Entry
 from pretrain.engine.reader import CheckpointReader
 from pretrain.engine.weights import load_trained
 from pretrain.towers.build import DualEncoder
+from pretrain.towers.heads import HEADS, ProjectionConfig
+from pretrain.towers.heads.equip import Equipment
+from pretrain.towers.heads.projection import Projection
 from pretrain.towers.initialise import initialise
 from pretrain.towers.spec import resolve_spec
 from text_towers import CONFIGS, architecture
@@ -87,3 +91,18 @@ def test_other_numbers_beside_the_parameters_are_refused():
     """A tower of timm whose transform is a buffer of floats: `load_state_dict` would miss it at the resume."""
     with pytest.raises(UserError, match=r"that are no parameters; got visual\.trunk\.stem_dct\..*weights"):
         tiny.build(vision_cfg=TIMM | {"timm_model_name": "csatv2", "image_size": 512})
+
+
+class Normed(Projection):
+    """With running statistics."""
+
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
+        self.norm = torch.nn.BatchNorm1d(4)
+
+
+def test_a_head_keeps_nothing_that_a_checkpoint_would_lack(monkeypatch):
+    monkeypatch.setitem(HEADS, "projection", Entry(ProjectionConfig, f"{__name__}:Normed"))
+    heads = {"it": ProjectionConfig()}
+    with pytest.raises(UserError, match=r"head it keeps .* norm.running_mean.*persistent=False"):
+        Equipment({"teacher_image": "stored"}, {"teacher_image": 7}, heads).give(tiny.build(), seed=0)

@@ -11,6 +11,7 @@ import torch
 
 from data_tools.errors import UserError, shown
 from pretrain.config.check import settings_of
+from pretrain.towers.buffers import make_tables_non_persistent
 from pretrain.towers.heads import HEADS, HeadConfig
 from pretrain.towers.model import STORED, Model
 
@@ -28,13 +29,15 @@ class Equipment:
 
     def give(self, model: Model, seed: int) -> None:
         """Equip `model`. The weights of each head follow from `seed` and its name alone. Raises UserError where its
-        encoders have not what a head needs."""
+        encoders have not what a head needs, or a head keeps what a checkpoint would lack."""
         model.encoder_of |= self.encoder_of
         model.sizes |= self.sizes
         for name, settings in self.heads.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed((seed << 32 ^ crc32(name.encode())) % 2**63)
-                model.heads[name] = HEADS[settings.type].load()(settings, model)
+                head = HEADS[settings.type].load()(settings, model)
+            make_tables_non_persistent(head, f"head {name}", "register its buffers with persistent=False")
+            model.heads[name] = head
 
     def described(self) -> dict[str, Any]:
         """What model.json says of it, for `equipment_in`; nothing where there is none."""
