@@ -94,7 +94,8 @@ def test_ranks_whose_launcher_was_killed_save_and_end(workspace):
 
 
 def test_an_interrupt_reaches_ranks_and_launcher_and_is_one_request(workspace):
-    """As Ctrl-C on a terminal: the whole group gets it, and the launcher passes it on to the ranks as SIGTERM."""
+    """As Ctrl-C on a terminal: the whole group gets it, and the launcher passes it on to the ranks as SIGTERM.
+    Whichever of the two a rank sees first names the stop."""
     folder = workspace / "interrupted"
     words = runs.command(workspace, folder, "train.duration=100000 steps", "checkpoint.every=null", ranks=2)
     _, output = runs.run_until(words, folder, 3, signal.SIGINT)
@@ -103,7 +104,8 @@ def test_an_interrupt_reaches_ranks_and_launcher_and_is_one_request(workspace):
     while runs.status(folder)["state"] == "running" and time.monotonic() < deadline:
         time.sleep(0.2)
     status = runs.status(folder)
-    assert (status["state"], status["reason"]) == ("stopped", "SIGINT")
+    assert status["state"] == "stopped"
+    assert status["reason"] in ("SIGINT", "SIGTERM")
     assert status["checkpoint"].endswith(f"step-{status['step']:09d}")
     assert status["seconds_left"] is None
 
