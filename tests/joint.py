@@ -77,6 +77,8 @@ class Guess:
 class Doubt:
     """What keeps the learned weight from falling to 0: it counts once."""
 
+    reads = frozenset()
+
     def loss(self, rows, shared, facts):
         return shared["doubt"].sum()
 

@@ -1,11 +1,11 @@
 """The one way from a batch to gradients, for every objective, with or without a gradient cache.
 
 What objectives over the whole batch ask of a row is known only once all rows are, so a batch of several micro-batches
-runs twice (GradCache, arXiv 2101.06983): all rows without a graph; the losses, which give the gradient of every row;
-then each micro-batch again with a graph, which hands these on. Losses of single samples need no such pass: they are
-taken where their micro-batch has its graph. Gradients are those of one forward of the whole batch: they are summed,
-what the losses over the batch ask of shared scalars counts once, and the second pass replays the first one's random
-numbers.
+runs twice (GradCache, arXiv 2101.06983): the rows that are compared, without a graph; the losses, which give the
+gradient of each; then every micro-batch again, whole and with a graph, which hands these on. Losses of single samples
+need no such pass: they are taken where their micro-batch has its graph. Gradients are those of one forward of the whole
+batch: they are summed, what the losses over the batch ask of shared scalars counts once, and the second pass replays
+the first one's random numbers.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class _Step:
             else:
                 self.over[name] = weighted.objective
         self.mining = {name: objective for name, objective in self.per.items() if isinstance(objective, Mining)}
+        compared = [objective.reads for objective in self.over.values()]
+        self.reads = frozenset[str]().union(*compared, *(objective.reads for objective in self.mining.values()))
         # Heads that give rows to losses over the batch are asked with the rows; the others where there is a graph.
         self.first = frozenset[str]().union(*(getattr(objective, "wants", ()) for objective in self.over.values()))
         self.want = wanted(objectives)
@@ -109,7 +111,7 @@ class _Step:
         return functools.reduce(operator.add, terms)
 
     def cached(self) -> None:
-        """All rows, the losses over them, and every micro-batch again."""
+        """The rows that are compared, the losses over them, and every micro-batch again."""
         rows, shared, sizes, states = self._first_pass()
         facts = to_device(_facts(self.parts), self.engine.device)
         with profiled("loss"):
@@ -129,19 +131,22 @@ class _Step:
 
     @torch.no_grad()
     def _first_pass(self) -> tuple[Tensors, Tensors, list[int], list[tuple]]:
-        """Rows of all parts and the shared scalars, as leaves; rows of each part; the random states before each."""
+        """Rows of all parts and the shared scalars, as leaves; rows of each part, if any; the random states before
+        each."""
         outputs, states = [], []
         for inputs in self.parts:
             states.append(_rng_state(self.engine.device))
-            outputs.append(self.engine(to_device(inputs, self.engine.device), self.first))
+            read = {field: own for field, own in inputs.items() if field in self.reads}
+            outputs.append(self.engine(to_device(read, self.engine.device), self.first))
         rows = {field: torch.cat([output["rows"][field] for output in outputs]) for field in outputs[0]["rows"]}
         shared = {name: value.clone() for name, value in outputs[-1]["shared"].items()}
-        sizes = [len(next(iter(output["rows"].values()))) for output in outputs]
+        sizes = [len(next(iter(output["rows"].values()), ())) for output in outputs]
         return _leaves(rows), _leaves(shared), sizes, states
 
     def _replay(self, inputs: Inputs, row_grads: Tensors, shared_grads: Tensors, state: tuple) -> None:
         _set_rng_state(self.engine.device, state)
-        inputs = to_device(inputs, self.engine.device)
+        in_order = sorted(inputs, key=lambda field: field not in self.reads)  # of the first pass and its random numbers
+        inputs = to_device({field: inputs[field] for field in in_order}, self.engine.device)
         outputs = self.engine(inputs, self.want)
         pairs = [(outputs["rows"][field], grad) for field, grad in row_grads.items()]
         # The zero-weighted scalars keep the graph alike on every micro-batch, which ZeRO-3 needs.

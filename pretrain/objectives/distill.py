@@ -58,6 +58,7 @@ class RelationalDistillation:
 
     def __init__(self, settings: RelationalDistillationConfig):
         self.settings = settings
+        self.reads = frozenset(settings.fields + settings.teachers)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`."""
@@ -84,6 +85,7 @@ class InteractiveContrastive:
             (text, projection_of(text, teacher_text), teacher_image),
         )
         self.wants = frozenset(head for _, head, _ in self._ways)
+        self.reads = frozenset(settings.fields + settings.teachers)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`."""

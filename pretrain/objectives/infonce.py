@@ -31,6 +31,7 @@ class InfoNCE:
 
     def __init__(self, settings: InfoNCEConfig):
         self.settings = settings
+        self.reads = frozenset(settings.fields)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`."""

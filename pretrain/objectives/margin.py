@@ -27,6 +27,7 @@ class Margin:
 
     def __init__(self, settings: MarginConfig):
         self.settings = settings
+        self.reads = frozenset(settings.fields)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`."""

@@ -28,6 +28,7 @@ class Match:
     pairings by the names of their fields, `image+text` and so on. `name`: the objective's own."""
 
     wants = frozenset({HEAD})
+    reads = frozenset(FIELDS)
 
     def __init__(self, settings: MatchConfig, name: str):
         self.settings, self.name = settings, name

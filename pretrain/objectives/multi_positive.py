@@ -33,6 +33,7 @@ class MultiPositive:
 
     def __init__(self, settings: MultiPositiveConfig):
         self.settings = settings
+        self.reads = frozenset(settings.fields)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`; every row has an `identity`."""

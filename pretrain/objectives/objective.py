@@ -23,6 +23,8 @@ class OverBatch(Protocol):
     """A loss over the rows of the whole global batch. Where it asks for rows that heads give, these stand in its
     `wants`, a frozenset of their names."""
 
+    reads: frozenset[str]  # the fields whose rows it compares: a gradient cache's first pass encodes no others
+
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """This rank's share, 0-dim, whose mean over ranks is the global batch's.
 
@@ -53,6 +55,8 @@ class PerSample(Protocol):
 @runtime_checkable
 class Mining(Protocol):
     """What a loss of single samples has as well to get hard negatives. It is made with its own name, `NAME`."""
+
+    reads: frozenset[str]  # the fields whose rows it mines by
 
     def mine(self, rows: Tensors, facts: Facts, draw: Draw) -> Tensors:
         """`{field: int64 [b]}`, numbers of rows of the global batch; collective.

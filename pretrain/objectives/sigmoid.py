@@ -27,6 +27,7 @@ class Sigmoid:
 
     def __init__(self, settings: SigmoidConfig):
         self.settings = settings
+        self.reads = frozenset(settings.fields)
 
     def loss(self, rows: Tensors, shared: Tensors, facts: Facts) -> torch.Tensor:
         """See `OverBatch`."""

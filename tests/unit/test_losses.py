@@ -129,6 +129,8 @@ def test_an_objective_that_mines_is_told_its_name(monkeypatch):
     """It is in the names of the fields that it gets."""
 
     class Mining:
+        reads = frozenset()
+
         def __init__(self, settings, name):
             self.name = name
 

@@ -140,6 +140,7 @@ def test_activations_are_of_what_the_fields_of_a_task_bring():
 
     class Mines:
         wants = frozenset()
+        reads = frozenset({"image"})
 
         def mine(self, rows, facts, draw):
             return {"image": torch.arange(len(rows["image"]))}
