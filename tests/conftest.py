@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing under test may reach for the hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other's core take ten times as long
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
