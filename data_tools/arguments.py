@@ -18,10 +18,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(options: argparse.Namespace, **least: int) -> None:
-    """Raises UsageError for the first of these options, by their names in `options`, whose number is too small."""
+    """Raises UsageError for the first of these options, by their names in `options`, whose number is too small; those
+    left out are not."""
     for name, number in least.items():
         found = getattr(options, name)
-        if found < number:
+        if found is not None and found < number:
             raise UsageError(f"--{name.replace('_', '-')} is too small", got=found, expected=f"{number} or more")
 
 

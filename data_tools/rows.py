@@ -1,14 +1,12 @@
 """`python -m data_tools rows`: what became of every input row of a pack, as a table."""
 
 import argparse
-import csv
-import io
 import itertools
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError, shown
+from data_tools.errors import UsageError, shown
+from data_tools.listing import check_output, text_of, write_rows
 
 EXAMPLES = """examples:
   python -m data_tools rows shards/ --status skipped                 # which rows were left out, and why
@@ -19,7 +17,6 @@ EXAMPLES = """examples:
 `pack` keeps one row per input row, packed or skipped, in the .parquet beside each shard."""
 
 _DEFAULT = ("source", "status", "error_class", "error", "label", "captions")
-_SUFFIXES = (".csv", ".jsonl")
 _WIDTH = 60
 
 
@@ -41,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.limit is not None and args.limit <= 0:
         raise UsageError("--limit is not positive", got=args.limit)
-    if args.output and args.output.suffix.lower() not in _SUFFIXES:
-        raise UsageError("--output has another suffix", got=args.output.name, expected=" ".join(_SUFFIXES))
+    if args.output:
+        check_output(args.output)
     columns = args.columns.split(",") if args.columns else None
     wanted = dict(_pair(pair) for pair in args.where or ())
     for name in [*(columns or ()), *wanted]:
@@ -50,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"no column {name!r}", expected=", ".join(SCHEMA.names))
     if args.status:
         wanted["status"] = args.status
-    rows = (row for row in read_accounts(args.folder) if all(_text(row[name]) == wanted[name] for name in wanted))
+    rows = (row for row in read_accounts(args.folder) if all(text_of(row[name]) == wanted[name] for name in wanted))
     if args.output:
-        count = _write(args.output, columns or SCHEMA.names, itertools.islice(rows, args.limit))
+        count = write_rows(args.output, columns or SCHEMA.names, itertools.islice(rows, args.limit))
         print(f"wrote {count} rows to {shown(args.output)}")
         return 0
     limit = args.limit or 50
@@ -71,38 +68,9 @@ def _pair(pair: str) -> tuple[str, str]:
     return name, value
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
-
-
 def _table(rows: list[dict], columns: list[str]) -> Iterator[str]:
     """Lines of a table with a header; every cell on one line, cut where it is long."""
-    cells = [[shown(_text(row[name]), _WIDTH) for name in columns] for row in rows]
+    cells = [[shown(text_of(row[name]), _WIDTH) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells] if rows else []:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-
-
-def _write(path: Path, columns: list[str], rows: Iterator[dict]) -> int:
-    from data_tools.format.commit import atomic_write
-
-    if not path.parent.is_dir():
-        raise UserError(f"no folder {path.parent}", remedy="make it, or name another file with --output")
-    as_csv, count = path.suffix.lower() == ".csv", 0
-    with atomic_write(path) as file:
-        if as_csv:
-            file.write(_csv_line(columns))
-        for row in rows:
-            values = {name: row[name] for name in columns}
-            json_line = json.dumps(values, ensure_ascii=False) + "\n"
-            file.write(_csv_line(map(_text, values.values())) if as_csv else json_line.encode())
-            count += 1
-    return count
-
-
-def _csv_line(cells: Iterable[str]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line).writerow(cells)
-    return line.getvalue().encode()

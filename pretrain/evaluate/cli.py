@@ -129,7 +129,7 @@ def _add_settings(words: Parser) -> None:
 def _settings(options: argparse.Namespace) -> EvaluatorConfig:
     """Of the evaluator that --task names."""
     kind = EVALUATORS[options.task].settings
-    at_least(options, **({} if options.loss_batch is None else {"loss_batch": 2}))
+    at_least(options, loss_batch=2)
     given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     known = {name: [one.name for one in fields(entry.settings)] for name, entry in EVALUATORS.items()}
     for name in given:
