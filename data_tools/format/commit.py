@@ -1,5 +1,6 @@
 """Files that are either whole or absent: temporary file, fsync, rename, fsync of the folder."""
 
+import fcntl
 import os
 import re
 import secrets
@@ -8,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
+from data_tools.errors import UserError
+
+_TEMPORARY = re.compile(r"^\.(.+)\.[0-9a-f]{12}\.tmp$")
 
 
 @contextmanager
@@ -32,6 +35,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder of shards against a second writer; the kernel lets go of it when this process dies. Raises
+    UserError when another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        remedy = "wait for it, or choose another folder"
+        raise UserError(f"another command is writing into {folder}", remedy=remedy) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -41,9 +61,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Delete what killed writers left in `folder`; the caller holds whatever lock keeps live writers out."""
-    stale = [entry.path for entry in os.scandir(folder) if _TEMPORARY.match(entry.name)]
+def remove_temporaries(folder: Path, of: str = "") -> int:
+    """Delete what killed writers left in `folder` of files whose names end with `of`; the caller keeps live writers of
+    such files out."""
+    stale = [entry.path for entry in os.scandir(folder) if (m := _TEMPORARY.match(entry.name)) and m[1].endswith(of)]
     for path in stale:
         os.unlink(path)
     return len(stale)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from data_tools.errors import UserError, shown
 from data_tools.format import MAX_SHARDS
@@ -36,7 +37,8 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a packed folder holds; `classes` are the class names in the order of the labels."""
+    """What a packed folder holds; `classes` are the class names in the order of the labels, `columns` what lies beside
+    every shard, by name: see `data_tools.columns`."""
 
     config: dict
     config_digest: str
@@ -44,11 +46,15 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     classes: tuple[str, ...] = ()
     totals: dict = field(default_factory=dict)
+    columns: dict = field(default_factory=dict)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Commit the manifest of a folder; its shards must be committed before."""
-    text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=1, ensure_ascii=False)
+    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    if not manifest.columns:  # packs keep the bytes that they had before there were any
+        del content["columns"]
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     with atomic_write(folder / FILE_NAME) as file:
         file.write(text.encode() + b"\n")
 
@@ -83,6 +89,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         shards = tuple(ShardRecord(**shard) for shard in content["shards"])
         fields = {name: content[name] for name in ("config", "config_digest", "schema", "totals")}
         fields["classes"] = tuple(content["classes"])
+        fields["columns"] = content.get("columns", {})
     except (KeyError, TypeError) as error:
         raise UserError(f"manifest {name} lacks or misspells a field", got=error, remedy="pack again") from None
     except ValueError as error:
@@ -119,7 +126,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_table(value: object) -> bool:
+def _is_table(value: object) -> TypeGuard[dict]:
     return isinstance(value, dict)
 
 
@@ -134,6 +141,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "config_digest": ("a text", _is_text),
     "schema": ("an object", _is_table),
     "totals": ("an object", _is_table),
+    "columns": ("an object of objects", lambda value: _is_table(value) and all(map(_is_table, value.values()))),
     "classes": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
     "shards": ("a list of objects", lambda value: isinstance(value, list) and all(map(_is_table, value))),
 }

@@ -1,16 +1,12 @@
 """Packing a plan: keep what is committed, write the rest in parallel, commit the manifest last."""
 
-import fcntl
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
-from data_tools.format.commit import atomic_write, remove_temporaries, sync_folder
+from data_tools.format.commit import atomic_write, exclusive, remove_temporaries, sync_folder
 from data_tools.format.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, write_manifest
 from data_tools.pack.accounts import SCHEMA, committed_record, remove_orphans
 from data_tools.pack.plan import Plan
@@ -39,7 +35,7 @@ def run_plan(plan: Plan, folder: Path, workers: int) -> Report:
     Raises UserError when the folder holds shards of another plan or another pack is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder):
+    with exclusive(folder):
         _claim(folder, plan)
         remove_temporaries(folder)
         remove_orphans(folder)
@@ -53,7 +49,7 @@ def run_plan(plan: Plan, folder: Path, workers: int) -> Report:
         shards = [record for record in records.values() if record]
         report = _report(shards, kept)
         if report.samples:
-            write_manifest(_manifest(plan, shards, report), folder)
+            write_manifest(_manifest(plan, shards, report, _columns(folder, shards)), folder)
         else:
             _leave_accounts(folder, names)
         (folder / PLAN_NAME).unlink(missing_ok=True)
@@ -67,21 +63,6 @@ def _leave_accounts(folder: Path, names: list[str]) -> None:
     for name in names:
         for suffix in (".idx", ".tar"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second pack; the kernel lets go of it when this process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(
-            f"another pack is writing into {folder}", remedy="wait for it, or choose another folder"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _claim(folder: Path, plan: Plan) -> None:
@@ -141,7 +122,15 @@ def _report(shards: list[ShardRecord], kept: int) -> Report:
     return Report(len(shards), kept, samples, rows, size, dict(sorted(skipped.items())))
 
 
-def _manifest(plan: Plan, shards: list[ShardRecord], report: Report) -> Manifest:
+def _columns(folder: Path, shards: list[ShardRecord]) -> dict:
+    """Of shards that stayed as they were."""
+    if not (folder / FILE_NAME).exists():
+        return {}
+    before = read_manifest(folder / FILE_NAME)
+    return before.columns if before.shards == tuple(shards) else {}
+
+
+def _manifest(plan: Plan, shards: list[ShardRecord], report: Report, columns: dict) -> Manifest:
     totals = {"samples": report.samples, "rows": report.rows, "bytes": report.bytes, "skipped": report.skipped}
     schema = {field.name: str(field.type) for field in SCHEMA}
-    return Manifest(plan.config, plan.digest, schema, tuple(shards), plan.source.labels or (), totals)
+    return Manifest(plan.config, plan.digest, schema, tuple(shards), plan.source.labels or (), totals, columns)

@@ -207,7 +207,7 @@ def test_two_packs_do_not_write_into_one_folder(tmp_path):
     descriptor = os.open(tmp_path / "shards", os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert "another pack is writing" in data_tools("pack", photos, tmp_path / "shards", ok=False).stderr
+        assert "another command is writing" in data_tools("pack", photos, tmp_path / "shards", ok=False).stderr
     finally:
         os.close(descriptor)
     data_tools("pack", photos, tmp_path / "shards")

@@ -1,0 +1,1 @@
+"""Hashes of pictures: of their bytes, and of what they look like."""
