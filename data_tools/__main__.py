@@ -12,6 +12,8 @@ VERBS = {
     "index": ("data_tools.index", "write the index of tars made by other tools"),
     "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
     "rows": ("data_tools.rows", "what became of every input row of a pack"),
+    "hash": ("data_tools.hashing.command", "hashes of every picture, as a column beside each shard"),
+    "dedup": ("data_tools.dedup.command", "find copies and near-copies of pictures by the column of hashes"),
     "preview": ("data_tools.preview", "a contact sheet of images with captions, PNG or HTML"),
     "plan-stream": ("data_tools.plan_stream", "what training on shards will fetch, keep and shuffle"),
     "scenes": ("data_tools.scenes.command", "generate a captioned corpus of coloured shapes"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_tools.arguments import Parser
 from data_tools.errors import UsageError
+from data_tools.parallel import available_cores
 from pretrain.config.reading import load_config
 from pretrain.config.tree import PRECISIONS
 from pretrain.engine.places import check_architecture, check_corpus, check_output
@@ -35,6 +36,10 @@ _EXAMPLES = """examples:
     python launch/benchmark.py step --model ViT-B-32 --batch 256
   FLOPs, peak memory and time of the losses beside open_clip's
     python launch/benchmark.py loss
+  seconds and memory of the search for near-copies of pictures
+    python launch/benchmark.py dedup --hashes 1000000 10000000 --radii 2 3 4 5
+  which planted copies of a folder's pictures are found, by kind and radius
+    python launch/benchmark.py copies --pictures PHOTOS/images
 
 open_clip's trainer runs in an environment of its own, made on first use in .peers/open_clip. It reads one caption per
 sample: pack the shards with `--pairs`."""
@@ -60,7 +65,9 @@ def build_parser() -> Parser:
     """The command line; importing nothing heavy, so that `--help` answers at once."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("python launch/benchmark.py", description=__doc__, epilog=_EXAMPLES, formatter_class=formatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|loader|step|loss|chaos|memory")
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="train|loader|step|loss|chaos|memory|dedup|copies"
+    )
     train = kinds.add_parser(
         "train", help="whole trainings against open_clip's trainer", epilog=_EXAMPLES, formatter_class=formatter
     )
@@ -79,6 +86,8 @@ def build_parser() -> Parser:
     _add_loss(kinds.add_parser("loss", help="FLOPs, memory and time of the losses beside open_clip's"))
     _add_chaos(kinds.add_parser("chaos", help="kill a run at random, resume it, compare it with an undisturbed one"))
     _add_memory(kinds.add_parser("memory", help="peak memory of a training step, beside what --dry-run promises"))
+    _add_dedup(kinds.add_parser("dedup", help="seconds and memory of the search for near-copies of pictures"))
+    _add_copies(kinds.add_parser("copies", help="which planted copies of pictures their hashes tell"))
     return parser
 
 
@@ -193,6 +202,22 @@ def _add_memory(memory: argparse.ArgumentParser) -> None:
     add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
 
 
+def _add_dedup(dedup: argparse.ArgumentParser) -> None:
+    add = dedup.add_argument
+    add("--hashes", type=int, nargs="+", default=[100_000, 1_000_000], help="how many (default 100000 1000000)")
+    add("--radii", type=int, nargs="+", default=[3, 8], help="bits (default 3 8)")
+    add("--workers", type=int, default=available_cores(), help="processes (default: one per core)")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
+
+
+def _add_copies(copies: argparse.ArgumentParser) -> None:
+    add = copies.add_argument
+    add("--pictures", type=Path, required=True, metavar="FOLDER", help="pictures without copies among them")
+    add("--limit", type=int, default=1000, help="of them, at most (default 1000)")
+    add("--radii", type=int, nargs="+", default=[3, 4, 6, 8], help="bits (default 3 4 6 8)")
+    add("--work-dir", type=Path, default=Path("runs/benchmark"), help="report.json (default runs/benchmark)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     return run_entry(_main, arguments)
@@ -224,6 +249,16 @@ def _main(arguments: list[str]) -> int:
         from launch.benchmark.step import run_step
 
         return run_step(args)
+    if args.kind == "copies":
+        _check_positive(args, "limit", "radii")
+        from launch.benchmark.copies import run_copies
+
+        return run_copies(args)
+    if args.kind == "dedup":
+        _check_positive(args, "hashes", "radii", "workers")
+        from launch.benchmark.dedup import run_dedup
+
+        return run_dedup(args)
     if args.kind == "memory":
         _check_positive(args, "pairs", "micro_batch")
         _check_model(args)

@@ -1,0 +1,1 @@
+"""Copies and near-copies of pictures, found by their hashes alone."""
