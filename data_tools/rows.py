@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show or write the rows; raises UserError where the folder has no account of rows."""
-    from data_tools.pack.accounts import SCHEMA, read_accounts  # late: `--help` must answer at once
+    from data_tools.build.accounts import SCHEMA, read_accounts  # late: `--help` must answer at once
 
     if args.limit is not None and args.limit <= 0:
         raise UsageError("--limit is not positive", got=args.limit)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.compute as pc
 
+from data_tools.build.accounts import PACKED, account_paths, read_account
+from data_tools.build.run import Report
 from data_tools.errors import shown
 from data_tools.format.manifest import FILE_NAME
-from data_tools.pack.accounts import PACKED, account_paths, read_account
 from data_tools.pack.labels import counted
 from data_tools.pack.rows import Source, kinds_of
-from data_tools.pack.run import Report
 
 _MANY = 0.05  # a share of skipped rows above which the reasons are shown
 _EXAMPLES = 3

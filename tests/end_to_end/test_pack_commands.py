@@ -166,7 +166,7 @@ def test_another_input_or_other_settings_are_refused(tmp_path):
     assert "another input" in data_tools("pack", photos, shards, ok=False).stderr
     assert contents(shards) == before
     os.rename(shards / "manifest.json", tmp_path / "manifest.json")
-    assert "holds tars that are not of this pack" in data_tools("pack", photos, shards, ok=False).stderr
+    assert "holds tars that are not of this command" in data_tools("pack", photos, shards, ok=False).stderr
 
 
 @pytest.mark.parametrize(

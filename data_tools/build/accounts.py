@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow
@@ -17,8 +17,6 @@ from data_tools.format.commit import atomic_write
 from data_tools.format.index import index_header, index_path
 from data_tools.format.manifest import FILE_NAME, ShardRecord, read_manifest
 from data_tools.media.captions import clean
-from data_tools.pack.image import CheckedImage
-from data_tools.pack.rows import Item
 
 PACKED, SKIPPED = "packed", "skipped"
 _RECORD = b"dualstream.shard"
@@ -45,57 +43,19 @@ SCHEMA = pyarrow.schema(
 )
 
 
-@dataclass
-class Outcome:
-    """What became of a sample's image: an error (class, detail), or the checked image and the sha256 of its bytes."""
-
-    error: tuple[str, str] | None = None
-    image: CheckedImage | None = None
-    sha256: str | None = None
-
-
-class Accounts:
-    """Collects the rows of a shard in the order of its samples."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict] = []
-
-    def add(self, item: Item, outcome: Outcome) -> None:
-        """Account for all rows of a sample."""
-        for row in item.rows:
-            error = row.fault or outcome.error
-            image = None if error else outcome.image
-            self._rows.append(
-                {
-                    "id": item.id,
-                    "key": item.key,
-                    "source": clean(row.source),
-                    "status": SKIPPED if error else PACKED,
-                    "error_class": error[0] if error else None,
-                    "error": clean(error[1]) if error else None,
-                    "width": image.width if image else None,
-                    "height": image.height if image else None,
-                    "bytes": len(image.data) if image else None,
-                    "sha256": outcome.sha256 if image else None,
-                    "phash": None,
-                    "captions": row.captions,
-                    "label": row.label,
-                    "metadata": to_json(row.metadata),
-                }
-            )
-
-    def commit(self, folder: Path, record: ShardRecord, digest: str) -> ShardRecord:
-        """Write the parquet of a shard packed under the plan `digest`; returns the completed record."""
-        classes = Counter(row["error_class"] for row in self._rows if row["error_class"])
-        record = replace(record, rows=len(self._rows), skipped=dict(sorted(classes.items())))
-        footer = {_RECORD: json.dumps({**asdict(record), "digest": digest}, sort_keys=True)}
-        sink = pyarrow.BufferOutputStream()
-        table = pyarrow.Table.from_pylist(self._rows, SCHEMA.with_metadata(footer))
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        with atomic_write(folder / f"{record.name}.parquet") as file:
-            file.write(data)
-        return replace(record, parquet_xxh3_128=xxhash.xxh3_128_hexdigest(data))
+def write_account(folder: Path, record: ShardRecord, digest: str, rows: list[dict]) -> ShardRecord:
+    """Commit the account of a shard that was made under the plan `digest`: a dict for each input row, in the order of
+    its samples, by the names of SCHEMA. Returns the completed record."""
+    classes = Counter(row["error_class"] for row in rows if row["error_class"])
+    record = replace(record, rows=len(rows), skipped=dict(sorted(classes.items())))
+    footer = {_RECORD: json.dumps({**asdict(record), "digest": digest}, sort_keys=True)}
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.Table.from_pylist(rows, SCHEMA.with_metadata(footer))
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    with atomic_write(folder / f"{record.name}.parquet") as file:
+        file.write(data)
+    return replace(record, parquet_xxh3_128=xxhash.xxh3_128_hexdigest(data))
 
 
 def committed_record(folder: Path, name: str, digest: str) -> ShardRecord | None:
