@@ -48,38 +48,41 @@ class Search:
         with tempfile.TemporaryDirectory(prefix="dualstream-dedup-") as folder:
             file = Path(folder) / "hashes"
             classes.looks.tofile(file)
-            classes.looks = np.empty(0)  # while others compare them
-            found = list(near_pairs(file, self.plan, workers))
-            classes.looks = np.fromfile(file, np.uint64)
-        better, worse, order = self._ranked(np.searchsorted(classes.looks, np.concatenate(found)))
+            found = [np.empty((0, 2), classes.of.dtype)]
+            for pairs in near_pairs(file, self.plan, workers):
+                found.append(np.searchsorted(classes.looks, pairs).astype(classes.of.dtype))
+        better, worse, order = self._ranked(np.concatenate(found))
+        del found
         nodes = choose(better, worse, len(order))
         gone = np.flatnonzero(nodes >= 0)
-        stays_for = np.arange(len(classes.best), dtype=classes.best.dtype)
-        stays_for[order[gone]] = order[nodes[gone]]
-        return self._goes(stays_for)
+        return self._goes(order[gone], order[nodes[gone]])
 
     def _ranked(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The classes of pairs numbered from the best on: the better and the worse of each, and the class of each
         number."""
-        classes, order = self._classes, np.unique(pairs)
-        order = order[np.lexsort((classes.best[order], ~classes.rank[order]))]
-        number = np.empty(len(classes.best), np.int64)
-        number[order] = np.arange(len(order))
-        pairs = np.sort(number[pairs], axis=1)
-        return pairs[:, 0], pairs[:, 1], order
+        classes, alike = self._classes, np.unique(pairs)
+        order = np.lexsort((classes.best[alike], ~classes.rank[alike]))
+        number = np.empty(len(alike), classes.of.dtype)
+        number[order] = np.arange(len(alike))
+        classes.rank = np.empty(0)
+        pairs = np.sort(number[np.searchsorted(alike, pairs)], axis=1)
+        return pairs[:, 0], pairs[:, 1], alike[order]
 
-    def _goes(self, stays_for: np.ndarray) -> Goes:
+    def _goes(self, gone: np.ndarray, instead: np.ndarray) -> Goes:
+        """What goes where these classes do, each for the one at its place in `instead`."""
         classes = self._classes
-        kept = classes.best[stays_for]
-        found = []
+        kept = classes.best.copy()
+        kept[gone] = classes.best[instead]
+        found = [np.empty(0, np.int64)]
         for here in chunks(len(classes.of)):
             there = here.start + np.flatnonzero(classes.of[here] != NONE)
             found.append(there[kept[classes.of[there]] != there])
-        position = np.concatenate([*found, np.empty(0, np.int64)])
-        own = classes.of[position]
+        position = np.concatenate(found)
+        instead_of = kept[classes.of[position]].astype(np.int64)
+        own, other = classes.of[position], classes.of[instead_of]
         off, hashed = np.zeros(len(position), np.uint8), own < len(classes.looks)
-        off[hashed] = distance(classes.looks[own[hashed]], classes.looks[stays_for[own[hashed]]])
-        return Goes(position, kept[own].astype(np.int64), off)
+        off[hashed] = distance(classes.looks[own[hashed]], classes.looks[other[hashed]])
+        return Goes(position, instead_of, off)
 
 
 def same_bytes(corpus: Corpus, goes: Goes) -> np.ndarray:
