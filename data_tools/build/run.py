@@ -1,7 +1,6 @@
 """Making a folder of shards: keep what is committed, make the rest in parallel, commit the manifest last."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from data_tools.build.accounts import SCHEMA, committed_record, remove_orphans
 from data_tools.errors import UserError
 from data_tools.format.commit import atomic_write, exclusive, remove_temporaries, sync_folder
-from data_tools.format.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, write_manifest
+from data_tools.format.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, totals_of, write_manifest
 from data_tools.parallel import run_tasks
 from data_tools.progress import Progress
 
@@ -72,7 +71,7 @@ def run_build(build: Build, folder: Path, workers: int) -> Report:
         shards = [record for record in records.values() if record]
         report = _report(shards, len(build.names) - len(missing))
         if report.samples:
-            write_manifest(_manifest(build, shards, report, _columns(folder, shards)), folder)
+            write_manifest(_manifest(build, shards, _columns(folder, shards)), folder)
         else:
             _leave_accounts(folder, build.names)
         (folder / CLAIM).unlink(missing_ok=True)
@@ -129,11 +128,7 @@ def _difference(theirs: dict, ours: dict) -> tuple[str, str]:
 
 
 def _report(shards: list[ShardRecord], kept: int) -> Report:
-    skipped: Counter[str] = Counter()
-    for shard in shards:
-        skipped.update(shard.skipped)
-    samples, rows, size = (sum(getattr(shard, name) for shard in shards) for name in ("samples", "rows", "bytes"))
-    return Report(len(shards), kept, samples, rows, size, dict(sorted(skipped.items())))
+    return Report(shards=len(shards), kept=kept, **totals_of(shards))
 
 
 def _columns(folder: Path, shards: list[ShardRecord]) -> dict:
@@ -144,7 +139,6 @@ def _columns(folder: Path, shards: list[ShardRecord]) -> dict:
     return before.columns if before.shards == tuple(shards) else {}
 
 
-def _manifest(build: Build, shards: list[ShardRecord], report: Report, columns: dict) -> Manifest:
-    totals = {"samples": report.samples, "rows": report.rows, "bytes": report.bytes, "skipped": report.skipped}
+def _manifest(build: Build, shards: list[ShardRecord], columns: dict) -> Manifest:
     schema = {field.name: str(field.type) for field in SCHEMA}
-    return Manifest(build.config, build.digest, schema, tuple(shards), build.classes, totals, columns)
+    return Manifest(build.config, build.digest, schema, tuple(shards), build.classes, totals_of(shards), columns)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -100,13 +100,18 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     return Manifest(shards=shards, **fields)
 
 
+def totals_of(shards: Iterable[ShardRecord]) -> dict:
+    """Sums over shards: samples, rows, bytes, and skipped rows by error class."""
+    sums, skipped = Counter({"samples": 0, "rows": 0, "bytes": 0}), Counter[str]()
+    for shard in shards:
+        skipped.update(shard.skipped)
+        sums.update(samples=shard.samples, rows=shard.rows, bytes=shard.bytes)
+    return {**sums, "skipped": dict(sorted(skipped.items()))}
+
+
 def wrong_totals(manifest: Manifest) -> list[str]:
     """What the totals of a manifest say that the sums over its shards do not."""
-    skipped: Counter[str] = Counter()
-    for shard in manifest.shards:
-        skipped.update(shard.skipped)
-    sums = {name: sum(getattr(shard, name) for shard in manifest.shards) for name in ("samples", "rows", "bytes")}
-    sums["skipped"] = dict(skipped)
+    sums = totals_of(manifest.shards)
     return [
         f"total of {name} is {manifest.totals[name]}, the shards have {value}"
         for name, value in sums.items()
