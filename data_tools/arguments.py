@@ -26,6 +26,12 @@ def at_least(options: argparse.Namespace, **least: int) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is too small", got=found, expected=f"{number} or more")
 
 
+def check_shard_name(name: str) -> None:
+    """Raises UsageError for a --name that shards cannot have."""
+    if not name or set(name) & set("./{}") or name.startswith("-"):
+        raise UsageError("bad --name", got=repr(name), expected="a file name without dots, slashes and braces")
+
+
 def leave_stdout() -> bool:
     """Whether the reader of this process's output has gone, as `head` does; then nothing more is written there."""
     poll = select.poll()

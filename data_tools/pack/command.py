@@ -4,6 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
+from data_tools.arguments import check_shard_name
 from data_tools.errors import UsageError, UserError
 from data_tools.media import MAX_PIXELS
 from data_tools.parallel import available_cores
@@ -117,8 +118,7 @@ def _check(args: argparse.Namespace) -> None:
             expected=f"at most {MAX_PIXELS / 1e6:g} million",
             remedy="add --resize N, which shrinks larger pictures",
         )
-    if not args.name or set(args.name) & set("./{}") or args.name.startswith("-"):
-        raise UsageError("bad --name", got=repr(args.name), expected="a file name without dots, slashes and braces")
+    check_shard_name(args.name)
     if args.where and not all("=" in pair for pair in args.where):
         raise UsageError("bad --where", got=", ".join(args.where), expected="COLUMN=VALUE")
 
