@@ -11,6 +11,8 @@ VERBS = {
     "pack": ("data_tools.pack.command", "a folder or table of images -> indexed WebDataset shards"),
     "index": ("data_tools.index", "write the index of tars made by other tools"),
     "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
+    "reshard": ("data_tools.rewrite.reshard_command", "cut shards anew, of all samples or of those chosen"),
+    "delete": ("data_tools.rewrite.delete_command", "take samples out of a packed folder, for good"),
     "rows": ("data_tools.rows", "what became of every input row of a pack"),
     "hash": ("data_tools.hashing.command", "hashes of every picture, as a column beside each shard"),
     "dedup": ("data_tools.dedup.command", "find copies and near-copies of pictures by the column of hashes"),

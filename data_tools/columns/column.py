@@ -23,6 +23,7 @@ from data_tools.format.commit import atomic_write, remove_temporaries
 
 ID = pyarrow.field("id", pyarrow.uint64())  # xxh3-64 of the sample's key
 ERROR = pyarrow.field("error", pyarrow.string())  # the kind of fault of a sample without values, null of all others
+WEIGHT = "sample_weight"  # of a column that says how likely a sample is taken: 0 never, 1 always
 _FOOTER = b"dualstream.column"
 _NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 

@@ -18,6 +18,7 @@ from data_tools.remote.cache import Cache
 REMOTE_OPEN = 8
 _INDEX_BYTES = 64 << 20  # of the indexes of open shards, which are held in memory
 _MAX_SAMPLE = 1 << 30  # bytes that are read at once
+_HEADERS = 2048  # in which a name mostly stands, a long one too
 
 
 class Sample(NamedTuple):
@@ -114,6 +115,19 @@ class ShardReader:
     def sample_id(self, shard: int, index: int) -> int:
         """The 64-bit id of a sample, without touching the tar."""
         return self._open(shard).index.key_hashes.item(index)
+
+    def index(self, shard: int) -> Index:
+        """The index of a shard."""
+        return self._open(shard).index
+
+    def key(self, shard: int, index: int) -> str:
+        """The key of a sample, mostly by its first header alone. Raises as `read`."""
+        opened = self._open(shard)
+        start = opened.index.offsets.item(index)
+        key = _key(read_span(opened.file, start, min(start + _HEADERS, opened.index.offsets.item(index + 1))))
+        if key is None or key_hash(key) != opened.index.key_hashes.item(index):
+            return self.read(shard, index).key
+        return key
 
     def read(self, shard: int, index: int) -> Sample:
         """All members of a sample. Raises UserError when the tar is short or does not match its index."""

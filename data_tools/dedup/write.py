@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 import xxhash
 
-from data_tools.columns.column import ERROR, ID, Footer, read_footer, remove_unfinished, write_column
+from data_tools.columns.column import ERROR, ID, WEIGHT, Footer, read_footer, remove_unfinished, write_column
 from data_tools.columns.make import folders_of, register
 from data_tools.corpus import Corpus, ShardReader
 from data_tools.dedup.find import Goes
@@ -22,7 +22,7 @@ NAME = "dedup"
 _RULE = 1
 SCHEMA = pyarrow.schema(
     [
-        ("sample_weight", pyarrow.float32()),  # 0 of what goes, 1 of what stays
+        (WEIGHT, pyarrow.float32()),  # 0 of what goes, 1 of what stays
         ("kept_shard", pyarrow.string()),  # xxh3-128 of the tar of what stays instead, in hex; null of what stays
         ("kept_row", pyarrow.int32()),  # of it in that shard
         ("distance", pyarrow.uint8()),  # bits between the two
@@ -56,7 +56,7 @@ def _told(corpus: Corpus, goes: Goes, same: np.ndarray) -> dict[str, list]:
     """Of those that go, the values by field."""
     places = [corpus.locate(position) for position in goes.kept.tolist()]
     return {
-        "sample_weight": [0.0] * len(places),
+        WEIGHT: [0.0] * len(places),
         "kept_shard": [corpus.tar_hash(shard).hex() for shard, _ in places],
         "kept_row": [row for _, row in places],
         "distance": goes.distance.tolist(),
@@ -72,7 +72,7 @@ def _spread(told: dict[str, list], rows: np.ndarray, ids: np.ndarray) -> pyarrow
     columns = [pyarrow.array(ids)]
     for field in SCHEMA:
         values = pyarrow.array(told[field.name], field.type).take(where)
-        columns.append(values.fill_null(1.0) if field.name == "sample_weight" else values)
+        columns.append(values.fill_null(1.0) if field.name == WEIGHT else values)
     columns.append(pyarrow.nulls(len(ids), ERROR.type))
     return pyarrow.table(columns, schema=pyarrow.schema([ID, *SCHEMA, ERROR]))
 
@@ -86,7 +86,7 @@ def _listed(corpus: Corpus, goes: Goes, same: np.ndarray) -> Iterator[dict]:
     with ShardReader(corpus) as reader:
         for one, position in enumerate(goes.position.tolist()):
             (shard, row), (kept_shard, kept_row) = corpus.locate(position), corpus.locate(int(goes.kept[one]))
-            keys = reader.read(shard, row).key, reader.read(kept_shard, kept_row).key
+            keys = reader.key(shard, row), reader.key(kept_shard, kept_row)
             yield {
                 "shard": corpus.paths[shard],
                 "row": row,

@@ -31,7 +31,7 @@ FLOORS = (
     ("data_tools.build", "data_tools.columns", "data_tools.scenes", "data_tools.verify"),
     ("data_tools.pack",),
     ("data_tools.hashing",),
-    ("data_tools.dedup",),
+    ("data_tools.dedup", "data_tools.rewrite"),
     ("data_tools.index", "data_tools.plan_stream", "data_tools.preview", "data_tools.rows"),
     ("data_tools.__main__",),
     ("config",),
