@@ -34,6 +34,9 @@ DRAWN = {
     True: (1, 3, 2, 11, 6, 5, 4, 1, 0, 6, 4, 6, 12, 13, 14, 15),
     False: (13, 3, 8, 11, 5, 4, 4, 1, 0, 6, 14, 6, 15, 6, 6, 6),
 }
+# Two negatives of this batch are closer in similarity, 7e-4, than bf16 is exact, 2e-3: which of them is the hardest,
+# and so the gradient, is no matter of exactness.
+JUMPS = {(("margin, hardest",), "bf16")}
 ALONE = [*((name,) for name in SETTINGS), ("guess", "doubt")]
 
 
@@ -41,7 +44,8 @@ def everything(world_size):
     """(objectives, stage, precision, micro-batches, whether some samples lack a field) of a launch."""
     rows = [(JOINT, *row, True) for row in itertools.product(STAGES, PRECISIONS, (1, 4))]
     if ASKED == "all":
-        return [*rows, *itertools.product(ALONE, STAGES, PRECISIONS, (1, 4), (True, False))]
+        alone = itertools.product(ALONE, STAGES, PRECISIONS, (1, 4), (True, False))
+        return [*rows, *(row for row in alone if (row[0], row[2]) not in JUMPS)]
     if ASKED:
         return list(itertools.product([(ASKED,)], STAGES, PRECISIONS, (1, 4), (True,)))
     if world_size == 2:
