@@ -83,6 +83,7 @@ def make_world(folder: Path) -> Path:
         )
     for number in range(4):
         _foreign_tar(folder / f"other-{number:06}.tar", number)
+    _coco(folder / "coco")
     return folder
 
 
@@ -106,6 +107,15 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _coco(folder: Path) -> None:
+    photo_folder(folder / "val2017", 3)
+    images = [{"id": number, "file_name": f"photo.{number}.jpg"} for number in range(3)]
+    annotations = [{"image_id": number, "caption": f"a picture of {number}"} for number in range(3)]
+    (folder / "annotations").mkdir()
+    content = json.dumps({"images": images, "annotations": annotations})
+    (folder / "annotations/captions_val2017.json").write_text(content)
 
 
 def _foreign_tar(path: Path, number: int) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_tools.arguments import check_shard_name
 from data_tools.errors import UsageError, UserError
@@ -15,13 +16,19 @@ EXAMPLES = """examples:
   python -m data_tools pack pairs.tsv shards/ --image-column filepath --caption-column title --image-root photos/
   python -m data_tools pack flowers/ shards/ --labels folder          # one sub-folder per class
   python -m data_tools pack labels.csv shards/ --label-column label
+  python -m data_tools pack coco/annotations/captions_val2017.json shards/                # pictures in coco/val2017/
+  python -m data_tools pack dataset_flickr8k.json shards/ --where split=train --image-root Flicker8k_Dataset/
   python -m data_tools pack raw.csv shards/ --quotes none             # where a double quote is a mere character
   python -m data_tools rows shards/ --status skipped                  # which rows were left out, and why
 
 Rows of one image become one sample with all their captions. Pictures keep their bytes; of several formats all are
 stored as KEY.jpg, since readers want one name and go by the bytes, so alpha and 16 bits stay. Rows that cannot be
-packed are skipped; `rows` lists them with their reasons. A table may be gzipped; its header tells the delimiter. The
+packed are skipped; `rows` lists them with their reasons. A table may be compressed by gzip or zstd; its header tells
+the delimiter. Captions of COCO, Karpathy's splits and Flickr's token files are read as they are. The
 same command continues a pack that was interrupted."""
+
+if TYPE_CHECKING:
+    from data_tools.pack.rows import Source
 
 _MEGA = 1 << 20
 
@@ -29,8 +36,15 @@ _MEGA = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.usage = "%(prog)s [options] input output"  # several inputs are taken only to be refused in words
-    parser.add_argument("input", type=Path, nargs="+", help="a folder, or a .csv, .tsv, .jsonl or .parquet table")
+    parser.add_argument(
+        "input", type=Path, nargs="+", help="a folder, a .csv, .tsv, .jsonl or .parquet table, or a dataset's captions"
+    )
     parser.add_argument("output", type=Path, help="the folder for shards and manifest.json")
+    parser.add_argument(
+        "--format",
+        choices=["folder", "table", "coco", "karpathy", "flickr"],
+        help="of the input (default: as it looks)",
+    )
     table = parser.add_argument_group("tables")
     table.add_argument("--image-column", metavar="NAME", help="column with the image's path (default: image)")
     table.add_argument("--caption-column", metavar="NAME", help="text, or a list of texts (default: caption, captions)")
@@ -123,15 +137,29 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("bad --where", got=", ".join(args.where), expected="COLUMN=VALUE")
 
 
-def _read(args: argparse.Namespace):
+def _read(args: argparse.Namespace) -> "Source":
+    """What the input says, told in a line."""
+    from data_tools.pack.inputs import KINDS, kind_of, single_input
+
+    path = single_input(args.input)
+    kind = kind_of(path, args.format)
+    source = _read_as(kind, path, args)
+    images, captions = (
+        len({row.image for row in source.rows if row.image}),
+        sum(len(row.captions) for row in source.rows),
+    )
+    print(f"read as: {KINDS[kind]}, {images:,} images, {captions:,} captions", flush=True)
+    return source
+
+
+def _read_as(kind: str, path: Path, args: argparse.Namespace) -> "Source":
     from data_tools.pack.delimited import Dialect
     from data_tools.pack.folder import read_folder
-    from data_tools.pack.inputs import is_folder, single_input
+    from data_tools.pack.inputs import FOLDER, TABLE
     from data_tools.pack.table import Columns, read_table
 
     table_only = ("image_column", "caption_column", "label_column", "where", "image_root", "quotes", "multiline")
-    path = single_input(args.input)
-    if is_folder(path):
+    if kind == FOLDER:
         for name in table_only:
             if getattr(args, name):
                 raise UsageError(f"--{name.replace('_', '-')} is for tables", got=f"the folder {path}")
@@ -147,4 +175,4 @@ def _read(args: argparse.Namespace):
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
     dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)
-    return read_table(path, columns, args.image_root, dialect)
+    return read_table(path, columns, args.image_root, dialect, None if kind == TABLE else kind)

@@ -9,14 +9,17 @@ from data_tools.corpus.sources import CLASS_NAMES, COMPRESSED, SHARD_COUNT
 from data_tools.errors import UsageError, UserError, shown
 from data_tools.format.manifest import FILE_NAME
 from data_tools.media.image import SUFFIXES as PICTURES
+from data_tools.pack.annotations import ANNOTATIONS, recognised
 from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
 
+FOLDER, TABLE = "folder", "table"
+KINDS = {FOLDER: "a folder of pictures", TABLE: "a table", **{name: one.words for name, one in ANNOTATIONS.items()}}
 _ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
 _PATTERN = set("*?[{")
 _URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
-_EXPECTED = f"a folder of pictures, or a table ({' '.join(TABLES)})"
+_EXPECTED = f"a folder of pictures, a table ({' '.join(TABLES)}), or captions of COCO, Karpathy or Flickr"
 _INDEX = "these are samples already: `python -m data_tools index {}`"
 
 
@@ -34,18 +37,27 @@ def single_input(inputs: list[Path]) -> Path:
     )
 
 
-def is_folder(path: Path) -> bool:
-    """Whether the input is a folder of pictures; False: a table. Raises UserError for an input that is neither."""
+def kind_of(path: Path, named: str | None) -> str:
+    """What the input is, a key of KINDS: what --format has `named`, or what it looks like. Raises UserError for an
+    input that is none of them, or another than named."""
+    found = _recognised(path)
+    if named is None and found is None:
+        raise UsageError(f"not a table: {path}", expected=_EXPECTED, remedy=_remedy(path))
+    if named is None or found == named or (named == TABLE and found is None):
+        return named or str(found)
+    looks = f"what looks like {KINDS[found]}" if found else "something else"
+    raise UsageError(f"{path} is not what --format says", got=looks, expected=KINDS[named], remedy="leave --format out")
+
+
+def _recognised(path: Path) -> str | None:
     if path.is_dir():
         _check_folder(path)
-        return True
+        return FOLDER
     if not path.exists():
         raise _missing(path)
     if not path.is_file():
         raise UserError(f"{path} is no regular file", expected=_EXPECTED, remedy="write it to a file first")
-    if table_suffix(path) is None:
-        raise UsageError(f"not a table: {path}", expected=_EXPECTED, remedy=_remedy(path))
-    return False
+    return recognised(path) or (TABLE if table_suffix(path) else None)
 
 
 def _missing(path: Path) -> UserError:

@@ -1,6 +1,7 @@
 """The rows of a table file, whatever its format: CSV, TSV, JSON lines or Parquet."""
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from data_tools.pack.delimited import LINE_LIMIT, Dialect, Record, read_delimite
 
 CAPTION_COLUMNS = ("caption", "captions")  # taken where none is named
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_COMPRESSED = (".gz", ".zst")
 _OTHERS = (
     (b"BZh", "compressed with bzip2", "bunzip2 it"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with zstd -d"),
     (b"\xfd7zX", "compressed with xz", "unpack it with xz -d"),
     (b"PAR1", "a Parquet table", "name it .parquet"),
     (b"\xd0\xcf\x11\xe0", "a workbook of an old Excel", "export it as CSV with UTF-8"),
@@ -27,9 +28,9 @@ _BATCH = 4096
 
 
 def table_suffix(path: Path) -> str | None:
-    """The suffix that says a table's format, in lower case and without .gz; None: not a table."""
+    """The suffix that says a table's format, in lower case and without .gz or .zst; None: not a table."""
     name = path.name.lower()
-    bare = name.removesuffix(".gz")
+    bare = next((name.removesuffix(one) for one in _COMPRESSED if name.endswith(one)), name)
     suffix = next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
     return None if suffix == ".parquet" and bare != name else suffix
 
@@ -40,7 +41,7 @@ def read_records(path: Path, dialect: Dialect, wanted: tuple[str, ...], notes: l
     `notes` receives, a line each, what a user should know of the reading once it has ended.
     Raises UserError when the file cannot be read; a single bad row is a record with a fault.
     """
-    suffix = table_suffix(path)
+    suffix = table_suffix(path) or ".csv"
     if suffix == ".parquet":
         yield from _read_parquet(path, wanted, notes)
         return
@@ -53,7 +54,7 @@ def read_records(path: Path, dialect: Dialect, wanted: tuple[str, ...], notes: l
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file or its gunzipped content."""
+    """A file, or what it holds compressed by gzip or zstd."""
     with open(path, "rb") as file:
         magic = file.peek(4)[:4]
         if magic == _ZIP:
@@ -62,6 +63,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         for start, what, remedy in _OTHERS:
             if magic.startswith(start):
                 raise UserError(f"{path} is {what}", expected="a table as text", remedy=remedy)
+        if magic == _ZSTD:
+            yield from _unpacked(path)
+            return
         if not magic.startswith(_GZIP):
             yield file
             return
@@ -70,6 +74,16 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 yield cast(IO[bytes], unzipped)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"cannot unzip {path}", got=error, remedy="fetch the file again") from None
+
+
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    import pyarrow
+
+    try:
+        with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") as stream:
+            yield cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream)))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"cannot unpack {path}", got=error, remedy="fetch the file again") from None
 
 
 def _read_jsonl(path: Path, file: IO[bytes], notes: list[str]) -> Iterator[Record]:

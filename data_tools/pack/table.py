@@ -10,6 +10,7 @@ from data_tools.errors import UsageError, UserError
 from data_tools.media.bad import BadSampleError
 from data_tools.media.captions import as_texts
 from data_tools.media.image import SNIFFED, SUFFIXES, sniff
+from data_tools.pack.annotations import ANNOTATIONS, image_roots
 from data_tools.pack.delimited import Dialect
 from data_tools.pack.inside import PATH_MAX
 from data_tools.pack.labels import class_name, in_order
@@ -41,16 +42,19 @@ class Columns:
 _PLAIN = Dialect()
 
 
-def read_table(path: Path, columns: Columns, image_root: Path | None, dialect: Dialect = _PLAIN) -> Source:
-    """Read every row that passes the filter. Class names come from all rows, so that splits share their numbers; with a
-    label column captions are optional.
+def read_table(
+    path: Path, columns: Columns, image_root: Path | None, dialect: Dialect = _PLAIN, annotations: str | None = None
+) -> Source:
+    """Read every row that passes the filter, of a table or of the caption file that `annotations` names. Class names
+    come from all rows, so that splits share their numbers; with a label column captions are optional.
 
     Raises UserError for a file that cannot be read, and for a column of pictures or URLs where paths are needed.
     """
     rows, labels, total = [], set(), 0
     caption = None
     notes: list[str] = []
-    for source, values, fault in read_records(path, dialect, columns.wanted, notes):
+    kind = ANNOTATIONS[annotations] if annotations else None
+    for source, values, fault in kind.records(path) if kind else read_records(path, dialect, columns.wanted, notes):
         total += 1
         if fault:
             rows.append(Row(source, "", fault=("bad_row", fault)))
@@ -70,7 +74,7 @@ def read_table(path: Path, columns: Columns, image_root: Path | None, dialect: D
     if filters:
         notes.append(f"kept {len(rows)} of {total} rows, those with {filters}")
     _check_urls(path, columns.image, rows)
-    root = image_root or _image_root(path.parent, rows)
+    root = image_root or _image_root(image_roots(path) if kind else (path.parent, path.parent / "images"), rows)
     for row in rows:
         row.image = _relative(row.image, root)
     names = in_order(labels) if columns.label else None
@@ -181,10 +185,9 @@ def _same(value: object, wanted: str) -> bool:
     return text == wanted or unicodedata.normalize("NFC", text) == unicodedata.normalize("NFC", wanted)
 
 
-def _image_root(folder: Path, rows: list[Row]) -> Path:
-    """The table's folder, or its `images/` where that holds more of the first files."""
+def _image_root(roots: tuple[Path, ...], rows: list[Row]) -> Path:
+    """The one that holds most of the first files, the first of several."""
     probed = [row.image for row in rows if row.image][:_PROBED]
-    roots = (folder, folder / "images")
     return max(roots, key=lambda root: sum(os.path.isfile(root / image) for image in probed))
 
 

@@ -180,7 +180,7 @@ def place(tmp_path, monkeypatch):
         ("a.tar.gz", "not a table: .*remedy: unpack it"),
         ("a.zip", "remedy: unpack it"),
         ("a.json", "remedy: write one object per image a line, as .jsonl"),
-        ("a.xlsx", r"not a table: a.xlsx; expected a folder of pictures, or a table \(.csv .tsv"),
+        ("a.xlsx", r"not a table: a.xlsx; expected a folder of pictures, a table \(.csv .tsv"),
         ("photos/photo.0.jpg", "remedy: name its folder: .*/photos$"),
         ("tars", "tars holds tars; .*remedy: these are samples already: `python -m data_tools index tars`$"),
         ("root", "root lies in CLIP_benchmark's layout; .*`python -m data_tools index root/test`$"),
