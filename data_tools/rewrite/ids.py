@@ -143,12 +143,14 @@ def _candidates(task: _Task) -> Iterable[int]:
 def _name(reader: ShardReader, row: int, field: str | None) -> str:
     """What an id would have to be to name the sample; "" of one that was lost."""
     try:
-        return reader.key(0, row) if field is None else _value(reader.read(0, row), field)
+        return reader.key(0, row) if field is None else value_at(reader.read(0, row), field)
     except (TarDamageError, BadSampleError):
         return ""
 
 
-def _value(sample: Sample, field: str) -> str:
+def value_at(sample: Sample, field: str) -> str:
+    """What stands at a field of the json, "" for nothing, or for what is neither a text nor a whole number. Raises
+    BadSampleError for a json that cannot be read."""
     found = found_at(sample, f"json:{field}")
     return str(found) if isinstance(found, (str, int)) else ""
 
