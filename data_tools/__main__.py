@@ -13,6 +13,7 @@ VERBS = {
     "verify": ("data_tools.verify.command", "check shards against their hashes, indexes and manifest"),
     "reshard": ("data_tools.rewrite.reshard_command", "cut shards anew, of all samples or of those chosen"),
     "split": ("data_tools.rewrite.split_command", "parts of a corpus, by shares or as its samples say"),
+    "repair": ("data_tools.rewrite.repair_command", "new shards of what is whole in damaged ones"),
     "delete": ("data_tools.rewrite.delete_command", "take samples out of a packed folder, for good"),
     "rows": ("data_tools.rows", "what became of every input row of a pack"),
     "hash": ("data_tools.hashing.command", "hashes of every picture, as a column beside each shard"),

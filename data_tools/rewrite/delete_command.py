@@ -35,29 +35,27 @@ def run(args: argparse.Namespace) -> int:
     at_least(args, workers=1)
     from data_tools.corpus import open_corpus  # late: `--help` must answer at once
     from data_tools.format.commit import exclusive
-    from data_tools.rewrite.delete import check_packed, delete, finish, plan_deletion
+    from data_tools.rewrite.delete import deletion
     from data_tools.rewrite.ids import find_named, read_ids, say_named
+    from data_tools.rewrite.swap import check_packed, exchange, finish
 
-    started = time.monotonic()
-    workers = args.workers or available_cores()
-    check_packed(args.folder)
+    started, workers = time.monotonic(), args.workers or available_cores()
+    check_packed(args.folder, f"`python -m data_tools reshard {args.folder} OUTPUT --without FILE` makes one")
     ids = read_ids(args.ids)
     with exclusive(args.folder):
         corpus = open_corpus(args.folder)
         named = find_named(corpus, ids, args.field, workers)
         say_named(ids, named)
-        deletion = plan_deletion(args.folder, corpus, named.rows)
-        count = sum(map(len, named.rows))
+        request, count = deletion(args.folder, corpus, named.rows), sum(map(len, named.rows))
         if args.dry_run:
-            print(f"would take {count} of {corpus.num_samples} samples out of {len(deletion.rows)} shards")
+            print(f"would take {count} of {corpus.num_samples} samples out of {len(request.changes)} shards")
             return 0
         if not count:
             finish(args.folder)
             return _nothing(args, ids)
-        left = delete(deletion, workers).totals["samples"]
-    print(
-        f"took {count} samples out of {len(deletion.rows)} shards, {left} stay, in {time.monotonic() - started:.1f} s"
-    )
+        left = exchange(request, workers).totals["samples"]
+    seconds = time.monotonic() - started
+    print(f"took {count} samples out of {len(request.changes)} shards, {left} stay, in {seconds:.1f} s")
     return 0
 
 

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         damaged = sum(bool(report.problems) for report in reports)
         remedy = (
-            "pack or fetch shards again where they are damaged (`data_tools index` rewrites an index); training "
-            "replaces bad samples, up to data.max_bad_ratio of them"
+            "pack or fetch shards again where they are damaged, or let `data_tools repair` keep what is whole (`index` "
+            "of other tools' tars); training replaces bad samples, up to data.max_bad_ratio of them"
         )
         raise UserError(f"problems: {len(problems)}, damaged shards: {damaged} of {len(reports)}", remedy=remedy)
     print("no problems")

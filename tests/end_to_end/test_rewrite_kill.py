@@ -20,6 +20,18 @@ def test_a_killed_reshard_is_finished_by_the_same_command(tmp_path):
         assert contents(tmp_path / f"work/point{point}") == whole
 
 
+def test_a_repair_that_is_killed_is_finished_by_the_same_command(tmp_path):
+    photo_folder(tmp_path / "photos", 6)
+    data_tools("pack", tmp_path / "photos", tmp_path / "shards", "--samples-per-shard", 4)
+    tar = tmp_path / "shards/shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    steps = killed_at_every_point(["repair", "OUTPUT", "--workers", 1], tmp_path / "work", tmp_path / "shards")
+    whole = contents(tmp_path / "work/whole")
+    assert "damaged/shard-000000.tar" in whole
+    for point in range(1, steps + 1):
+        assert contents(tmp_path / f"work/point{point}") == whole, point
+
+
 def test_a_folder_is_a_whole_corpus_wherever_a_deletion_is_killed(tmp_path):
     """The old or the new one; and the same command ends with the same bytes."""
     photo_folder(tmp_path / "photos", 9)
