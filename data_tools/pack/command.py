@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="the folder for shards and manifest.json")
     parser.add_argument(
         "--format",
-        choices=["folder", "table", "coco", "karpathy", "flickr"],
+        choices=["folder", "table", "huggingface", "coco", "karpathy", "flickr"],
         help="of the input (default: as it looks)",
     )
     table = parser.add_argument_group("tables")
@@ -155,8 +155,9 @@ def _read(args: argparse.Namespace) -> "Source":
 def _read_as(kind: str, path: Path, args: argparse.Namespace) -> "Source":
     from data_tools.pack.delimited import Dialect
     from data_tools.pack.folder import read_folder
-    from data_tools.pack.inputs import FOLDER, TABLE
-    from data_tools.pack.table import Columns, read_table
+    from data_tools.pack.inputs import DATASET, FOLDER, TABLE
+    from data_tools.pack.span import Spool
+    from data_tools.pack.table import Columns, Held, read_table
 
     table_only = ("image_column", "caption_column", "label_column", "where", "image_root", "quotes", "multiline")
     if kind == FOLDER:
@@ -175,4 +176,7 @@ def _read_as(kind: str, path: Path, args: argparse.Namespace) -> "Source":
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
     dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)
+    if kind == DATASET:
+        held = Held(Spool(args.output), args.follow_links)
+        return read_table(path, columns, args.image_root, dialect, held=held)
     return read_table(path, columns, args.image_root, dialect, None if kind == TABLE else kind)

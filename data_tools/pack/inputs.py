@@ -10,16 +10,25 @@ from data_tools.errors import UsageError, UserError, shown
 from data_tools.format.manifest import FILE_NAME
 from data_tools.media.image import SUFFIXES as PICTURES
 from data_tools.pack.annotations import ANNOTATIONS, recognised
+from data_tools.pack.huggingface import WORDS, is_dataset
 from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
 
-FOLDER, TABLE = "folder", "table"
-KINDS = {FOLDER: "a folder of pictures", TABLE: "a table", **{name: one.words for name, one in ANNOTATIONS.items()}}
+FOLDER, TABLE, DATASET = "folder", "table", "huggingface"
+KINDS = {
+    FOLDER: "a folder of pictures",
+    TABLE: "a table",
+    DATASET: WORDS,
+    **{name: one.words for name, one in ANNOTATIONS.items()},
+}
 _ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
 _PATTERN = set("*?[{")
 _URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
-_EXPECTED = f"a folder of pictures, a table ({' '.join(TABLES)}), or captions of COCO, Karpathy or Flickr"
+_EXPECTED = (
+    f"a folder of pictures, a table ({' '.join(TABLES)}), a dataset of Hugging Face,"
+    " or captions of COCO, Karpathy or Flickr"
+)
 _INDEX = "these are samples already: `python -m data_tools index {}`"
 
 
@@ -43,20 +52,28 @@ def kind_of(path: Path, named: str | None) -> str:
     found = _recognised(path)
     if named is None and found is None:
         raise UsageError(f"not a table: {path}", expected=_EXPECTED, remedy=_remedy(path))
-    if named is None or found == named or (named == TABLE and found is None):
+    if named is None or found == named or (named == TABLE and _may_be_table(path, found)):
         return named or str(found)
     looks = f"what looks like {KINDS[found]}" if found else "something else"
     raise UsageError(f"{path} is not what --format says", got=looks, expected=KINDS[named], remedy="leave --format out")
 
 
+def _may_be_table(path: Path, found: str | None) -> bool:
+    return found is None or (found == DATASET and path.is_file())  # a Parquet file that has pictures and paths
+
+
 def _recognised(path: Path) -> str | None:
     if path.is_dir():
+        if is_dataset(path):
+            return DATASET
         _check_folder(path)
         return FOLDER
     if not path.exists():
         raise _missing(path)
     if not path.is_file():
         raise UserError(f"{path} is no regular file", expected=_EXPECTED, remedy="write it to a file first")
+    if is_dataset(path):
+        return DATASET
     return recognised(path) or (TABLE if table_suffix(path) else None)
 
 

@@ -144,7 +144,7 @@ def _read_parquet(path: Path, wanted: tuple[str, ...], notes: list[str]) -> Iter
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         twice = sorted({name for name in names if names.count(name) > 1})
-        binary = {field.name for field in file.schema_arrow if _holds_bytes(field.type)}
+        binary = {field.name for field in file.schema_arrow if holds_bytes(field.type)}
         if twice:
             remedy = "rename columns"
             raise UserError(f"columns of {path} cannot be used", got=f"{', '.join(twice)} twice", remedy=remedy)
@@ -165,12 +165,12 @@ def _read_parquet(path: Path, wanted: tuple[str, ...], notes: list[str]) -> Iter
         raise UserError(f"cannot read {path}", got=error) from None
 
 
-def _holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: Any) -> bool:
     """Whether values of a column have bytes in them, at whatever depth."""
     import pyarrow.types as types
 
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return True
     if types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
-    return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
+        return holds_bytes(kind.value_type)
+    return any(holds_bytes(kind.field(number).type) for number in range(kind.num_fields))

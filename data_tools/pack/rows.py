@@ -13,6 +13,7 @@ from data_tools.media.captions import clean, usable
 from data_tools.media.files import MISSING, look
 from data_tools.media.image import SNIFFED, sniff
 from data_tools.pack.inside import Boundary
+from data_tools.pack.span import Span, Spool
 
 _KINDS = 6  # of ignored files that are shown
 
@@ -26,6 +27,7 @@ class Row:
         image: path of the image, relative to the root of the input; empty when the row names none.
         captions: as found; may hold blanks.
         fault: (error class, detail) of a row that cannot be packed whatever its image is.
+        span: where the picture's bytes are when they lie within another file; `image` is then a mere name.
     """
 
     source: str
@@ -34,6 +36,7 @@ class Row:
     label: str | None = None
     metadata: dict = field(default_factory=dict)
     fault: tuple[str, str] | None = None
+    span: Span | None = None
 
 
 @dataclass(slots=True)
@@ -48,6 +51,11 @@ class Item:
     format: str | None = None
 
     @property
+    def span(self) -> Span | None:
+        """Where the picture lies within another file; None: in a file of its own."""
+        return self.rows[0].span
+
+    @property
     def key(self) -> str:
         """The sample's name in the tar: dot-free, and the same wherever its row stands."""
         return xxhash.xxh3_128_hexdigest(self.id.encode())
@@ -56,7 +64,8 @@ class Item:
 @dataclass
 class Source:
     """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows,
-    by suffix; `notes` are what the summary says of the reading, a line each."""
+    by suffix; `notes` are what the summary says of the reading, a line each; `spool` is kept
+    open for the spans in it."""
 
     root: Path
     rows: list[Row]
@@ -64,6 +73,7 @@ class Source:
     labels: tuple[str, ...] | None = None
     ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    spool: Spool | None = None
 
 
 def kinds_of(ignored: Counter[str]) -> str:
@@ -98,6 +108,9 @@ def measure(items: Iterable[Item], boundary: Boundary) -> None:
     """Fill in the size and the format of every image file; rows of a file outside the boundary become faults, and it is
     not read."""
     for item in items:
+        if item.span:
+            item.size, item.format = item.span.size, item.span.format
+            continue
         fault = boundary.fault(item.image)
         if fault:
             _refuse(item, fault)
@@ -115,7 +128,7 @@ def _refuse(item: Item, fault: tuple[str, str]) -> None:
 def _split_captions(rows: list[Row]) -> Iterable[Row]:
     for row in rows:
         for caption in row.captions or [""]:
-            yield Row(row.source, row.image, [caption], row.label, row.metadata, row.fault)
+            yield Row(row.source, row.image, [caption], row.label, row.metadata, row.fault, row.span)
 
 
 def _check_texts(row: Row, source: Source) -> None:

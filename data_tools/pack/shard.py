@@ -70,7 +70,9 @@ def _check(item: Item, rows: list[Row], task: ShardTask) -> _Outcome:
     if not rows:
         return _Outcome()
     try:
-        image = check_image(read_file(task.root / item.image, task.limits.file_bytes), task.limits)
+        limit = task.limits.file_bytes
+        data = item.span.read(limit) if item.span else read_file(task.root / item.image, limit)
+        image = check_image(data, task.limits)
     except BadSampleError as error:
         return _Outcome((error.kind, error.reason))
     except (FileNotFoundError, NotADirectoryError):

@@ -12,10 +12,12 @@ from data_tools.media.captions import as_texts
 from data_tools.media.image import SNIFFED, SUFFIXES, sniff
 from data_tools.pack.annotations import ANNOTATIONS, image_roots
 from data_tools.pack.delimited import Dialect
-from data_tools.pack.inside import PATH_MAX
+from data_tools.pack.huggingface import read_dataset
+from data_tools.pack.inside import PATH_MAX, Boundary
 from data_tools.pack.labels import class_name, in_order
 from data_tools.pack.records import CAPTION_COLUMNS, read_records
 from data_tools.pack.rows import Row, Source
+from data_tools.pack.span import Span, Spool
 
 _PROBED = 32
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}://|data:[a-z]+/")
@@ -39,14 +41,28 @@ class Columns:
         return tuple(name for name in named if name)
 
 
+@dataclass(frozen=True)
+class Held:
+    """How pictures within the files of a dataset are taken."""
+
+    spool: Spool
+    follow_links: bool = False
+
+
 _PLAIN = Dialect()
 
 
 def read_table(
-    path: Path, columns: Columns, image_root: Path | None, dialect: Dialect = _PLAIN, annotations: str | None = None
+    path: Path,
+    columns: Columns,
+    image_root: Path | None,
+    dialect: Dialect = _PLAIN,
+    annotations: str | None = None,
+    held: Held | None = None,
 ) -> Source:
-    """Read every row that passes the filter, of a table or of the caption file that `annotations` names. Class names
-    come from all rows, so that splits share their numbers; with a label column captions are optional.
+    """Read every row that passes the filter: of a table, of the caption file that `annotations` names, or of a dataset
+    whose pictures are `held` in its files. Class names come from all rows, so that splits share their numbers; with a
+    label column captions are optional.
 
     Raises UserError for a file that cannot be read, and for a column of pictures or URLs where paths are needed.
     """
@@ -54,7 +70,12 @@ def read_table(
     caption = None
     notes: list[str] = []
     kind = ANNOTATIONS[annotations] if annotations else None
-    for source, values, fault in kind.records(path) if kind else read_records(path, dialect, columns.wanted, notes):
+    if held:
+        boundary = Boundary(path if path.is_dir() else path.parent, held.follow_links)
+        records = read_dataset(path, columns.image, held.spool, boundary, notes)
+    else:
+        records = kind.records(path) if kind else read_records(path, dialect, columns.wanted, notes)
+    for source, values, fault in records:
         total += 1
         if fault:
             rows.append(Row(source, "", fault=("bad_row", fault)))
@@ -74,11 +95,19 @@ def read_table(
     if filters:
         notes.append(f"kept {len(rows)} of {total} rows, those with {filters}")
     _check_urls(path, columns.image, rows)
-    root = image_root or _image_root(image_roots(path) if kind else (path.parent, path.parent / "images"), rows)
+    folder = path if path.is_dir() else path.parent
+    root = image_root or _image_root(image_roots(path) if kind else (folder, folder / "images"), rows)
     for row in rows:
-        row.image = _relative(row.image, root)
+        row.image = row.image if row.span else _relative(row.image, root)
     names = in_order(labels) if columns.label else None
-    return Source(root, rows, captioned=bool(caption) and not columns.label, labels=names, notes=notes)
+    return Source(
+        root,
+        rows,
+        captioned=bool(caption) and not columns.label,
+        labels=names,
+        notes=notes,
+        spool=held.spool if held else None,
+    )
 
 
 def _check_columns(path: Path, values: dict, columns: Columns) -> str:
@@ -151,7 +180,9 @@ def _row(source: str, values: dict, columns: Columns, caption: str) -> Row:
     except ValueError as error:
         row.fault = ("bad_label", str(error))
     try:
-        row.image = _image(values.get(columns.image))
+        picture = values.get(columns.image)
+        row.span = picture if isinstance(picture, Span) else None
+        row.image = source if row.span else _image(picture)
         row.captions = [] if not caption or _is_nan(values.get(caption)) else as_texts(values.get(caption))
     except BadSampleError as error:
         row.fault = ("bad_row", error.reason)

@@ -45,22 +45,6 @@ def test_a_column_of_bytes_is_named(refused, tmp_path, kind):
     assert "expected paths of image files; remedy: write the pictures to files" in error
 
 
-def test_hugging_faces_parquet_is_named(refused, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    embed_table_storage = pytest.importorskip("datasets.table").embed_table_storage
-    (tmp_path / "a.jpg").write_bytes(jpeg(1))
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.jpg")], "caption": ["x"]}, features=features)
-    for kind, table in (
-        ("pictures", data.data.table),
-        ("pictures as bytes (jpg, ", embed_table_storage(data.data.table)),
-    ):
-        pq.write_table(table, tmp_path / "t.parquet")  # paths only, as `to_parquet`; bytes too, as `push_to_hub`
-        error = refused(tmp_path / "t.parquet", tmp_path / "out")
-        assert f"error: column 'image' of {tmp_path}/t.parquet holds {kind}" in error
-        assert "within an object (bytes, path); expected paths of image files" in error
-
-
 @pytest.mark.parametrize("name", ["image.bytes", "jpg", "img"])
 def test_pictures_in_a_column_of_another_name_are_found(refused, tmp_path, name):
     pq.write_table(pyarrow.table({"caption": ["x"], name: [PICTURE]}), tmp_path / "t.parquet")
