@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pyarrow
 import pyarrow.parquet as pq
@@ -13,7 +17,7 @@ from data_tools.build.accounts import read_accounts
 from data_tools.corpus import ShardReader, open_corpus
 from data_tools.media.bad import BadSampleError
 from data_tools.pack.span import Span
-from packing import contents, encoded, jpeg, picture
+from packing import ROOT, contents, encoded, jpeg, picture
 
 datasets = pytest.importorskip("datasets")
 ROWS = 250  # several batches
@@ -204,3 +208,21 @@ def test_a_picture_that_has_gone_from_its_file_is_a_row(tmp_path):
             span.read(100)
     with pytest.raises(BadSampleError, match="the limit is 4"):
         Span(str(file), 0, 5, None).read(4)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx", ".parquet"])
+def test_a_killed_pack_goes_on(tmp_path, suffix):
+    """Killed as soon as the first file of a kind is committed; the copied pictures go with the process."""
+    made(0, 200).to_parquet(tmp_path / "d.parquet")
+    words = [tmp_path / "d.parquet", tmp_path / "out", "--samples-per-shard", "5"]
+    command = [sys.executable, "-m", "data_tools", "pack", *map(str, words), "--workers", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob(f"shard-*{suffix}")):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/manifest.json").exists()
+    pack(*words)
+    pack(words[0], tmp_path / "whole", *words[2:])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"d.parquet", "out", "whole"}
