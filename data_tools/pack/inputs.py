@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_tools.corpus.sources import CLASS_NAMES, COMPRESSED, SHARD_COUNT
 from data_tools.errors import UsageError, UserError, shown
+from data_tools.format.files import opened, read_span
 from data_tools.format.manifest import FILE_NAME
 from data_tools.media.image import SUFFIXES as PICTURES
 from data_tools.pack.annotations import ANNOTATIONS, recognised
@@ -23,6 +24,7 @@ KINDS = {
     **{name: one.words for name, one in ANNOTATIONS.items()},
 }
 _ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
+_CAPTIONS_TXT = b"image,caption"  # its header
 _PATTERN = set("*?[{")
 _URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _EXPECTED = (
@@ -74,7 +76,15 @@ def _recognised(path: Path) -> str | None:
         raise UserError(f"{path} is no regular file", expected=_EXPECTED, remedy="write it to a file first")
     if is_dataset(path):
         return DATASET
-    return recognised(path) or (TABLE if table_suffix(path) else None)
+    return recognised(path) or (TABLE if table_suffix(path) or _is_captions_txt(path) else None)
+
+
+def _is_captions_txt(path: Path) -> bool:
+    """Whether a file is the table that Flickr8k comes with from some places."""
+    if path.suffix.lower() != ".txt":
+        return False
+    with opened(path) as file:
+        return read_span(file, 0, len(_CAPTIONS_TXT) + 2).split(b"\n")[0].rstrip(b"\r") == _CAPTIONS_TXT
 
 
 def _missing(path: Path) -> UserError:

@@ -176,10 +176,20 @@ def test_a_cut_compressed_table_is_refused(tmp_path, capsys):
     assert "cannot unpack" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_flickr8ks_captions_txt_is_a_table(tmp_path, end, capsys):
+    """As it comes from some places."""
+    pictures(tmp_path / "Images", ["a.jpg"])
+    lines = ["image,caption", "a.jpg,A child .", 'a.jpg,"A girl , red ."', ""]
+    (tmp_path / "captions.txt").write_bytes(end.join(lines).encode())
+    pack(tmp_path / "captions.txt", tmp_path / "shards", "--image-root", tmp_path / "Images")
+    assert "read as: a table, 1 images, 2 captions" in capsys.readouterr().out
+    assert jsons(tmp_path / "shards")["a.jpg"]["captions"] == ["A child .", "A girl , red ."]
+
+
 def test_format_says_what_an_unknown_name_is(tmp_path, capsys):
-    """As Flickr8k comes from some places: a table called captions.txt."""
     pictures(tmp_path / "images", ["a.jpg"])
-    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,one\n")
+    (tmp_path / "captions.txt").write_text("image,caption,stars\na.jpg,one,5\n")
     pack(tmp_path / "captions.txt", tmp_path / "shards", code=2)
     assert "not a table" in capsys.readouterr().err
     pack(tmp_path / "captions.txt", tmp_path / "shards", "--format", "table")
