@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   python -m data_tools pack labels.csv shards/ --label-column label
   python -m data_tools pack coco/annotations/captions_val2017.json shards/                # pictures in coco/val2017/
   python -m data_tools pack dataset_flickr8k.json shards/ --where split=train --image-root Flicker8k_Dataset/
+  python -m data_tools pack saved/ shards/ --where split=train        # of Hugging Face's save_to_disk
+  python -m data_tools pack train.parquet shards/ --image-column img  # with the pictures in it
   python -m data_tools pack raw.csv shards/ --quotes none             # where a double quote is a mere character
   python -m data_tools rows shards/ --status skipped                  # which rows were left out, and why
 
@@ -37,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.usage = "%(prog)s [options] input output"  # several inputs are taken only to be refused in words
     parser.add_argument(
-        "input", type=Path, nargs="+", help="a folder, a .csv, .tsv, .jsonl or .parquet table, or a dataset's captions"
+        "input",
+        type=Path,
+        nargs="+",
+        help="a folder, a .csv, .tsv, .jsonl or .parquet table, a Hugging Face dataset,"
+        " or captions of COCO, Karpathy or Flickr",
     )
     parser.add_argument("output", type=Path, help="the folder for shards and manifest.json")
     parser.add_argument(
         "--format",
-        choices=["folder", "table", "huggingface", "coco", "karpathy", "flickr"],
+        choices=["folder", "table", "huggingface", "imagefolder", "coco", "karpathy", "flickr"],
         help="of the input (default: as it looks)",
     )
     table = parser.add_argument_group("tables")
@@ -139,10 +145,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> "Source":
     """What the input says, told in a line."""
-    from data_tools.pack.inputs import KINDS, kind_of, single_input
+    from data_tools.pack.inputs import FOLDER, IMAGEFOLDER, KINDS, kind_of, single_input
 
     path = single_input(args.input)
     kind = kind_of(path, args.format)
+    if kind == IMAGEFOLDER and args.labels and not args.format:  # classes by folder need no metadata
+        kind = FOLDER
     source = _read_as(kind, path, args)
     images, captions = (
         len({row.image for row in source.rows if row.image}),
@@ -155,19 +163,18 @@ def _read(args: argparse.Namespace) -> "Source":
 def _read_as(kind: str, path: Path, args: argparse.Namespace) -> "Source":
     from data_tools.pack.delimited import Dialect
     from data_tools.pack.folder import read_folder
-    from data_tools.pack.inputs import DATASET, FOLDER, TABLE
+    from data_tools.pack.imagefolder import FILE_COLUMN, add_unlisted, caption_column, metadata_of
+    from data_tools.pack.inputs import DATASET, FOLDER, IMAGEFOLDER, TABLE
     from data_tools.pack.span import Spool
     from data_tools.pack.table import Columns, Held, read_table
 
     table_only = ("image_column", "caption_column", "label_column", "where", "image_root", "quotes", "multiline")
+    if path.is_dir() and args.output.absolute().is_relative_to(path.absolute()):
+        raise UsageError("the output lies inside the input folder", got=args.output, remedy="choose a folder beside it")
     if kind == FOLDER:
         for name in table_only:
             if getattr(args, name):
                 raise UsageError(f"--{name.replace('_', '-')} is for tables", got=f"the folder {path}")
-        if args.output.absolute().is_relative_to(path.absolute()):
-            raise UsageError(
-                "the output lies inside the input folder", got=args.output, remedy="choose a folder beside it"
-            )
         return read_folder(path, args.labels == "folder", args.follow_links, args.captions == "lines")
     if args.labels:
         raise UsageError("--labels folder is for folders", got=path, remedy="use --label-column")
@@ -176,6 +183,15 @@ def _read_as(kind: str, path: Path, args: argparse.Namespace) -> "Source":
     where = tuple(tuple(pair.split("=", 1)) for pair in args.where or ())
     columns = Columns(args.image_column or "image", args.caption_column, args.label_column, where)
     dialect = Dialect(None if args.quotes is None else args.quotes == "csv", args.multiline)
+    if kind == IMAGEFOLDER:
+        table = metadata_of(path) or path
+        columns = Columns(
+            args.image_column or FILE_COLUMN, args.caption_column or caption_column(table), args.label_column, where
+        )
+        source = read_table(table, columns, args.image_root or path, dialect)
+        if not where:  # what has no metadata does not pass a filter either
+            add_unlisted(source, args.follow_links)
+        return source
     if kind == DATASET:
         held = Held(Spool(args.output), args.follow_links)
         return read_table(path, columns, args.image_root, dialect, held=held)

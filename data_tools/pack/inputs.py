@@ -10,17 +10,20 @@ from data_tools.errors import UsageError, UserError, shown
 from data_tools.format.files import opened, read_span
 from data_tools.format.manifest import FILE_NAME
 from data_tools.media.image import SUFFIXES as PICTURES
+from data_tools.pack import huggingface, imagefolder
 from data_tools.pack.annotations import ANNOTATIONS, recognised
-from data_tools.pack.huggingface import WORDS, is_dataset
+from data_tools.pack.huggingface import is_dataset
+from data_tools.pack.imagefolder import metadata_of
 from data_tools.pack.records import SUFFIXES as TABLES
 from data_tools.pack.records import table_suffix
 from data_tools.redaction import redact
 
-FOLDER, TABLE, DATASET = "folder", "table", "huggingface"
+FOLDER, TABLE, DATASET, IMAGEFOLDER = "folder", "table", "huggingface", "imagefolder"
 KINDS = {
     FOLDER: "a folder of pictures",
     TABLE: "a table",
-    DATASET: WORDS,
+    DATASET: huggingface.WORDS,
+    IMAGEFOLDER: imagefolder.WORDS,
     **{name: one.words for name, one in ANNOTATIONS.items()},
 }
 _ARCHIVES = (".zip", ".7z", ".rar", *COMPRESSED)
@@ -54,20 +57,25 @@ def kind_of(path: Path, named: str | None) -> str:
     found = _recognised(path)
     if named is None and found is None:
         raise UsageError(f"not a table: {path}", expected=_EXPECTED, remedy=_remedy(path))
-    if named is None or found == named or (named == TABLE and _may_be_table(path, found)):
+    if named is None or found == named or _may_be(named, path, found):
         return named or str(found)
     looks = f"what looks like {KINDS[found]}" if found else "something else"
     raise UsageError(f"{path} is not what --format says", got=looks, expected=KINDS[named], remedy="leave --format out")
 
 
-def _may_be_table(path: Path, found: str | None) -> bool:
-    return found is None or (found == DATASET and path.is_file())  # a Parquet file that has pictures and paths
+def _may_be(named: str, path: Path, found: str | None) -> bool:
+    """Whether an input can be read as named though it looks like something more."""
+    if named == FOLDER:
+        return found == IMAGEFOLDER
+    return named == TABLE and (found is None or (found == DATASET and path.is_file()))
 
 
 def _recognised(path: Path) -> str | None:
     if path.is_dir():
         if is_dataset(path):
             return DATASET
+        if metadata_of(path):
+            return IMAGEFOLDER
         _check_folder(path)
         return FOLDER
     if not path.exists():

@@ -226,3 +226,12 @@ def test_a_killed_pack_goes_on(tmp_path, suffix):
     pack(words[0], tmp_path / "whole", *words[2:])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"d.parquet", "out", "whole"}
+
+
+def test_shards_do_not_go_into_the_dataset(tmp_path, capsys):
+    made(0, 2).save_to_disk(tmp_path / "d")
+    before = contents(tmp_path / "d")
+    for output in ("d", "d/out"):
+        pack(tmp_path / "d", tmp_path / output, code=2)
+        assert "inside the input folder" in capsys.readouterr().err
+    assert contents(tmp_path / "d") == before
