@@ -23,7 +23,7 @@ WORDS = "a Hugging Face dataset"
 PATH = "image_path"  # what a dataset says of where a picture came from
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 _MAX_JSON = 1 << 24
-_BATCH = 64  # rows of pictures in memory at once
+_BATCH = 64  # rows that become Python objects at once; pyarrow itself holds a row group
 _PART = re.compile(r"(.+?)-\d+-of-\d+\.parquet")
 
 
