@@ -64,8 +64,8 @@ class Item:
 @dataclass
 class Source:
     """Everything read from an input. `labels` are the class names in order; `ignored` counts files that are no rows,
-    by suffix; `notes` are what the summary says of the reading, a line each; `spool` is kept
-    open for the spans in it."""
+    by suffix; `notes` are what the summary says of the reading, a line each; `spool` is kept open for the spans in
+    it."""
 
     root: Path
     rows: list[Row]
